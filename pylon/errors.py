@@ -1,0 +1,157 @@
+"""One family of exceptions. A message names the thing; the hint names the remedy.
+
+``code`` is stable and part of the JSON interface: ``{"error": {"code", "message", "hint"}}``.
+``exit_code`` is the process's: 1 error, 2 usage, 3 not running, 4 money refused.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class PylonError(Exception):
+    """Base of everything that Pylon raises on purpose."""
+
+    code: ClassVar[str] = "error"
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def to_json(self) -> dict[str, dict[str, str]]:
+        return {"error": {"code": self.code, "message": self.message, "hint": self.hint}}
+
+
+class UsageError(PylonError):
+    code = "usage"
+    exit_code = 2
+
+
+class ConfigError(PylonError):
+    """A configuration key with a value that cannot be: names key, value, line and what is allowed."""
+
+    code = "config"
+
+
+class IdentityError(PylonError):
+    code = "identity"
+
+
+class NotRunning(PylonError):
+    code = "not_running"
+    exit_code = 3
+
+
+class AlreadyRunning(PylonError):
+    code = "already_running"
+
+
+class ControlError(PylonError):
+    """The daemon did not answer, or answered with something that is no reply."""
+
+    code = "control"
+
+
+class NotFound(PylonError):
+    code = "not_found"
+
+
+class StoreError(PylonError):
+    """The database cannot be read or written; no paid work may be taken while it lasts."""
+
+    code = "store"
+
+
+class SealError(StoreError):
+    """A sealed value does not open: wrong key or damaged row."""
+
+    code = "seal"
+
+
+class RelayError(PylonError):
+    code = "relay"
+
+
+class NetworkUnsupported(PylonError):
+    code = "network"
+
+
+class WalletError(PylonError):
+    """Base of what wallets raise. Anything else that a wallet call raises means *unknown*."""
+
+    code = "wallet"
+    exit_code = 4
+
+
+class InsufficientFunds(WalletError):
+    code = "insufficient_funds"
+
+    def __init__(self, required_msats: int, available_msats: int) -> None:
+        super().__init__(
+            f"needs {required_msats / 1000:,.3f} sat with fees, {available_msats / 1000:,.3f} sat are available",
+            "fund the wallet: pylon wallet fund",
+        )
+        self.required_msats = required_msats
+        self.available_msats = available_msats
+
+
+class InvoiceInvalid(WalletError):
+    code = "invoice_invalid"
+
+
+class InvoiceExpired(WalletError):
+    code = "invoice_expired"
+
+
+class AlreadyPaid(WalletError):
+    code = "already_paid"
+
+
+class WrongNetwork(WalletError):
+    code = "wrong_network"
+
+
+class NoRoute(WalletError):
+    code = "no_route"
+
+
+class FeeTooHigh(WalletError):
+    code = "fee_too_high"
+
+
+class PaymentFailed(WalletError):
+    """The wallet says that the payment has failed for good."""
+
+    code = "payment_failed"
+
+
+class PaymentUnknown(WalletError):
+    """The wallet did not say: the payment may still settle. Never pay again; look it up."""
+
+    code = "payment_unknown"
+
+
+class InferenceError(PylonError):
+    """A backend could not answer."""
+
+    code = "inference"
+
+
+class BackendUnavailable(InferenceError):
+    code = "backend_unavailable"
+
+
+class BackendTimeout(InferenceError):
+    code = "backend_timeout"
+
+
+class ModelMissing(InferenceError):
+    code = "model_missing"
+
+
+class MarketError(PylonError):
+    """A purchase that found no provider, or was refused by all of them."""
+
+    code = "market"
