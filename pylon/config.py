@@ -1,0 +1,553 @@
+"""The configuration: every key optional, every mistake named with its line.
+
+Order of precedence: defaults < ``config.toml`` < ``PYLON_*`` environment < flags. The variable of a key is its path in
+capitals: ``network`` is ``PYLON_NETWORK``, ``[relay] bind`` is ``PYLON_RELAY_BIND``; a list is separated by commas.
+(``data_dir`` has no variable: ``PYLON_HOME`` is the environment's way to say where things are.)
+
+Sections are frozen attrs classes; a field's ``_Kind`` knows how its value is checked and how it is read from text.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import attrs
+import cattrs
+import tomlkit
+from cattrs.gen import make_dict_structure_fn, override
+from tomlkit.exceptions import TOMLKitError
+
+from pylon.errors import ConfigError
+from pylon.money import MAX_MSAT, Msat
+
+NETWORKS = ("mainnet", "testnet", "signet", "regtest", "simnet")
+BACKENDS = ("ollama", "llamacpp", "apple_fm", "openai")
+AUTONOMY = ("full", "supervised", "restricted", "read_only")
+DEFAULT_NETWORK = "testnet"
+DEFAULT_RELAYS = ("wss://relay.damus.io", "wss://nos.lol", "wss://relay.nostr.band")
+MAX_FILE_BYTES = 1 << 20
+
+
+@attrs.frozen
+class Bind:
+    """An address to listen on; port 0 lets the system choose."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+# --- kinds of values: what is allowed, said in words ------------------------------------------------------------------
+
+
+@attrs.frozen
+class _Kind:
+    allowed: str
+    check: Callable[[Any], Any]
+    """The value as it is kept; raises ``ValueError`` or ``TypeError`` where it is not allowed."""
+    from_text: Callable[[str], Any] = str
+
+
+def _is(kind: type, value: Any) -> Any:
+    """``value``, which must be of exactly this type: no ``True`` for 1, no 1 for ``True``."""
+    if type(value) is not kind:
+        raise ValueError
+    return value
+
+
+def _text(value: Any) -> str:
+    if any(ord(char) < 32 and char not in "\n\t" for char in _is(str, value)):
+        raise ValueError
+    return str(value)
+
+
+def _some_text(value: Any) -> str:
+    text = _text(value).strip()
+    if not text:
+        raise ValueError
+    return text
+
+
+def _choice(*choices: str) -> _Kind:
+    def check(value: Any) -> str:
+        if value not in choices:
+            raise ValueError
+        return str(value)
+
+    return _Kind("one of " + ", ".join(f'"{choice}"' for choice in choices), check)
+
+
+def _integer(least: int, most: int, unit: str) -> _Kind:
+    def check(value: Any) -> int:
+        if not least <= _is(int, value) <= most:
+            raise ValueError
+        return int(value)
+
+    return _Kind(f"a whole number of {unit} from {least} to {most}", check, int)
+
+
+def _seconds(most: float) -> _Kind:
+    def check(value: Any) -> float:
+        if type(value) not in (int, float) or not math.isfinite(value) or not 0 < value <= most:
+            raise ValueError
+        return float(value)
+
+    return _Kind(f"seconds, more than 0 and at most {most:g}", check, float)
+
+
+def _flag_from_text(text: str) -> bool:
+    known = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+    return known[text.strip().lower()]
+
+
+def _list_of(item: Callable[[Any], Any], allowed: str) -> _Kind:
+    def check(value: Any) -> tuple[Any, ...]:
+        if type(value) not in (list, tuple):
+            raise ValueError
+        return tuple(dict.fromkeys(item(entry) for entry in value))
+
+    return _Kind(allowed, check, lambda text: [part.strip() for part in text.split(",") if part.strip()])
+
+
+def relay_url(value: Any) -> str:
+    """A relay's address as configured: ``ws://`` or ``wss://`` and a host. Raises ``ValueError``."""
+    url = str(_is(str, value)).strip()
+    parts = urlsplit(url)
+    if parts.scheme not in ("ws", "wss") or not parts.hostname or parts.port == 0:
+        raise ValueError
+    if "@" in parts.netloc or parts.fragment or re.search(r"[\s\x00-\x1f\x7f]", url):
+        raise ValueError
+    return url
+
+
+def _bind(value: Any) -> Bind:
+    if isinstance(value, Bind):
+        return value
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9.-]+)):([0-9]{1,5})", _is(str, value).strip())
+    if match is None or int(match[3]) > 65535:
+        raise ValueError
+    return Bind(match[1] or match[2], int(match[3]))
+
+
+def _path(value: Any) -> Path:
+    path = Path(_some_text(os.fspath(value))).expanduser()
+    if not path.is_absolute():
+        raise ValueError
+    return path
+
+
+FLAG = _Kind("true or false", lambda value: _is(bool, value), _flag_from_text)
+TEXT = _Kind("a text", _text)
+SOME_TEXT = _Kind("a text that is not empty", _some_text)
+PATH = _Kind("an absolute path (~ is yours)", _path)
+BIND = _Kind('"host:port", port 0 to 65535', _bind)
+RELAYS = _list_of(relay_url, 'a list of relay addresses, ws:// or wss://, such as ["wss://relay.example"]')
+BACKEND_LIST = _list_of(_choice(*BACKENDS).check, "a list of " + ", ".join(f'"{name}"' for name in BACKENDS))
+TEXTS = _list_of(_some_text, "a list of texts")
+
+
+def _key(kind: _Kind, default: Any) -> Any:
+    return attrs.field(default=default, metadata={"kind": kind})
+
+
+# --- the sections -----------------------------------------------------------------------------------------------------
+
+
+@attrs.frozen(kw_only=True)
+class RelayConfig:
+    """The embedded relay."""
+
+    enabled: bool = _key(FLAG, True)
+    bind: Bind = _key(BIND, Bind("127.0.0.1", 7777))
+
+
+@attrs.frozen(kw_only=True)
+class SimnetConfig:
+    """The pretended Lightning network."""
+
+    ledger: Path | None = _key(PATH, None)
+    """A ledger file shared by several homes; ``None`` is the home's own ``simnet.db``."""
+
+
+@attrs.frozen(kw_only=True)
+class DeadlinesConfig:
+    """How long a backend, and a customer, is waited for. Seconds."""
+
+    connect: float = _key(_seconds(600), 5.0)
+    first_token: float = _key(_seconds(3_600), 60.0)
+    between_tokens: float = _key(_seconds(3_600), 30.0)
+    total: float = _key(_seconds(86_400), 300.0)
+    payment: float = _key(_seconds(86_400), 600.0)
+    """From the quote to the payment; the life of an invoice."""
+
+
+@attrs.frozen(kw_only=True)
+class ProviderConfig:
+    """What is sold, and how it is announced."""
+
+    name: str = _key(SOME_TEXT, "Pylon Provider")
+    description: str = _key(TEXT, "")
+    model_file: Path | None = _key(PATH, None)
+    """A GGUF file for the embedded llama.cpp server."""
+    max_tokens: int = _key(_integer(1, 1_000_000, "tokens"), 512)
+    """The longest answer sold; also the length where a customer names none."""
+    deadlines: DeadlinesConfig = attrs.field(factory=DeadlinesConfig)
+
+
+@attrs.frozen(kw_only=True)
+class ApiConfig:
+    """The HTTP interface."""
+
+    enabled: bool = _key(FLAG, True)
+    bind: Bind = _key(BIND, Bind("127.0.0.1", 9899))
+
+
+@attrs.frozen(kw_only=True)
+class ClaudeConfig:
+    """The Claude tunnel. A remote may tighten these, never loosen them."""
+
+    enabled: bool = _key(FLAG, True)
+    model: str = _key(SOME_TEXT, "claude-sonnet-4-20250514")
+    autonomy: str = _key(_choice(*AUTONOMY), "supervised")
+    approval_required_tools: tuple[str, ...] = _key(TEXTS, ("Write", "Edit", "Bash"))
+    allowed_tools: tuple[str, ...] = _key(TEXTS, ())
+    blocked_tools: tuple[str, ...] = _key(TEXTS, ())
+    max_cost_usd: int | None = _key(_integer(0, 10**12, "millionths of a dollar"), None)
+    cwd: Path | None = _key(PATH, None)
+    executable_path: Path | None = _key(PATH, None)
+
+
+@attrs.frozen(kw_only=True)
+class Config:
+    network: str = _key(_choice(*NETWORKS), DEFAULT_NETWORK)
+    relays: tuple[str, ...] = _key(RELAYS, DEFAULT_RELAYS)
+    """Relays of the host and the provider, beside the embedded one. On simnet none unless named."""
+    enable_payments: bool = _key(FLAG, True)
+    require_payment: bool = _key(FLAG, True)
+    min_price_msats: Msat = _key(_integer(0, MAX_MSAT, "msats"), Msat(1_000))
+    """The least that a job costs, millisatoshi."""
+    default_model: str = _key(SOME_TEXT, "llama3.2")
+    backend_preference: tuple[str, ...] = _key(BACKEND_LIST, ("ollama", "llamacpp", "apple_fm"))
+    data_dir: Path | None = _key(PATH, None)
+    """Already followed by ``pylon.paths.find_home``; here for the record."""
+    relay: RelayConfig = attrs.field(factory=RelayConfig)
+    simnet: SimnetConfig = attrs.field(factory=SimnetConfig)
+    provider: ProviderConfig = attrs.field(factory=ProviderConfig)
+    api: ApiConfig = attrs.field(factory=ApiConfig)
+    claude: ClaudeConfig = attrs.field(factory=ClaudeConfig)
+
+
+@attrs.frozen
+class Loaded:
+    config: Config
+    warnings: tuple[str, ...] = ()
+    """Sentences for stderr: keys that mean nothing, and what is unwise."""
+
+
+KeyPath = tuple[str, ...]
+
+_SECTIONS: dict[KeyPath, type] = {
+    (): Config,
+    ("relay",): RelayConfig,
+    ("simnet",): SimnetConfig,
+    ("provider",): ProviderConfig,
+    ("provider", "deadlines"): DeadlinesConfig,
+    ("api",): ApiConfig,
+    ("claude",): ClaudeConfig,
+}
+
+_MOVED: dict[KeyPath, KeyPath] = {("name",): ("provider", "name"), ("description",): ("provider", "description")}
+"""Keys of the predecessor's files, read where they stood."""
+
+
+def known_keys() -> dict[KeyPath, str]:
+    """Every key, as a path, with what it allows, in words."""
+    return {path: kind.allowed for path, kind in _KINDS.items()}
+
+
+def variable(path: KeyPath) -> str:
+    """The environment variable of a key."""
+    return "_".join(("PYLON", *path)).upper()
+
+
+_KINDS: dict[KeyPath, _Kind] = {
+    (*section, field.name): field.metadata["kind"]
+    for section, cls in _SECTIONS.items()
+    for field in attrs.fields(cls)
+    if "kind" in field.metadata
+}
+
+
+def _converter() -> cattrs.Converter:
+    converter = cattrs.Converter(detailed_validation=False)
+    # The innermost sections first: a hook calls those of the sections within.
+    for section, cls in sorted(_SECTIONS.items(), key=lambda item: -len(item[0])):
+        hooks = {
+            field.name: override(struct_hook=_structure(_KINDS[(*section, field.name)]))
+            for field in attrs.fields(cls)
+            if "kind" in field.metadata
+        }
+        converter.register_structure_hook(cls, make_dict_structure_fn(cls, converter, **hooks))  # type: ignore[arg-type]
+    return converter
+
+
+def _structure(kind: _Kind) -> Callable[[Any, Any], Any]:
+    return lambda value, _: kind.check(value)
+
+
+# --- loading ----------------------------------------------------------------------------------------------------------
+
+
+def load(path: Path, *, environ: Mapping[str, str] = os.environ, flags: Mapping[str, object] | None = None) -> Loaded:
+    """The configuration of a home. A file that is not there is an empty one.
+
+    ``flags`` are keys from the command line, sections separated by a dot (``{"relay.bind": "127.0.0.1:0"}``).
+    Raises ``ConfigError`` that names every wrong key with its value, what is allowed, and the file and line.
+    """
+    text = _read(path)
+    values: dict[KeyPath, Any] = {}
+    source: dict[KeyPath, str] = {}
+    warnings: list[str] = []
+    problems: list[str] = []
+    where = _Lines(path, text)
+
+    for key, value in _leaves(_parse(path, text)):
+        target = _MOVED.get(key, key)
+        if target in _KINDS:
+            values[target], source[target] = value, where(key)
+        elif key in _SECTIONS:
+            problems.append(f"{where(key)}: {'.'.join(key)} = {_show(value)}: wanted a section, [{'.'.join(key)}]")
+        else:
+            warnings.append(f"{where(key)}: unknown key {'.'.join(key)}{_suggestion(key)}")
+
+    for key, kind in _KINDS.items():
+        name = variable(key)
+        if key == ("data_dir",) or name not in environ:
+            continue
+        try:
+            values[key], source[key] = kind.from_text(environ[name]), name
+        except (ValueError, KeyError):
+            problems.append(f"{name} = {_show(environ[name])}: wanted {kind.allowed}")
+
+    for name, value in (flags or {}).items():
+        key = tuple(name.split("."))
+        values[key], source[key] = value, f"--{key[-1].replace('_', '-')}"
+
+    for key, value in values.items():
+        try:
+            _KINDS[key].check(value)
+        except (ValueError, TypeError, OverflowError):
+            told = source[key] if source[key] == variable(key) else f"{source[key]}: {'.'.join(key)}"
+            problems.append(f"{told} = {_show(value)}: wanted {_KINDS[key].allowed}")
+    if problems:
+        raise ConfigError("\n".join(problems), f"mend the value, or leave the key out for its default (in {path})")
+
+    if values.get(("network",)) == "simnet":
+        values.setdefault(("relays",), [])
+    config = _CONVERTER.structure(_nest(values), Config)
+    warnings.extend(
+        f"{source[('relays',)]}: {url} is not encrypted; ws:// is for one's own machine and network, wss:// for others"
+        for url in config.relays
+        if url.startswith("ws://") and not _is_near(url)
+    )
+    return Loaded(config, tuple(warnings))
+
+
+def _read(path: Path) -> str:
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}", "check its owner and mode") from None
+    if len(raw) > MAX_FILE_BYTES:
+        raise ConfigError(f"{path} has {len(raw)} bytes", f"a configuration has at most {MAX_FILE_BYTES}")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path}:{line}: not UTF-8", "save the file as UTF-8") from None
+
+
+def _parse(path: Path, text: str) -> dict[str, Any]:
+    try:
+        return tomlkit.parse(text).unwrap()
+    except (TOMLKitError, RecursionError, ValueError) as error:
+        line = getattr(error, "line", None)
+        place = f"{path}:{line}" if line else str(path)
+        raise ConfigError(f"{place}: not TOML: {error}", "mend the line; strings stand in double quotes") from None
+
+
+def _leaves(table: Mapping[str, Any], prefix: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+    for name, value in table.items():
+        key = (*prefix, name)
+        if isinstance(value, dict) and key in _SECTIONS:
+            yield from _leaves(value, key)
+        else:
+            yield key, value
+
+
+def _nest(values: Mapping[KeyPath, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for key, value in values.items():
+        table = tree
+        for section in key[:-1]:
+            table = table.setdefault(section, {})
+        table[key[-1]] = value
+    return tree
+
+
+def _show(value: Any) -> str:
+    """A value as one would write it, short."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=str)
+    except ValueError:
+        text = str(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _suggestion(key: KeyPath) -> str:
+    names = {".".join(known): known for known in (*_KINDS, *(section for section in _SECTIONS if section))}
+    close = difflib.get_close_matches(".".join(key), names, n=1, cutoff=0.75)
+    if close:
+        return f"; did you mean {close[0]}?"
+    same = [name for name, known in names.items() if known[-1] == key[-1]]
+    return f"; did you mean {same[0]}?" if len(same) == 1 else ""
+
+
+def _is_near(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_private
+    except ValueError:
+        return host == "localhost" or "." not in host or host.endswith((".local", ".internal", ".onion", ".localhost"))
+
+
+_NAME = r"""(?:[\w-]+|"[^"]*"|'[^']*')"""
+_KEY = re.compile(rf"\s*({_NAME}(?:\s*\.\s*{_NAME})*)\s*=")
+
+
+class _Lines:
+    """``file:line`` of a key, found by reading the file as people do: headers in brackets, keys before ``=``."""
+
+    def __init__(self, path: Path, text: str) -> None:
+        self._path = path
+        self._found: dict[KeyPath, int] = {}
+        section: KeyPath = ()
+        for number, line in enumerate(text.splitlines(), 1):
+            header = re.match(r"\s*\[+([^\]#]+)\]+", line)
+            if header:
+                section = self._split(header[1])
+                self._found.setdefault(section, number)
+            elif match := re.match(
+                r"""\s*((?:[\w-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[\w-]+|"[^"]*"|'[^']*'))*)\s*=""", line
+            ):
+                self._found.setdefault((*section, *self._split(match[1])), number)
+
+    @staticmethod
+    def _split(dotted: str) -> KeyPath:
+        return tuple(part.strip().strip("\"'") for part in dotted.split("."))
+
+    def __call__(self, key: KeyPath) -> str:
+        for length in range(len(key), 0, -1):
+            if key[:length] in self._found:
+                return f"{self._path}:{self._found[key[:length]]}"
+        return str(self._path)
+
+
+_CONVERTER = _converter()
+
+
+# --- the file that init writes ----------------------------------------------------------------------------------------
+
+_HEAD = """\
+# Pylon's configuration. Every key is optional; what is commented out shows the default.
+# Order: defaults < this file < PYLON_* environment (PYLON_NETWORK, PYLON_RELAY_BIND, ...) < flags.
+
+# Where Lightning payments happen: "mainnet", "testnet", "signet", "regtest", "simnet".
+network = "{network}"{remark}
+
+{relays}
+
+# Payments (provider mode). An amount in msats is a thousandth of a sat.
+# enable_payments = true
+# require_payment = true
+# min_price_msats = 1000  # 1 sat at least per job
+
+# The model that answers where a job names none, and the backends in the order of preference.
+# default_model = "llama3.2"
+# backend_preference = ["ollama", "llamacpp", "apple_fm"]
+
+# Where everything but this file is kept.
+# data_dir = "/custom/path"
+
+[relay]
+# The embedded relay, for the agents, the provider and the neighbours of this machine.
+# enabled = true
+# bind = "127.0.0.1:7777"
+
+[simnet]
+# A ledger that several homes on this machine share; the default is simnet.db of this home.
+# ledger = "/custom/simnet.db"
+
+[provider]
+# name = "Pylon Provider"
+# description = ""
+# model_file = "/models/model.gguf"  # for the embedded llama.cpp server
+# max_tokens = 512
+
+[provider.deadlines]
+# Seconds.
+# connect = 5
+# first_token = 60
+# between_tokens = 30
+# total = 300
+# payment = 600  # from the quote to the payment
+
+[api]
+# enabled = true
+# bind = "127.0.0.1:9899"
+
+[claude]
+# enabled = true
+# model = "claude-sonnet-4-20250514"
+# autonomy = "supervised"  # full | supervised | restricted | read_only
+# approval_required_tools = ["Write", "Edit", "Bash"]
+"""
+
+_PUBLIC_RELAYS = """\
+# Nostr relays, ws:// or wss://, beside the embedded one.
+relays = [
+    "wss://relay.damus.io",
+    "wss://nos.lol",
+    "wss://relay.nostr.band",
+]"""
+
+_NO_RELAYS = """\
+# Nostr relays, ws:// or wss://, beside the embedded one. None: what happens on simnet stays on this machine.
+relays = []"""
+
+_REMARKS = {
+    "simnet": "  # simnet sats are not money: a file on this machine says who has how many",
+    "testnet": "  # Spark's regtest: test sats, not money",
+}
+
+
+def render_default(network: str = DEFAULT_NETWORK) -> str:
+    """The ``config.toml`` of a new home, commented. It loads to the defaults of ``network``."""
+    return _HEAD.format(
+        network=network,
+        remark=_REMARKS.get(network, ""),
+        relays=_NO_RELAYS if network == "simnet" else _PUBLIC_RELAYS,
+    )
