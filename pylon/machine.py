@@ -61,13 +61,17 @@ class Machine(Generic[R]):
 
     ``resume`` names, for each state that is not final, what a restarted driver must do again; an empty tuple is
     allowed only for states in ``waiting``, which move on by an input that needs no effect (a payment, a deadline).
+    ``initial`` is the state of a record that is not stored yet. Effects in ``outbox`` are signed events, committed to
+    the outbox together with the state; all others are done by the driver after the commit.
     """
 
     name: str
+    initial: State
     table: Mapping[tuple[State, type], Sequence[Arrow[R]]]
     resume: Mapping[State, tuple[Effect, ...]]
     final: frozenset[State]
     waiting: frozenset[State] = frozenset()
+    outbox: frozenset[Effect] = frozenset()
 
     def step(self, record: R, message: Any) -> tuple[R, tuple[Effect, ...]] | None:
         """The next record and its effects, or ``None`` where ``message`` means nothing in this state."""
@@ -105,7 +109,7 @@ class Machine(Generic[R]):
 
     def mermaid(self) -> str:
         """The table as a Mermaid state diagram, for the docs."""
-        lines = ["stateDiagram-v2"]
+        lines = ["stateDiagram-v2", f"    [*] --> {self.initial.value}"]
         for (state, message), arrows in self.table.items():
             for arrow in arrows:
                 label = message.__name__ + (f" [{arrow.label}]" if arrow.label else "")

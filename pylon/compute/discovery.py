@@ -1,0 +1,73 @@
+"""Who sells: announcements (NIP-89, kind 31990) found on the relays, and their ranking. Ranking is pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import attrs
+
+from pylon.money import Msat, max_fee
+from pylon.relays.pool import RelayPool
+from protocols.nip01 import Filter
+from protocols.nip89 import Announcement, AnnouncementInvalid, parse_announcement
+
+ANNOUNCEMENT = 31990
+_MOST_ANNOUNCEMENTS = 500
+
+
+@attrs.frozen
+class Offer:
+    """A provider that fits, with the most that it may ask."""
+
+    provider: str
+    ceiling: Msat
+    announced: bool
+
+
+async def announcements(pool: RelayPool, kind: int, seconds: float) -> list[Announcement]:
+    """Everybody who announces to serve ``kind``; one entry a provider and instance, the newest."""
+    found = await pool.fetch(
+        [Filter(kinds=[ANNOUNCEMENT], tags={"k": [str(kind)]}, limit=_MOST_ANNOUNCEMENTS)], timeout=seconds
+    )
+    parsed = []
+    for event in found:
+        try:
+            parsed.append(parse_announcement(event))
+        except AnnouncementInvalid:
+            continue
+    return parsed
+
+
+def rank(
+    found: Iterable[Announcement],
+    *,
+    bid: Msat,
+    model: str | None,
+    network: str,
+    excluded: Iterable[str],
+    wanted: str | None,
+) -> list[Offer]:
+    """Providers that fit, cheapest first; price and the fee that goes with it count, then the newest announcement.
+
+    An announcement without a price may ask up to the bid and ranks as if it did. A provider that was named
+    (``wanted``) is asked even if it announced nothing.
+    """
+    barred = set(excluded)
+    best: dict[str, tuple[int, int, str, Offer]] = {}
+    for announcement in found:
+        provider = announcement.provider
+        if provider in barred or (wanted is not None and provider != wanted):
+            continue
+        if announcement.network and announcement.network != network:
+            continue
+        if model is not None and model not in announcement.models:
+            continue
+        price = bid if announcement.price_msats is None else Msat(announcement.price_msats)
+        if price > bid:
+            continue
+        key = (price + max_fee(price), -announcement.created_at, provider)
+        if provider not in best or key < best[provider][:3]:
+            best[provider] = (*key, Offer(provider, price, announced=True))
+    if wanted is not None and wanted not in best and wanted not in barred:
+        return [Offer(wanted, bid, announced=False)]
+    return [entry[3] for entry in sorted(best.values(), key=lambda entry: entry[:3])]

@@ -1,0 +1,272 @@
+"""The purchase: one thought bought, from the search for a provider to an answer.
+
+Rules
+-----
+1. Providers are tried one after the other, cheapest first; each gets a request of its own, addressed to it alone.
+2. A quote is paid only if it comes from the provider that was chosen, for the request that it was sent, and does not
+   exceed what that provider announced nor the bid. Anything else makes us turn to the next provider.
+3. Payment happens once. The intent is committed before the wallet is called. *Unknown* is not *failed*: while the
+   wallet does not say "failed", this purchase turns to nobody else.
+4. Only when the wallet says that a payment failed for good does the search go on.
+5. Paid and not answered by the deadline is *lost*: counted as spent; a late answer or a credit is still accepted.
+6. An answer is accepted once, from the chosen provider, for the current request.
+
+The machine is pure (``pylon.machine``). What a quote must satisfy is checked by ``pylon.compute.quotes``.
+"""
+
+from __future__ import annotations
+
+import attrs
+
+from pylon.machine import Arrow, Effect, Machine, State, arrows
+from pylon.money import Msat
+
+
+class PurchaseState(State):
+    NEW = "new"
+    SEEKING = "seeking"
+    REQUESTED = "requested"
+    PAYING = "paying"
+    PAID = "paid"
+    ANSWERED = "answered"
+    FAILED = "failed"
+    LOST = "lost"
+    CREDITED = "credited"
+
+
+class PurchaseEffect(Effect):
+    DISCOVER = "discover"
+    PUBLISH_REQUEST = "publish_request"
+    PAY = "pay"
+    RECONCILE = "reconcile"
+
+
+@attrs.frozen
+class Purchase:
+    id: str
+    """Random, ours; also the cause of its payment intents."""
+    created_at: float
+    prompt: str = attrs.field(repr=False)
+    max_tokens: int
+    bid: Msat
+    """The most that may be paid for the answer, fees not included."""
+    model: str | None = None
+    wanted: str | None = None
+    """Only this provider, if given (hex)."""
+    state: PurchaseState = PurchaseState.NEW
+    tried: tuple[str, ...] = ()
+    provider: str | None = None
+    ceiling: Msat = Msat(0)
+    """The announced price of the chosen provider, at most the bid."""
+    request_id: str | None = None
+    quote_by: float = 0.0
+    """Wall time by which the chosen provider must have quoted."""
+    bolt11: str | None = None
+    payment_hash: str | None = None
+    quoted: Msat = Msat(0)
+    answer_by: float = 0.0
+    """Wall time after which a paid purchase without an answer is lost."""
+    paid: Msat = Msat(0)
+    fee: Msat = Msat(0)
+    preimage: str | None = attrs.field(default=None, repr=False)
+    text: str | None = attrs.field(default=None, repr=False)
+    result_id: str | None = None
+    credit: Msat = Msat(0)
+    reason: str = ""
+
+
+# --- inputs ---------------------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Begun:
+    """The purchase is written down."""
+
+
+@attrs.frozen
+class Chosen:
+    provider: str
+    ceiling: Msat
+    request_id: str
+    quote_by: float
+
+
+@attrs.frozen
+class NoneLeft:
+    reason: str
+
+
+@attrs.frozen
+class Quoted:
+    request_id: str
+    bolt11: str
+    payment_hash: str
+    amount: Msat
+    answer_by: float
+
+
+@attrs.frozen
+class TurnedAway:
+    """The chosen provider refused, quoted badly or stayed silent."""
+
+    request_id: str
+    reason: str
+
+
+@attrs.frozen
+class PaymentSettled:
+    amount: Msat
+    fee: Msat
+    preimage: str | None = attrs.field(repr=False)
+
+
+@attrs.frozen
+class PaymentFailed:
+    """The wallet says: failed for good."""
+
+    reason: str
+
+
+@attrs.frozen
+class PaymentRefused:
+    """Nothing was sent, and no other provider would change that: no funds, frozen, over budget."""
+
+    reason: str
+
+
+@attrs.frozen
+class Answered:
+    request_id: str
+    result_id: str
+    text: str = attrs.field(repr=False)
+
+
+@attrs.frozen
+class Credited:
+    """The provider says that it failed, and what it owes us."""
+
+    request_id: str
+    credit: Msat
+    reason: str
+
+
+@attrs.frozen
+class AnswerOverdue:
+    """``answer_by`` has passed."""
+
+
+# --- what the arrows remember ---------------------------------------------------------------------------------
+
+
+def _choose(purchase: Purchase, message: Chosen) -> Purchase:
+    return attrs.evolve(
+        purchase,
+        provider=message.provider,
+        ceiling=message.ceiling,
+        request_id=message.request_id,
+        quote_by=message.quote_by,
+        tried=(*purchase.tried, message.provider),
+        bolt11=None,
+        payment_hash=None,
+        quoted=Msat(0),
+        credit=Msat(0),
+    )
+
+
+def _quote(purchase: Purchase, message: Quoted) -> Purchase:
+    return attrs.evolve(
+        purchase,
+        bolt11=message.bolt11,
+        payment_hash=message.payment_hash,
+        quoted=message.amount,
+        answer_by=message.answer_by,
+    )
+
+
+def _note(purchase: Purchase, message: NoneLeft | TurnedAway | PaymentFailed | PaymentRefused) -> Purchase:
+    return attrs.evolve(purchase, reason=message.reason)
+
+
+def _give_reason(purchase: Purchase, message: NoneLeft) -> Purchase:
+    """The last provider's own reason says more than "none left"."""
+    said = f"{message.reason}; last: {purchase.reason}" if purchase.reason else message.reason
+    return attrs.evolve(purchase, reason=said)
+
+
+def _settle(purchase: Purchase, message: PaymentSettled) -> Purchase:
+    return attrs.evolve(purchase, paid=message.amount, fee=message.fee, preimage=message.preimage, reason="")
+
+
+def _answer(purchase: Purchase, message: Answered) -> Purchase:
+    return attrs.evolve(purchase, text=message.text, result_id=message.result_id, reason="")
+
+
+def _credit(purchase: Purchase, message: Credited) -> Purchase:
+    return attrs.evolve(purchase, credit=message.credit, reason=message.reason)
+
+
+def _lose(purchase: Purchase, message: AnswerOverdue) -> Purchase:
+    return attrs.evolve(purchase, reason="paid, and not answered in time")
+
+
+def _current(purchase: Purchase, message: TurnedAway | Answered | Credited) -> bool:
+    return message.request_id == purchase.request_id
+
+
+def _untried(purchase: Purchase, message: Chosen) -> bool:
+    return message.provider not in purchase.tried and message.ceiling <= purchase.bid
+
+
+def _acceptable(purchase: Purchase, message: Quoted) -> bool:
+    return message.request_id == purchase.request_id and 0 < message.amount <= purchase.ceiling
+
+
+def _has_answer(purchase: Purchase, message: object) -> bool:
+    return purchase.text is not None
+
+
+def _has_credit(purchase: Purchase, message: object) -> bool:
+    return purchase.credit > 0
+
+
+def _says_something(purchase: Purchase, message: Answered) -> bool:
+    """An empty answer is no answer."""
+    return _current(purchase, message) and bool(message.text.strip())
+
+
+# --- the table ------------------------------------------------------------------------------------------------
+
+_S, _E = PurchaseState, PurchaseEffect
+
+_accept = Arrow(_S.ANSWERED, (), _answer, _says_something, "current request, not empty")
+
+PURCHASE: Machine[Purchase] = Machine(
+    name="purchase",
+    initial=_S.NEW,
+    table=arrows(
+        (_S.NEW, Begun, Arrow(_S.SEEKING, (_E.DISCOVER,))),
+        (_S.SEEKING, Chosen, Arrow(_S.REQUESTED, (_E.PUBLISH_REQUEST,), _choose, _untried, "untried, within the bid")),
+        (_S.SEEKING, NoneLeft, Arrow(_S.FAILED, (), _give_reason)),
+        (_S.REQUESTED, Quoted, Arrow(_S.PAYING, (_E.PAY,), _quote, _acceptable, "at most the ceiling")),
+        (_S.REQUESTED, TurnedAway, Arrow(_S.SEEKING, (_E.DISCOVER,), _note, _current, "current request")),
+        (_S.REQUESTED, Answered, _accept),
+        (_S.PAYING, PaymentSettled, Arrow(_S.ANSWERED, (), _settle, _has_answer, "answer is here")),
+        (_S.PAYING, PaymentSettled, Arrow(_S.CREDITED, (), _settle, _has_credit, "credit is here")),
+        (_S.PAYING, PaymentSettled, Arrow(_S.PAID, (), _settle)),
+        (_S.PAYING, PaymentFailed, Arrow(_S.ANSWERED, (), guard=_has_answer, label="answer is here")),
+        (_S.PAYING, PaymentFailed, Arrow(_S.SEEKING, (_E.DISCOVER,), _note)),
+        (_S.PAYING, PaymentRefused, Arrow(_S.FAILED, (), _note)),
+        (_S.PAYING, Answered, Arrow(_S.PAYING, (), _answer, _says_something, "current request, not empty")),
+        (_S.PAYING, Credited, Arrow(_S.PAYING, (), _credit, _current, "current request")),
+        (_S.PAID, Answered, _accept),
+        (_S.PAID, Credited, Arrow(_S.CREDITED, (), _credit, _current, "current request")),
+        (_S.PAID, AnswerOverdue, Arrow(_S.LOST, (), _lose)),
+        (_S.LOST, Answered, _accept),
+        (_S.LOST, Credited, Arrow(_S.CREDITED, (), _credit, _current, "current request")),
+        (_S.CREDITED, Answered, _accept),
+    ),
+    resume={_S.SEEKING: (_E.DISCOVER,), _S.PAYING: (_E.RECONCILE,)},
+    waiting=frozenset({_S.REQUESTED, _S.PAID}),
+    final=frozenset({_S.ANSWERED, _S.FAILED, _S.LOST, _S.CREDITED}),
+    outbox=frozenset({_E.PUBLISH_REQUEST}),
+)

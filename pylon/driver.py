@@ -1,0 +1,200 @@
+"""Drives the records of one machine: commit first, then act, then commit what came of it.
+
+``advance`` moves a record by an input. In one transaction it writes the new record, books, and puts the signed events
+of its outbox effects into the outbox. After the commit it starts the other effects, each as a task: the effect's
+handler does it and returns the input that its outcome is. A restart starts the resume effects of every unfinished
+record; nothing else is needed, for whatever was under way is in a row.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import random
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Generic, TypeVar
+
+import trio
+
+from pylon.clock import Clock
+from pylon.crashpoints import crash_point
+from pylon.machine import Effect
+from pylon.store import outbox
+from pylon.store.database import Store, Tx
+from pylon.store.records import RecordTable, Step
+from protocols.nip01 import Event
+
+log = logging.getLogger(__name__)
+
+R = TypeVar("R", bound=Any)
+
+Handler = Callable[[R], Awaitable[Any]]
+"""Does an effect; returns the input that its outcome is, or ``None`` if nothing follows from it."""
+
+_FIRST_BACKOFF = 1.0
+_LONGEST_BACKOFF = 60.0
+_LONGEST_NAP = 30.0
+_RESUME_GRACE = 10.0
+"""Seconds after a restart in which no deadline counts: what we waited for may lie on a relay already."""
+
+
+class Driver(Generic[R]):
+    """See the module.
+
+    :param handlers: for each effect that is not an outbox effect.
+    :param compose: the signed event of an outbox effect, ``compose(record, effect)``.
+    :param book: called in every transaction after the record has moved, for ledger and intents.
+    :param due: when (wall time) a waiting record needs attention by itself; ``None``: never.
+    :param attend: called when that time has come; returns an input or ``None``.
+    :param relays: the relays that outbox effects go to.
+    """
+
+    def __init__(
+        self,
+        records: RecordTable[R],
+        store: Store,
+        clock: Clock,
+        rng: random.Random,
+        *,
+        handlers: Mapping[Effect, Handler[R]],
+        compose: Callable[[R, Effect], Event],
+        book: Callable[[Tx, Step[R]], None],
+        due: Callable[[R], float | None],
+        attend: Handler[R],
+        relays: Callable[[], Sequence[str]],
+    ) -> None:
+        self.records = records
+        self._store = store
+        self._clock = clock
+        self._rng = rng
+        self._handlers = handlers
+        self._compose = compose
+        self._book = book
+        self._due = due
+        self._attend = attend
+        self._relays = relays
+        self._alarms: list[tuple[float, str]] = []
+        self._alarm_set = trio.Event()
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Resume what was unfinished, then serve until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._watch_alarms)
+            for record in self.records.unfinished(self._store):
+                self._set_alarm(record, not_before=self._clock.now() + _RESUME_GRACE)
+                for effect in self.records.machine.resume_effects(record):
+                    nursery.start_soon(self._perform, effect, record)
+            task_status.started()
+
+    async def begin(self, record: R, message: Any, admit: Callable[[Tx], bool] | None = None) -> R | None:
+        """Write a new record moved by its first input; not if ``admit``, asked in the same transaction, says no."""
+
+        def job(tx: Tx) -> Step[R] | None:
+            if admit is not None and not admit(tx):
+                return None
+            return self._commit(tx, self.records.begin(tx, record, message, self._clock.now()))
+
+        return self._act(await self._store.write(job))
+
+    async def advance(
+        self, record_id: str, message: Any, admit: Callable[[Tx], bool] | None = None
+    ) -> R | None:
+        """Move a record by an input; ``None`` if that meant nothing. ``admit`` as in ``begin``."""
+
+        def job(tx: Tx) -> Step[R] | None:
+            if admit is not None and not admit(tx):
+                return None
+            return self.advance_in(tx, record_id, message)
+
+        return self._act(await self._store.write(job))
+
+    def advance_in(self, tx: Tx, record_id: str, message: Any) -> Step[R] | None:
+        """The transactional half of ``advance``. Hand the step to ``acted`` after the commit."""
+        step = self.records.step(tx, record_id, message, self._clock.now())
+        return None if step is None else self._commit(tx, step)
+
+    def acted(self, step: Step[R] | None) -> R | None:
+        """The other half of ``advance_in``: starts the effects of a committed step."""
+        return self._act(step)
+
+    def _commit(self, tx: Tx, step: Step[R]) -> Step[R]:
+        self._book(tx, step)
+        for effect in step.effects:
+            if effect in self.records.machine.outbox:
+                outbox.add(
+                    tx,
+                    self._compose(step.after, effect),
+                    self._relays(),
+                    effect=f"{self.records.machine.name}.{effect.value}",
+                    subject=step.after.id,
+                    at=self._clock.now(),
+                )
+        return step
+
+    def _act(self, step: Step[R] | None) -> R | None:
+        if step is None:
+            return None
+        self._set_alarm(step.after)
+        for effect in step.effects:
+            if effect not in self.records.machine.outbox and self._nursery is not None:
+                self._nursery.start_soon(self._perform, effect, step.after)
+        return step.after
+
+    async def _perform(self, effect: Effect, record: R) -> None:
+        """Do one effect until its outcome is recorded; an error that no handler expected is retried, ever slower."""
+        point = f"{self.records.machine.name}.{effect.value}"
+        backoff = _FIRST_BACKOFF
+        while True:
+            try:
+                crash_point(f"{point}.before")
+                outcome = await self._handlers[effect](record)
+                crash_point(f"{point}.after")
+                if outcome is not None:
+                    await self.advance(record.id, outcome)
+                return
+            except Exception:
+                log.exception("%s of %s failed unexpectedly; again in about %.0f s", point, record.id[:16], backoff)
+            await trio.sleep(backoff * (0.5 + self._rng.random()))
+            backoff = min(backoff * 2, _LONGEST_BACKOFF)
+            fresh = self.records.load(self._store, record.id)
+            if fresh is None or fresh.state is not record.state:
+                return
+            record = fresh
+            effect = next(iter(self.records.machine.resume_effects(record)), effect)
+            point = f"{self.records.machine.name}.{effect.value}"
+
+    def _set_alarm(self, record: R, not_before: float = 0.0) -> None:
+        at = self._due(record)
+        if at is not None:
+            heapq.heappush(self._alarms, (max(at, not_before), record.id))
+            self._alarm_set.set()
+
+    async def _watch_alarms(self) -> None:
+        """Attend to records whose time has come. Naps are short, so that a jump of the wall clock is noticed."""
+        while True:
+            self._alarm_set = trio.Event()
+            now = self._clock.now()
+            while self._alarms and self._alarms[0][0] <= now:
+                _, record_id = heapq.heappop(self._alarms)
+                record = self.records.load(self._store, record_id)
+                at = None if record is None else self._due(record)
+                if record is None or at is None:
+                    continue
+                if at > now:
+                    heapq.heappush(self._alarms, (at, record_id))
+                else:
+                    await self._ring(record, now)
+            nap = min(self._alarms[0][0] - now, _LONGEST_NAP) if self._alarms else float("inf")
+            with trio.move_on_after(max(nap, 0.001)):
+                await self._alarm_set.wait()
+
+    async def _ring(self, record: R, now: float) -> None:
+        try:
+            outcome = await self._attend(record)
+            if outcome is None or await self.advance(record.id, outcome) is None:
+                heapq.heappush(self._alarms, (now + 5.0, record.id))
+        except Exception:
+            log.exception("attending to %s %s failed; again in 5 s", self.records.machine.name, record.id[:16])
+            heapq.heappush(self._alarms, (now + 5.0, record.id))

@@ -1,0 +1,58 @@
+"""What a job costs and which jobs are taken. Pure.
+
+A price is a fixed ceiling, quoted up front, rounded up to what the wallet can settle (DESIGN 4.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import attrs
+
+from pylon.money import Msat
+from pylon.provider.sale import Free, Priced, Refused
+from protocols.nip90 import JobRequest
+
+
+@attrs.frozen
+class Terms:
+    """How this provider sells."""
+
+    min_price: Msat
+    payments: bool = True
+    """``False``: every job is served free (``enable_payments = false``)."""
+    max_tokens: int = 1_024
+    """The longest answer that is sold; a job that names none gets ``default_tokens``."""
+    default_tokens: int = 256
+    max_prompt_chars: int = 32_000
+    max_age: float = 3_600.0
+    """Seconds after which an unserved request is stale."""
+    invoice_seconds: int = 600
+    unit: Msat = Msat(1)
+    """The wallet's smallest amount."""
+
+    @property
+    def price(self) -> Msat:
+        """Of any job, for now: the minimum, rounded up to the wallet's unit."""
+        return Msat(-(-self.min_price // self.unit) * self.unit)
+
+
+def appraise(
+    job: JobRequest, terms: Terms, *, prompt: str | None, models: Collection[str], now: float
+) -> Priced | Free | Refused:
+    """Take a job at a price, take it free, or say why not."""
+    if prompt is None or not prompt.strip():
+        return Refused("the request has no input")
+    if len(prompt) > terms.max_prompt_chars:
+        return Refused(f"the prompt is longer than {terms.max_prompt_chars:,} characters")
+    if job.expiration is not None and job.expiration <= now:
+        return Refused("the request has expired")
+    if job.model is not None and job.model not in models:
+        return Refused(f"model {job.model[:80]!r} is not served here; served: {', '.join(sorted(models)) or 'none'}")
+    if job.max_tokens is not None and job.max_tokens > terms.max_tokens:
+        return Refused(f"max_tokens {job.max_tokens} is above {terms.max_tokens}")
+    if not terms.payments or terms.price == 0:
+        return Free()
+    if job.bid_msats is not None and job.bid_msats < terms.price:
+        return Refused(f"the bid of {job.bid_msats} msats is below the price of {terms.price} msats")
+    return Priced(terms.price)

@@ -1,0 +1,325 @@
+"""Sells inference: the driver of ``pylon.provider.sale``.
+
+The seed's five steps: a kind 5050 request arrives, kind 7000 answers with an invoice, Lightning pays it, the local
+backend thinks, kind 6050 carries the result.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+
+import trio
+
+from pylon.clock import Clock
+from pylon.driver import Driver
+from pylon.errors import InferenceError, WalletError
+from pylon.inference.port import InferenceRequest, Message
+from pylon.inference.router import Router
+from pylon.money import Msat
+from pylon.provider import sale as machine
+from pylon.provider.pricing import Terms, appraise
+from pylon.provider.sale import SALE, Sale, SaleEffect, SaleState
+from pylon.relays.pool import RelayPool
+from pylon.store import claims, cursors, inbox, ledger
+from pylon.store.database import Store, Tx
+from pylon.store.records import RecordTable, Step
+from pylon.wallets.port import Direction, PaymentState, Wallet
+from protocols.keys import SecretKey
+from protocols.nip01 import Event, Filter
+from protocols.nip90 import (
+    JOB_TEXT,
+    FeedbackStatus,
+    JobInvalid,
+    build_feedback,
+    build_result,
+    parse_request,
+)
+
+log = logging.getLogger(__name__)
+
+_CONSUMER = "provider"
+_OVERLAP = 900
+_EXPIRY_GRACE = 5.0
+"""Seconds after an invoice's expiry before it is given up: a payment may have been under way."""
+_LATE_PAYMENT = 86_400.0
+_POLL_SECONDS = 30.0
+"""Wallets may miss telling us of a payment; open invoices are asked about this often."""
+
+
+class Provider:
+    """Drives this home's sales. One instance a store."""
+
+    def __init__(
+        self,
+        *,
+        secret: SecretKey,
+        store: Store,
+        pool: RelayPool,
+        wallet: Wallet,
+        wallet_name: str,
+        router: Router,
+        clock: Clock,
+        rng: random.Random,
+        terms: Terms,
+        slots: int = 1,
+    ) -> None:
+        self._secret = secret
+        self._store = store
+        self._pool = pool
+        self._wallet = wallet
+        self._wallet_name = wallet_name
+        self._router = router
+        self._clock = clock
+        self._rng = rng
+        self.terms = terms
+        self._slots = trio.CapacityLimiter(slots)
+        self.records = sale_records(store)
+        self._driver = Driver(
+            self.records,
+            store,
+            clock,
+            rng,
+            handlers={SaleEffect.MINT_INVOICE: self._mint, SaleEffect.INFER: self._infer},
+            compose=self._compose,
+            book=self._book,
+            due=_due,
+            attend=self._attend,
+            relays=lambda: pool.urls,
+        )
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Resume open sales, then take requests until cancelled."""
+        me = self._secret.public.hex
+        since = cursors.since(self._store, _CONSUMER, _OVERLAP)
+        if since is None:
+            since = int(self._clock.now() - self.terms.max_age)
+        async with self._pool.subscribe([Filter(kinds=[JOB_TEXT], tags={"p": [me]})], since=since) as requests:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self._driver.run)
+                await nursery.start(self._watch_payments)
+                nursery.start_soon(self._poll_payments)
+                nursery.start_soon(self._watch_deliveries)
+                task_status.started()
+                async for received in requests:
+                    await self._take(received.event)
+
+    # --- requests ---------------------------------------------------------------------------------------------
+
+    async def _take(self, event: Event) -> None:
+        """Look at a request once, however often and from wherever it comes."""
+        now = self._clock.now()
+        if inbox.seen(self._store, _CONSUMER, event.id) or event.created_at < now - self.terms.max_age:
+            return
+        sale, verdict = await self._appraise(event, now)
+
+        def admit(tx: Tx) -> bool:
+            cursors.advance(tx, _CONSUMER, event.created_at)
+            return inbox.take(tx, _CONSUMER, event.id, now)
+
+        await self._driver.begin(sale, verdict, admit)
+
+    async def _appraise(self, event: Event, now: float) -> tuple[Sale, object]:
+        sale = Sale(id=event.id, customer=event.pubkey, kind=event.kind, created_at=now)
+        try:
+            job = parse_request(event, self._secret)
+        except JobInvalid as error:
+            return sale, machine.Refused(str(error))
+        models = [model.id for model in await self._router.models()]
+        prompt = job.prompt
+        verdict = appraise(job, self.terms, prompt=prompt, models=models, now=now)
+        if isinstance(verdict, machine.Refused):
+            return sale, verdict
+        taken = Sale(
+            id=event.id,
+            customer=event.pubkey,
+            kind=event.kind,
+            created_at=now,
+            prompt=prompt or "",
+            encrypted=job.encrypted,
+            model=job.model or "",
+            max_tokens=job.max_tokens or self.terms.default_tokens,
+            temperature=job.number("temperature", 0.0, 2.0),
+            top_p=job.number("top_p", 0.0, 1.0),
+            request="" if job.encrypted else event.to_json(),
+        )
+        return taken, verdict
+
+    # --- effects ----------------------------------------------------------------------------------------------
+
+    async def _mint(self, sale: Sale) -> object:
+        """The invoice's key is the request's id: minting again after a crash gives the same invoice."""
+        try:
+            invoice = await self._wallet.receive(
+                sale.price, f"Pylon job {sale.id[:16]}", self.terms.invoice_seconds, key=sale.id
+            )
+        except WalletError as error:
+            return machine.MintFailed(f"no invoice can be made: {error.message}")
+        return machine.Minted(invoice.bolt11, invoice.payment_hash, invoice.expires_at)
+
+    async def _infer(self, sale: Sale) -> object:
+        if sale.attempts:
+            # An engine that died needs a moment to come back; others must not be hammered either.
+            await trio.sleep(min(2.0 ** (sale.attempts - 1), 15.0) * (0.75 + 0.5 * self._rng.random()))
+        request = InferenceRequest(
+            model=sale.model,
+            messages=(Message("user", sale.prompt),),
+            max_tokens=sale.max_tokens,
+            temperature=sale.temperature,
+            top_p=sale.top_p,
+            seed=sale.seed,
+        )
+        async with self._slots:
+            try:
+                done = await self._router.complete(request)
+            except InferenceError as error:
+                log.warning("sale %s: attempt %d failed: %s", sale.id[:16], sale.attempts + 1, error.message)
+                return machine.AttemptFailed(error.message)
+        tokens = (done.usage.prompt_tokens, done.usage.completion_tokens) if done.usage else (None, None)
+        return machine.Answered(done.text, *tokens)
+
+    async def _attend(self, sale: Sale) -> object | None:
+        """An invoice's time is over: expired, unless the wallet knows better. A wallet that cannot tell: later."""
+        await self._claim_if_paid(sale)
+        return machine.InvoiceExpired()
+
+    # --- payments ---------------------------------------------------------------------------------------------
+
+    async def _watch_payments(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        async with self._wallet.events() as events:
+            await self._claim_all_paid()
+            task_status.started()
+            async for payment in events:
+                if payment.direction is Direction.RECEIVED and payment.state is PaymentState.SETTLED:
+                    await self._claim(payment.payment_hash, payment.amount)
+
+    async def _poll_payments(self) -> None:
+        while True:
+            await trio.sleep(_POLL_SECONDS * (0.75 + 0.5 * self._rng.random()))
+            try:
+                await self._claim_all_paid()
+            except WalletError as error:
+                log.warning("cannot ask the wallet about open invoices: %s", error.message)
+
+    async def _claim_all_paid(self) -> None:
+        """Whatever was paid while nobody listened; what expired lately may have been paid in its last moment."""
+        condition = "state = ? OR (state = ? AND expires_at > ?)"
+        lately = self._clock.now() - _LATE_PAYMENT
+        states = (SaleState.QUOTED.value, SaleState.EXPIRED.value)
+        for sale in list(self.records.where(self._store, condition, (*states, lately))):
+            await self._claim_if_paid(sale)
+
+    async def _claim_if_paid(self, sale: Sale) -> None:
+        if sale.payment_hash is None:
+            return
+        invoice = await self._wallet.lookup_invoice(sale.payment_hash)
+        if invoice is not None and invoice.received > 0:
+            await self._claim(sale.payment_hash, invoice.received)
+
+    async def _claim(self, payment_hash: str, amount: Msat) -> None:
+        """Claim a payment once, for the sale whose invoice it paid; claim, entry and state in one transaction.
+
+        An invoice of ours is paid once, so its hash is the payment's id, by whichever way we learn of it.
+        """
+
+        def job(tx: Tx) -> Step[Sale] | None:
+            row = tx.one("SELECT id FROM sales WHERE payment_hash = ?", (payment_hash,))
+            if row is None or not claims.take(
+                tx,
+                wallet=self._wallet_name,
+                payment_id=payment_hash,
+                payment_hash=payment_hash,
+                sale_id=row["id"],
+                amount=amount,
+                at=self._clock.now(),
+            ):
+                return None
+            return self._driver.advance_in(tx, row["id"], machine.Paid(amount))
+
+        self._driver.acted(await self._store.write(job))
+
+    # --- deliveries -------------------------------------------------------------------------------------------
+
+    async def _watch_deliveries(self) -> None:
+        """A result is delivered as soon as one relay has it; the outbox goes on with the others."""
+        with self._store.listen("delivered") as changed:
+            while True:
+                for sale_id, accepted in self._delivery_states():
+                    message = machine.Delivered() if accepted else machine.Undeliverable()
+                    await self._driver.advance(sale_id, message)
+                await changed.receive()
+
+    def _delivery_states(self) -> list[tuple[str, bool]]:
+        rows = self._store.read(
+            "SELECT s.id AS id, MAX(d.state = 'accepted') AS accepted, MAX(d.state = 'pending') AS pending"
+            " FROM sales s JOIN outbox o ON o.subject = s.id AND o.effect = ?"
+            " JOIN deliveries d ON d.event_id = o.event_id WHERE s.state = ? GROUP BY s.id",
+            (f"{SALE.name}.{SaleEffect.PUBLISH_RESULT.value}", SaleState.SERVED.value),
+        )
+        return [(row["id"], bool(row["accepted"])) for row in rows if row["accepted"] or not row["pending"]]
+
+    # --- what is signed and booked ----------------------------------------------------------------------------
+
+    def _compose(self, sale: Sale, effect: object) -> Event:
+        now = int(self._clock.now())
+        if effect is SaleEffect.PUBLISH_RESULT:
+            return build_result(
+                self._secret,
+                request=Event.from_json(sale.request) if sale.request else sale.id,
+                request_kind=sale.kind,
+                customer=sale.customer,
+                text=sale.result or "",
+                encrypt=sale.encrypted,
+                created_at=now,
+            )
+        status = {
+            SaleEffect.PUBLISH_QUOTE: FeedbackStatus.PAYMENT_REQUIRED,
+            SaleEffect.PUBLISH_PROCESSING: FeedbackStatus.PROCESSING,
+        }.get(effect, FeedbackStatus.ERROR)  # type: ignore[call-overload]
+        quoting, owing = effect is SaleEffect.PUBLISH_QUOTE, effect is SaleEffect.PUBLISH_DEBT
+        return build_feedback(
+            self._secret,
+            request=sale.id,
+            customer=sale.customer,
+            status=status,
+            message="" if status is not FeedbackStatus.ERROR else sale.reason or "the job failed",
+            amount_msats=sale.price if quoting else None,
+            bolt11=sale.bolt11 if quoting else None,
+            credit_msats=sale.owed if owing else None,
+            created_at=now,
+        )
+
+    def _book(self, tx: Tx, step: Step[Sale]) -> None:
+        """Whatever moved in the record moves in the ledger."""
+        ledger.sale_moved(
+            tx,
+            cause=step.after.id,
+            paid=(step.before.paid, step.after.paid),
+            earned=(step.before.earned, step.after.earned),
+            owed=(step.before.owed, step.after.owed),
+            at=self._clock.now(),
+        )
+
+
+def sale_records(store: Store) -> RecordTable[Sale]:
+    """The table of sales."""
+    return RecordTable(
+        SALE,
+        Sale,
+        "sales",
+        store.vault,
+        lambda sale: {
+            "customer": sale.customer,
+            "model": sale.model,
+            "price_msats": sale.price,
+            "payment_hash": sale.payment_hash,
+            "expires_at": sale.expires_at,
+            "attempts": sale.attempts,
+        },
+    )
+
+
+def _due(sale: Sale) -> float | None:
+    if sale.state is SaleState.QUOTED and sale.expires_at is not None:
+        return sale.expires_at + _EXPIRY_GRACE
+    return None

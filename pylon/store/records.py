@@ -1,0 +1,136 @@
+"""A machine's records in SQLite: one sealed JSON blob a row, plus the columns that queries need.
+
+The state of a record changes only through ``RecordTable.step``, which also writes the history that ``trace`` reads.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import attrs
+import cattrs
+import orjson
+
+from pylon.machine import Effect, Machine
+from pylon.store.database import Store, Tx
+from pylon.store.vault import Vault
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+R = TypeVar("R", bound=Any)
+
+
+@attrs.frozen
+class Step(Generic[R]):
+    """One transition as it was committed. ``before`` and ``after`` may be in the same state."""
+
+    before: R
+    after: R
+    effects: tuple[Effect, ...]
+
+
+@functools.cache
+def _converter() -> cattrs.Converter:
+    return cattrs.Converter(forbid_extra_keys=False)
+
+
+class RecordTable(Generic[R]):
+    """The rows of one machine.
+
+    ``columns`` gives the queryable columns of a record beside ``id``, ``state``, ``created_at`` and ``updated_at``;
+    everything else stands in the sealed blob only.
+    """
+
+    def __init__(
+        self,
+        machine: Machine[R],
+        record_type: type[R],
+        table: str,
+        vault: Vault,
+        columns: Callable[[R], Mapping[str, Any]],
+    ) -> None:
+        self.machine = machine
+        self.table = table
+        self._type = record_type
+        self._vault = vault
+        self._columns = columns
+
+    def _seal(self, record: R) -> bytes:
+        text = orjson.dumps(_converter().unstructure(record)).decode()
+        return self._vault.seal(text, f"{self.table}.record:{record.id}")
+
+    def _open(self, row: Any) -> R:
+        text = self._vault.open(row["record"], f"{self.table}.record:{row['id']}")
+        return _converter().structure(orjson.loads(text), self._type)
+
+    def load(self, source: Store | Tx, record_id: str) -> R | None:
+        row = source.one(f"SELECT id, record FROM {self.table} WHERE id = ?", (record_id,))
+        return None if row is None else self._open(row)
+
+    def where(self, source: Store, condition: str, params: tuple[Any, ...] = ()) -> Iterator[R]:
+        """Records by a condition on the plain columns; ``condition`` is SQL of ours, never of the network."""
+        for row in source.read(f"SELECT id, record FROM {self.table} WHERE {condition}", params):
+            yield self._open(row)
+
+    def unfinished(self, source: Store) -> Iterator[R]:
+        """Every record that is not in a final state, oldest first."""
+        final = sorted(self.machine.final)
+        marks = ",".join("?" * len(final))
+        return self.where(source, f"state NOT IN ({marks}) ORDER BY created_at, id", tuple(final))
+
+    def begin(self, tx: Tx, record: R, message: Any, at: float) -> Step[R]:
+        """Write a new record, moved by its first input: the initial state itself is never stored."""
+        moved = self.machine.step(record, message)
+        if moved is None:
+            raise ValueError(f"{self.machine.name} cannot begin with {type(message).__name__}")
+        after, effects = moved
+        columns = {
+            "id": after.id,
+            "state": after.state.value,
+            "created_at": after.created_at,
+            "updated_at": at,
+            "record": self._seal(after),
+            **self._columns(after),
+        }
+        names = ", ".join(columns)
+        marks = ", ".join("?" * len(columns))
+        tx.execute(f"INSERT INTO {self.table} ({names}) VALUES ({marks})", tuple(columns.values()))
+        return self._note(tx, Step(record, after, effects), message, at)
+
+    def step(self, tx: Tx, record_id: str, message: Any, at: float) -> Step[R] | None:
+        """Move a record by an input; ``None`` if there is no such record or the input means nothing to it now."""
+        before = self.load(tx, record_id)
+        if before is None:
+            return None
+        moved = self.machine.step(before, message)
+        if moved is None:
+            return None
+        after, effects = moved
+        columns = {
+            "state": after.state.value,
+            "updated_at": at,
+            "record": self._seal(after),
+            **self._columns(after),
+        }
+        settings = ", ".join(f"{name} = ?" for name in columns)
+        tx.execute(f"UPDATE {self.table} SET {settings} WHERE id = ?", (*columns.values(), record_id))
+        return self._note(tx, Step(before, after, effects), message, at)
+
+    def _note(self, tx: Tx, step: Step[R], message: Any, at: float) -> Step[R]:
+        tx.execute(
+            "INSERT INTO transitions (machine, subject, at, from_state, input, to_state) VALUES (?, ?, ?, ?, ?, ?)",
+            (
+                self.machine.name,
+                step.after.id,
+                at,
+                step.before.state.value,
+                type(message).__name__,
+                step.after.state.value,
+            ),
+        )
+        tx.touch(self.table)
+        tx.touch(f"{self.table}:{step.after.id}")
+        return step
