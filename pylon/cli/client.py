@@ -1,0 +1,161 @@
+"""Talking to the daemon: a blocking client of the control socket, of plain ``socket`` and ``json``.
+
+The protocol is JSON-RPC 2.0, one object a line (``pylon.daemon.control`` is the other end).
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from pylon import errors
+from pylon.errors import ControlError, NotRunning, PylonError
+from pylon.paths import Home, short_directory
+
+MAX_REPLY_BYTES = 64 << 20
+
+Progress = Callable[[str, Any], None]
+"""Called with the method and the params of each notification that precedes a reply."""
+
+
+class ControlClient:
+    """One connection. ``timeout`` bounds, in seconds, connecting and each call that names no other bound.
+
+    Raises ``NotRunning`` where nobody listens, ``ControlError`` where the daemon does not answer in time or speaks
+    nonsense; an error that the daemon answers with is raised as what it was over there.
+    """
+
+    def __init__(self, path: Path, *, timeout: float | None = 2.0) -> None:
+        self._timeout = timeout
+        self._buffer = b""
+        self._calls = 0
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(timeout)
+        try:
+            with short_directory(path.parent, len(path.name)) as directory:
+                self._socket.connect(str(directory / path.name))
+        except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
+            self._socket.close()
+            raise not_running(path.parent) from None
+        except OSError as error:
+            self._socket.close()
+            raise ControlError(f"cannot reach the daemon at {path}: {error}", "pylon start") from None
+
+    def __enter__(self) -> ControlClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def call(
+        self,
+        method: str,
+        params: Mapping[str, Any] | None = None,
+        *,
+        on_progress: Progress | None = None,
+        timeout: float | None = -1.0,
+    ) -> Any:
+        """The result of one method. ``timeout`` in seconds is for all of it; ``None`` waits for ever."""
+        limit = self._timeout if timeout == -1.0 else timeout
+        deadline = None if limit is None else time.monotonic() + limit
+        self._calls += 1
+        request = {"jsonrpc": "2.0", "id": self._calls, "method": method, "params": dict(params or {})}
+        try:
+            self._wait_until(deadline)
+            self._socket.sendall(json.dumps(request).encode() + b"\n")
+            while True:
+                reply = self._read(deadline)
+                if "id" in reply:
+                    break
+                if on_progress is not None and isinstance(reply.get("method"), str):
+                    on_progress(reply["method"], reply.get("params"))
+        except TimeoutError:
+            raise ControlError(
+                f"the daemon has not answered {method!r} within {limit:g} s", "see its log: logs/pylon.log"
+            ) from None
+        except OSError as error:
+            raise ControlError(f"the daemon hung up: {error.strerror or error}", "pylon status") from None
+        if isinstance(reply.get("error"), dict):
+            raise remote_error(reply["error"])
+        if reply["id"] != self._calls or "result" not in reply:
+            raise ControlError("the daemon's answer is no reply", "is another version of pylon running?")
+        return reply["result"]
+
+    def _wait_until(self, deadline: float | None) -> None:
+        if deadline is None:
+            self._socket.settimeout(None)
+            return
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._socket.settimeout(left)
+
+    def _read(self, deadline: float | None) -> dict[str, Any]:
+        chunks = [self._buffer]
+        size = len(self._buffer)
+        while b"\n" not in chunks[-1]:
+            self._wait_until(deadline)
+            chunk = self._socket.recv(65536)
+            if not chunk:
+                raise ControlError("the daemon hung up before it answered", "pylon status")
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > MAX_REPLY_BYTES:
+                raise ControlError(f"the daemon's answer is longer than {MAX_REPLY_BYTES} bytes")
+        line, _, self._buffer = b"".join(chunks).partition(b"\n")
+        try:
+            reply = json.loads(line)
+        except (ValueError, RecursionError):
+            reply = None
+        if not isinstance(reply, dict):
+            raise ControlError("the daemon's answer is not JSON", "is another version of pylon running?")
+        return reply
+
+
+def not_running(home: Path) -> NotRunning:
+    return NotRunning(f"no daemon is running in {home}", "pylon start")
+
+
+def call(
+    home: Home,
+    method: str,
+    params: Mapping[str, Any] | None = None,
+    *,
+    on_progress: Progress | None = None,
+    timeout: float | None = 2.0,
+) -> Any:
+    """One call on a connection of its own."""
+    with ControlClient(home.socket, timeout=timeout) as client:
+        return client.call(method, params, on_progress=on_progress)
+
+
+def remote_error(error: Mapping[str, Any]) -> PylonError:
+    """The exception that a JSON-RPC error object stands for: the class with its code, if we know one."""
+    data = error.get("data")
+    if not isinstance(data, dict) or not isinstance(data.get("code"), str):
+        return ControlError(str(error.get("message", "unknown error")))
+    message, hint = str(data.get("message", "")), str(data.get("hint", ""))
+    kind = _classes().get(data["code"])
+    if kind is None:
+        exit_code = data.get("exit_code")
+        attributes = {"code": data["code"], "exit_code": exit_code if isinstance(exit_code, int) else 1}
+        kind = type("RemoteError", (PylonError,), attributes)
+    remade = kind.__new__(kind)
+    PylonError.__init__(remade, message, hint)
+    return remade
+
+
+def _classes() -> dict[str, type[PylonError]]:
+    return {
+        kind.code: kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, PylonError)
+    }

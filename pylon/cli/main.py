@@ -1,0 +1,142 @@
+"""The ``pylon`` command. Its subcommands are named in a table and imported when they are called.
+
+``pylon --help`` and ``pylon --version`` import nothing but click: the table carries the help texts.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any, NoReturn
+
+import click
+
+from pylon import __version__
+from pylon.cli.output import State, json_option, note, pass_state, print_error
+from pylon.errors import PylonError, UsageError
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "init": ("pylon.cli.init:init", "Make the identity and the configuration of a home."),
+    "start": ("pylon.cli.start:start", "Run the daemon in the foreground."),
+    "status": ("pylon.cli.status:status", "Show the daemon, its relays, its agents and its wallet."),
+    "job": ("pylon.cli.job:job", "Buy inference on the market."),
+    "wallet": ("pylon.cli.wallet:wallet", "Balance, invoices and payments."),
+    "earnings": ("pylon.cli.earnings:earnings", "What the provider has earned."),
+    "models": ("pylon.cli.models:models", "List and fetch models."),
+    "books": ("pylon.cli.books:books", "The double-entry books, and their check."),
+    "demo": ("pylon.cli.demo:demo", "Buy and sell an answer on this machine, with pretended sats."),
+}
+"""Name -> where the command is, and its line in ``pylon --help``."""
+
+INTERRUPTED = 130
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands by name and imports one when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        command = getattr(importlib.import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            import difflib
+
+            close = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            advice = f"did you mean pylon {close[0]}?" if close else "see pylon --help"
+            raise UsageError(f"there is no command {args[0]!r}", advice)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--home", metavar="DIR", help="The home to use, instead of $PYLON_HOME or ~/.openagents/pylon.")
+@json_option
+@click.version_option(__version__, prog_name="pylon", message="%(prog)s %(version)s")
+@pass_state
+def cli(state: State, home: str | None) -> None:
+    """The local runtime for sovereign AI agents: host your own, and sell inference to others."""
+    state.home_option = home
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run a command and leave with its exit code: 0, 1 error, 2 usage, 3 not running, 4 money refused."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """The exit code of one command line; everything that it raises has been said on stderr."""
+    state = State()
+    try:
+        result: Any = cli.main(arguments, prog_name="pylon", standalone_mode=False, obj=state)
+        return result if isinstance(result, int) else 0
+    except PylonError as error:
+        print_error(error, state.json or "--json" in arguments)
+        return error.exit_code
+    except click.Abort as abort:
+        return _interrupted() if isinstance(abort.__context__, KeyboardInterrupt) else 1
+    except KeyboardInterrupt:
+        return _interrupted()
+    except click.UsageError as error:
+        _print_usage(error, state.json or "--json" in arguments)
+        return error.exit_code
+    except click.ClickException as error:
+        print_error(PylonError(error.format_message()), state.json)
+        return error.exit_code
+    except Exception as error:
+        _print_unexpected(error, state)
+        return 1
+
+
+def _interrupted() -> int:
+    note("interrupted")
+    return INTERRUPTED
+
+
+def _print_usage(error: click.UsageError, as_json: bool) -> None:
+    command = error.ctx.command_path if error.ctx else "pylon"
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        error.show()
+        return
+    print_error(UsageError(error.format_message(), f"see {command} --help"), as_json)
+
+
+def _print_unexpected(error: Exception, state: State) -> None:
+    """One line for what should not have happened; its traceback goes to the log, or to stderr if asked for."""
+    import traceback
+
+    trace = "".join(traceback.format_exception(error))
+    if os.environ.get("PYLON_DEBUG") == "1":
+        note(trace.rstrip())
+    place = _log(trace, state)
+    hint = f"the traceback is in {place}" if place else "PYLON_DEBUG=1 shows the traceback"
+    print_error(PylonError(f"unexpected {type(error).__name__}: {error}", hint), state.json)
+
+
+def _log(trace: str, state: State) -> str | None:
+    """Append to the home's log, if there is a home. Returns its path."""
+    try:
+        path = state.home.log
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    except (OSError, PylonError):
+        return None
+    with os.fdopen(descriptor, "w", encoding="utf-8", errors="replace") as file:
+        file.write(trace)
+    return str(path)
+
+
+if __name__ == "__main__":
+    main()

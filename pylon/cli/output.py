@@ -1,0 +1,87 @@
+"""What every command shares: the global options, and how it speaks.
+
+stdout is data; warnings, prompts and progress go to stderr. With ``--json`` there is one JSON value on stdout, and an
+error is one JSON object on stderr. Only click and the standard library, for ``pylon status`` pays for it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from pylon.errors import PylonError
+from pylon.paths import Home, find_home
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class State:
+    """The global options, ``ctx.obj`` of every command."""
+
+    def __init__(self) -> None:
+        self.home_option: str | None = None
+        self.json = False
+        self._home: Home | None = None
+
+    @property
+    def home(self) -> Home:
+        """The home, found at the first use; what it warns of is said then."""
+        if self._home is None:
+            self._home = find_home(self.home_option)
+            warn(self._home.warnings)
+        return self._home
+
+
+pass_state = click.make_pass_decorator(State)
+
+
+def _set_json(context: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        context.ensure_object(State).json = True
+
+
+def json_option(command: F) -> F:
+    """``--json``, the same one before and after the command's name."""
+    return click.option(
+        "--json", is_flag=True, expose_value=False, callback=_set_json, help="Print one JSON value on stdout."
+    )(command)
+
+
+def emit(state: State, data: Any, text: str | Callable[[], str]) -> None:
+    """The result of a command: ``data`` with ``--json``, else ``text``."""
+    if state.json:
+        click.echo(json.dumps(data, ensure_ascii=False))
+    else:
+        click.echo(text if isinstance(text, str) else text())
+
+
+def note(text: str) -> None:
+    """A sentence for people, on stderr."""
+    click.echo(text, err=True)
+
+
+def warn(warnings: tuple[str, ...] | list[str]) -> None:
+    for warning in warnings:
+        note(f"warning: {warning}")
+
+
+def print_error(error: PylonError, as_json: bool) -> None:
+    """An error on stderr, with the next step."""
+    if as_json:
+        note(json.dumps(error.to_json(), ensure_ascii=False))
+        return
+    note(f"error: {error.message}")
+    if error.hint:
+        note(f"hint: {error.hint}")
+
+
+def sats(msats: int | None) -> str:
+    """An amount for people, with its unit; unknown is said, and is not zero."""
+    if msats is None:
+        return "unknown"
+    from pylon.money import Msat, format_msat
+
+    return format_msat(Msat(msats))

@@ -1,0 +1,141 @@
+"""``pylon status``: what the daemon says of itself. Imports nothing heavy, for it is asked often."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import click
+
+from pylon.cli.client import call
+from pylon.cli.output import State, emit, json_option, note, pass_state, sats
+from pylon.errors import NotRunning
+from pylon.paths import Home
+
+TIMEOUT = 2.0
+"""Seconds for the daemon to answer."""
+
+
+@click.command()
+@json_option
+@pass_state
+@click.pass_context
+def status(context: click.Context, state: State) -> None:
+    """Show the daemon, its relays, its agents and its wallet.
+
+    Exit code 3 if no daemon is running in this home.
+    """
+    try:
+        report: dict[str, Any] = call(state.home, "status", timeout=TIMEOUT)
+    except NotRunning as error:
+        emit(state, stopped(), lambda: _stopped_text(state.home))
+        if not state.json:
+            note(f"hint: {error.hint if state.home.mnemonic.exists() else 'pylon init'}")
+        context.exit(error.exit_code)
+    emit(state, report, lambda: render(report))
+
+
+def stopped() -> dict[str, Any]:
+    """The report of a home without a daemon: what only a daemon knows is null, never zero."""
+    return {
+        "daemon": {
+            "running": False,
+            "pid": None,
+            "uptime_secs": None,
+            "provider_active": None,
+            "host_active": None,
+        },
+        "stats": {"jobs_completed": None, "earnings_msats": None},
+        "backends": [],
+        "default_backend": None,
+        "relays": [],
+        "agents": [],
+        "wallet": {"settled_msats": None, "pending_msats": None, "known_at": None},
+    }
+
+
+def _stopped_text(home: Home) -> str:
+    identity = "configured" if home.mnemonic.exists() else "not initialized"
+    return f"Daemon:   stopped\nHome:     {home.root}\nIdentity: {identity}"
+
+
+def render(report: dict[str, Any]) -> str:
+    """The report for people. Whatever is missing from it is left out."""
+    daemon, stats, wallet = (_table(report.get(name)) for name in ("daemon", "stats", "wallet"))
+    lines = [f"Daemon:   running (pid {daemon.get('pid')})"]
+    if isinstance(daemon.get("uptime_secs"), (int, float)):
+        lines.append(f"Uptime:   {_duration(int(daemon['uptime_secs']))}")
+    modes = [name for name in ("provider", "host") if daemon.get(f"{name}_active")]
+    lines.append(f"Modes:    {', '.join(modes) or 'none'}")
+    if report.get("network"):
+        remark = " (simnet sats are not money)" if report["network"] == "simnet" else ""
+        lines.append(f"Network:  {report['network']}{remark}")
+    if wallet:
+        lines.append(f"Wallet:   {_wallet(wallet)}")
+    lines.append(
+        f"Jobs:     {stats.get('jobs_completed', 'unknown')} completed, {sats(stats.get('earnings_msats'))} earned"
+    )
+    default = report.get("default_backend")
+    backends = [
+        f"{_name(entry)} (default)" if _name(entry) == default else _name(entry) for entry in _list(report, "backends")
+    ]
+    lines.append(f"Backends: {', '.join(backends) or 'none'}")
+    lines += _section("Relays", [_relay(entry) for entry in _list(report, "relays")])
+    lines += _section("Agents", [_agent(entry) for entry in _list(report, "agents")])
+    lines += _section("Trouble", [_child(entry) for entry in _list(report, "children") if _is_trouble(entry)])
+    return "\n".join(lines)
+
+
+def _table(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(report: dict[str, Any], name: str) -> list[Any]:
+    value = report.get(name)
+    return value if isinstance(value, list) else []
+
+
+def _section(title: str, rows: list[str]) -> list[str]:
+    return [f"{title}:", *(f"  {row}" for row in rows)] if rows else []
+
+
+def _name(entry: Any) -> str:
+    return str(entry.get("name") or entry.get("id") or entry) if isinstance(entry, dict) else str(entry)
+
+
+def _wallet(wallet: dict[str, Any]) -> str:
+    text = sats(wallet.get("settled_msats"))
+    if wallet.get("pending_msats"):
+        text += f", {sats(wallet['pending_msats'])} on its way out"
+    known_at = wallet.get("known_at")
+    if isinstance(known_at, (int, float)) and (age := int(time.time() - known_at)) >= 5:
+        text += f" (known {_duration(age)} ago)"
+    return text
+
+
+def _relay(entry: Any) -> str:
+    relay = _table(entry)
+    state = relay.get("state") or ("connected" if relay.get("connected") else "not connected")
+    return f"{relay.get('url')}  {state}" if relay else str(entry)
+
+
+def _agent(entry: Any) -> str:
+    agent = _table(entry)
+    return f"{_name(entry)}  {agent.get('state', 'unknown')}  {sats(agent.get('balance_msats'))}"
+
+
+def _is_trouble(entry: Any) -> bool:
+    return _table(entry).get("state") in ("waiting", "quarantined")
+
+
+def _child(entry: Any) -> str:
+    child = _table(entry)
+    return f"{_name(entry)}  {child.get('state')}: {child.get('last_error') or 'ended'}"
+
+
+def _duration(seconds: int) -> str:
+    hours, rest = divmod(max(0, seconds), 3600)
+    minutes, rest = divmod(rest, 60)
+    return " ".join(
+        f"{amount}{unit}" for amount, unit in ((hours, "h"), (minutes, "m"), (rest, "s")) if amount or unit == "s"
+    )
