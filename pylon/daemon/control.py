@@ -2,7 +2,7 @@
 
 The socket has mode 0600 and stands in a directory that is closed to others; whoever can connect is its owner. A
 connection is a task of its own with deadlines, so that a silent, slow, huge or vanishing client harms nobody.
-Calls of one connection are answered in their order. Notifications of a method (``progress``) precede its response.
+Calls of one connection are answered in their order. Notifications of a method (its progress) precede its response.
 
 Errors: the numbers of the specification for what is malformed; ``-32000`` for a ``PylonError``, whose ``data`` is
 ``{"code", "message", "hint", "exit_code"}``. Batches are not served.
@@ -17,14 +17,14 @@ import secrets
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import attrs
 import orjson
 import trio
 
 from pylon.errors import AlreadyRunning, ControlError, PylonError
-from pylon.paths import short_directory
+from pylon.paths import Home, short_directory
 
 PARSE_ERROR = -32700
 INVALID_REQUEST = -32600
@@ -34,11 +34,9 @@ INTERNAL_ERROR = -32603
 PYLON_ERROR = -32000
 
 
-class Notify(Protocol):
-    async def __call__(self, params: Any, method: str = "progress") -> bool:
-        """Send a notification to the caller. False once it has gone: whether to go on is the method's choice."""
-        ...
-
+Notify = Callable[[str, Any], Awaitable[Any]]
+"""``await notify(method, params)`` sends a notification to the caller. The answer is false once the caller has gone:
+whether to go on without it is the method's choice."""
 
 Method = Callable[[dict[str, Any], Notify], Awaitable[Any]]
 """``async method(params, notify)`` returns what JSON can say, or raises a ``PylonError``."""
@@ -62,7 +60,7 @@ class Limits:
 
 
 async def serve_control(
-    path: Path,
+    home: Home,
     methods: Mapping[str, Method],
     *,
     limits: Limits | None = None,
@@ -71,11 +69,11 @@ async def serve_control(
 ) -> None:
     """Serve until cancelled; then the socket is removed, if it is still ours.
 
-    Reports started when clients can connect. Raises ``AlreadyRunning`` if somebody answers on ``path`` already;
+    Reports started when clients can connect. Raises ``AlreadyRunning`` if somebody answers on the socket already;
     a socket file that nobody listens on is replaced. Raises ``ControlError`` where the socket cannot be made.
     """
     server = _Server(methods, limits or Limits(), on_error)
-    async with _bound(path) as listener:
+    async with _bound(home.socket) as listener:
         async with trio.open_nursery() as nursery:
             task_status.started()
             await server.accept(listener, nursery)
@@ -250,7 +248,7 @@ class _Server:
         if not isinstance(params, dict):
             return _error(known, INVALID_PARAMS, "params are given by name")
 
-        async def notify(params: Any, method: str = "progress") -> bool:
+        async def notify(method: str, params: Any) -> bool:
             if not connection.gone:
                 try:
                     await self._send(connection, _encode({"jsonrpc": "2.0", "method": method, "params": params}))

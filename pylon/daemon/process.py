@@ -23,8 +23,11 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 @contextlib.contextmanager
-def hold(home: Home) -> Iterator[None]:
-    """Be the one process that works in ``home``, for the block. Raises ``AlreadyRunning`` that names the other."""
+def hold_home(home: Home, *, pid_file: bool = False) -> Iterator[None]:
+    """Be the one process that works in ``home``, for the block; with ``pid_file``, be found as well.
+
+    Raises ``AlreadyRunning`` that names the other one.
+    """
     home.prepare()
     lock = filelock.FileLock(home.lock, mode=0o600, thread_local=False)
     try:
@@ -34,21 +37,13 @@ def hold(home: Home) -> Iterator[None]:
     except OSError as error:
         raise ConfigError(f"cannot lock {home.lock}: {error.strerror or error}", "check its owner and mode") from None
     try:
+        if pid_file:
+            _write_pid(home.pid)
         yield
     finally:
+        if pid_file and read_pid(home) == os.getpid():
+            home.pid.unlink(missing_ok=True)
         lock.release()
-
-
-@contextlib.contextmanager
-def instance(home: Home) -> Iterator[None]:
-    """``hold``, and be found: the pid file names this process for the block."""
-    with hold(home):
-        _write_pid(home.pid)
-        try:
-            yield
-        finally:
-            if read_pid(home) == os.getpid():
-                home.pid.unlink(missing_ok=True)
 
 
 def running_pid(home: Home) -> int | None:

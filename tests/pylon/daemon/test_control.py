@@ -53,7 +53,7 @@ async def unsayable(params, notify):
 
 async def count(params, notify):
     for number in range(params["to"]):
-        await notify({"number": number})
+        await notify("progress", {"number": number})
     return "done"
 
 
@@ -72,7 +72,7 @@ METHODS = {f.__name__: f for f in (echo, refuse, strange, crash, wrapped, unsaya
 @asynccontextmanager
 async def server(home: Home, *, methods=METHODS, **kwargs):
     async with trio.open_nursery() as nursery:
-        await nursery.start(lambda task_status: serve_control(home.socket, methods, task_status=task_status, **kwargs))
+        await nursery.start(lambda task_status: serve_control(home, methods, task_status=task_status, **kwargs))
         yield
         nursery.cancel_scope.cancel()
 
@@ -385,11 +385,11 @@ async def test_a_vanishing_client_does_not_break_its_method(home):
     finished = trio.Event()
 
     async def watched(params, notify):
-        told.append(await notify({}))
+        told.append(await notify("progress", {}))
         await trio.sleep(0.1)
-        while await notify({"pad": "x" * 10_000}):
+        while await notify("progress", {"pad": "x" * 10_000}):
             await trio.lowlevel.checkpoint()
-        told.append(await notify({}))
+        told.append(await notify("progress", {}))
         finished.set()
 
     async with server(home, methods={**METHODS, "watched": watched}):
@@ -456,7 +456,7 @@ async def test_a_stale_socket_is_replaced(home):
 async def test_a_socket_that_somebody_serves_is_left_alone(home):
     async with server(home):
         with pytest.raises(AlreadyRunning):
-            await serve_control(home.socket, METHODS)
+            await serve_control(home, METHODS)
         await still_serves(home)
 
 
@@ -469,4 +469,4 @@ async def test_a_socket_of_another_is_not_removed(home):
 
 async def test_no_directory(tmp_path):
     with pytest.raises(ControlError, match=r"control\.sock"):
-        await serve_control(tmp_path / "none" / "control.sock", METHODS)
+        await serve_control(Home(tmp_path / "none"), METHODS)

@@ -9,7 +9,7 @@ import textwrap
 
 import pytest
 
-from pylon.daemon.process import hold, instance, read_pid, running_pid
+from pylon.daemon.process import hold_home, read_pid, running_pid
 from pylon.errors import AlreadyRunning
 from pylon.paths import Home
 
@@ -39,14 +39,14 @@ def finish(process: subprocess.Popen) -> int:
 
 
 HOLDER = """
-with instance(home):
+with hold_home(home, pid_file=True):
     print("ready", flush=True)
     sys.stdin.read()
 """
 
 
 def test_the_pid_file_comes_and_goes(home):
-    with instance(home):
+    with hold_home(home, pid_file=True):
         assert home.pid.read_text() == f"{os.getpid()}\n"
         assert stat.S_IMODE(home.pid.stat().st_mode) == 0o600
         assert running_pid(home) == os.getpid()
@@ -56,19 +56,19 @@ def test_the_pid_file_comes_and_goes(home):
 
 def test_a_second_one_is_refused_and_told_by_whom(home):
     holder = python(HOLDER, home)
-    with pytest.raises(AlreadyRunning) as caught, instance(home):
+    with pytest.raises(AlreadyRunning) as caught, hold_home(home, pid_file=True):
         pass
     assert str(holder.pid) in caught.value.message
     assert caught.value.exit_code == 1
     assert running_pid(home) == holder.pid
     assert read_pid(home) == holder.pid, "the loser leaves the pid file alone"
     assert finish(holder) == 0
-    with instance(home):
+    with hold_home(home, pid_file=True):
         pass
 
 
 def test_even_within_one_process(home):
-    with hold(home), pytest.raises(AlreadyRunning, match="no pid file"), hold(home):
+    with hold_home(home), pytest.raises(AlreadyRunning, match="no pid file"), hold_home(home):
         pass
 
 
@@ -78,7 +78,7 @@ def test_a_killed_one_leaves_nothing_that_matters(home):
     finish(holder)
     assert read_pid(home) == holder.pid
     assert running_pid(home) is None
-    with instance(home):
+    with hold_home(home, pid_file=True):
         assert read_pid(home) == os.getpid()
 
 
@@ -86,12 +86,12 @@ def test_a_reused_pid_is_not_believed(home):
     home.prepare()
     home.pid.write_text(f"{os.getppid()}\n")
     assert running_pid(home) is None
-    with instance(home):
+    with hold_home(home, pid_file=True):
         assert read_pid(home) == os.getpid()
 
 
 def test_a_pid_file_of_another_is_not_removed(home):
-    with instance(home):
+    with hold_home(home, pid_file=True):
         home.pid.write_text("1\n")
     assert home.pid.read_text() == "1\n"
 
@@ -101,7 +101,7 @@ def test_nonsense_in_the_pid_file(home, content):
     home.prepare()
     home.pid.write_bytes(content.encode("utf-8", "surrogateescape"))
     assert read_pid(home) is None
-    with hold(home), pytest.raises(AlreadyRunning), hold(home):
+    with hold_home(home), pytest.raises(AlreadyRunning), hold_home(home):
         pass
 
 
@@ -117,7 +117,7 @@ async def main():
             time.sleep(30)
 
 import trio.testing
-with instance(home):
+with hold_home(home, pid_file=True):
     trio.run(main)
 """
 
