@@ -1,0 +1,501 @@
+"""The store: one SQLite database with one writer, and commits that many writes share.
+
+A write is a function of a transaction. Writes queue; the writer task runs all that have gathered inline, each in a
+savepoint of its own, within one transaction. Only the COMMIT, which waits for the disk, goes to a thread; what is
+written meanwhile gathers for the next commit. So a busy store makes few commits, and an idle one answers at once.
+
+WAL, ``synchronous=FULL``: what ``write`` has returned for survives a power cut (on macOS by ``F_FULLFSYNC``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+import sqlite3
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, cast
+
+import attrs
+import trio
+
+from pylon.clock import Clock
+from pylon.errors import StoreError
+from pylon.store.schema import migrate
+from pylon.store.vault import Vault
+
+T = TypeVar("T")
+Params: TypeAlias = Sequence[Any] | Mapping[str, Any]
+
+BUSY_SECONDS = 5.0
+"""How long another process may hold the database before a write gives up."""
+GROUP_LIMIT = 256
+"""The most writes in one commit: a bound on how long the loop is kept from everything else."""
+
+
+class Reads(Protocol):
+    """What can be asked: a ``Store`` answers from what is committed, a ``Tx`` with its own changes too."""
+
+    def read(self, sql: str, params: Params = ()) -> list[sqlite3.Row]: ...
+
+    def one(self, sql: str, params: Params = ()) -> sqlite3.Row | None: ...
+
+
+@attrs.frozen
+class Executed:
+    rowcount: int
+    """Rows inserted, changed or deleted."""
+    lastrowid: int | None
+
+
+class Tx:
+    """A transaction, as the function given to ``Store.write`` sees it. Of no use after that function has returned."""
+
+    __slots__ = ("_connection", "_path", "_topics", "clock", "vault")
+
+    def __init__(self, connection: sqlite3.Connection, path: str, vault: Vault, clock: Clock) -> None:
+        self._connection: sqlite3.Connection | None = connection
+        self._path = path
+        self._topics: dict[str, None] = {}
+        self.vault = vault
+        self.clock = clock
+
+    def execute(self, sql: str, params: Params = ()) -> Executed:
+        """Run a statement that returns no rows."""
+        cursor = self._run(sql, params)
+        return Executed(cursor.rowcount, cursor.lastrowid)
+
+    def all(self, sql: str, params: Params = ()) -> list[sqlite3.Row]:
+        with _translated(self._path):
+            return self._run(sql, params).fetchall()
+
+    read = all
+
+    def one(self, sql: str, params: Params = ()) -> sqlite3.Row | None:
+        """The first row, or ``None``."""
+        rows = self.all(sql, params)
+        return rows[0] if rows else None
+
+    def touch(self, topic: str) -> None:
+        """Wake the listeners of ``topic``, after the commit and only then."""
+        self._topics[topic] = None
+
+    def _run(self, sql: str, params: Params) -> sqlite3.Cursor:
+        if self._connection is None:
+            raise StoreError("a transaction was used after its end")
+        with _translated(self._path):
+            return self._connection.execute(sql, params)
+
+    def _end(self) -> None:
+        self._connection = None
+
+
+class _Job(Generic[T]):
+    """One queued write and what became of it."""
+
+    __slots__ = ("done", "error", "fn", "result", "topics")
+
+    def __init__(self, fn: Callable[[Tx], T]) -> None:
+        self.fn = fn
+        self.done = trio.Event()
+        self.error: BaseException | None = None
+        self.result: T | None = None
+        self.topics: dict[str, None] = {}
+
+    def fail(self, error: BaseException) -> None:
+        if not self.done.is_set():
+            self.error = self.error or error
+            self.done.set()
+
+
+class Store:
+    """An open database. Made by ``open_store``."""
+
+    def __init__(
+        self,
+        path: str,
+        writer: sqlite3.Connection,
+        reader: sqlite3.Connection,
+        vault: Vault,
+        clock: Clock,
+        threaded: bool,
+    ) -> None:
+        self.path = path
+        self.vault = vault
+        self.clock = clock
+        self.commits = 0
+        """Commits so far."""
+        self.writes = 0
+        """Writes so far that were committed."""
+        self._writer = writer
+        self._reader = reader
+        self._limiter = trio.CapacityLimiter(1) if threaded else None
+        self._queue: deque[_Job[Any]] = deque()
+        self._group: list[_Job[Any]] = []
+        self._wake = trio.Event()
+        self._ending = False
+        self._dead: StoreError | None = None
+        self._busy = False
+        self._finished = trio.Event()
+        self._listeners: dict[str, list[trio.MemorySendChannel[None]]] = {}
+        self._snapshots = 0
+
+    # --- reading --------------------------------------------------------------------------------------------------
+
+    def read(self, sql: str, params: Params = ()) -> list[sqlite3.Row]:
+        """All rows of a query over what is committed. Synchronous: keep it to what an index answers."""
+        self._require_alive()
+        with _translated(self.path):
+            return self._reader.execute(sql, params).fetchall()
+
+    def one(self, sql: str, params: Params = ()) -> sqlite3.Row | None:
+        """The first row of a query over what is committed, or ``None``."""
+        self._require_alive()
+        with _translated(self.path), contextlib.closing(self._reader.execute(sql, params)) as cursor:
+            return cast("sqlite3.Row | None", cursor.fetchone())
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Reads inside see one moment, whatever is committed meanwhile. Nothing may be awaited inside."""
+        self._require_alive()
+        if self._snapshots == 0:
+            with _translated(self.path):
+                self._reader.execute("BEGIN")
+        self._snapshots += 1
+        try:
+            yield
+        finally:
+            self._snapshots -= 1
+            if self._snapshots == 0 and self._dead is None:
+                self._reader.execute("ROLLBACK")
+
+    # --- writing --------------------------------------------------------------------------------------------------
+
+    async def write(self, fn: Callable[[Tx], T]) -> T:
+        """Run ``fn`` in a transaction; returns its result once that is committed.
+
+        ``fn`` runs in the writer task and must not await. If it raises, its changes are undone and the exception
+        arrives here, and nowhere else. Raises ``StoreError`` where the commit fails: then nothing was written.
+
+        Cancellation never tears a write: a caller that is cancelled before the call leaves nothing behind; one that
+        is cancelled while it waits has written already or will have, as if it had not been cancelled.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._require_alive()
+        if self._ending:
+            raise StoreError("the store is being closed", "nothing more can be written")
+        job = _Job(fn)
+        self._queue.append(job)
+        self._wake.set()
+        await job.done.wait()
+        if job.error is not None:
+            raise job.error
+        return cast(T, job.result)
+
+    @contextmanager
+    def listen(self, topic: str) -> Iterator[trio.MemoryReceiveChannel[None]]:
+        """Wake-ups for ``topic``: one waits in the channel if any write has touched it since the last was received.
+
+        The channel ends when the store is closed.
+        """
+        self._require_alive()
+        send, receive = trio.open_memory_channel[None](1)
+        self._listeners.setdefault(topic, []).append(send)
+        try:
+            yield receive
+        finally:
+            listening = self._listeners.get(topic, [])
+            if send in listening:
+                listening.remove(send)
+            if not listening:
+                self._listeners.pop(topic, None)
+            send.close()
+            receive.close()
+
+    def kill(self) -> None:
+        """Die as in a power cut, for simulations: what is not committed is gone, and every later call raises.
+
+        A commit that a thread has begun cannot be called back: it happens or not, as in a real one.
+        """
+        if self._dead is None:
+            self._die(StoreError("the store was killed"))
+
+    # --- the writer task ------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        """A system task: neither cancellation nor Ctrl-C may stop it between a statement and its commit."""
+        try:
+            while self._dead is None:
+                if self._queue:
+                    await self._commit_group()
+                    await trio.lowlevel.checkpoint()
+                elif self._ending:
+                    break
+                else:
+                    self._wake = trio.Event()
+                    await self._wake.wait()
+        except BaseException as error:
+            self._busy = False
+            broken = StoreError(f"the store's writer broke: {type(error).__name__}", "this is a bug; restart Pylon")
+            broken.__cause__ = error
+            self._die(broken)
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            self._finished.set()
+
+    async def _commit_group(self) -> None:
+        try:
+            await self._begin()
+        except sqlite3.Error as error:
+            while self._queue:
+                self._queue.popleft().fail(_translate(error, self.path))
+            return
+        if self._dead is not None:
+            return
+        self._busy = True
+        group = [self._queue.popleft() for _ in range(min(len(self._queue), GROUP_LIMIT))]
+        self._group = group
+        try:
+            for job in group:
+                self._attempt(job)
+                if self._dead is not None:
+                    break
+                if not self._writer.in_transaction:
+                    # A full disk can end the whole transaction by itself, and what the others wrote with it.
+                    raise _copy(job.error)
+            if self._dead is None:
+                await self._commit()
+        except (sqlite3.Error, StoreError) as error:
+            self._roll_back()
+            for job in group:
+                job.fail(_translate(error, self.path) if isinstance(error, sqlite3.Error) else _copy(error))
+        finally:
+            self._busy = False
+            self._group = []
+        if self._dead is not None:
+            self._close_connections()
+            return
+        self._announce(group)
+
+    async def _begin(self) -> None:
+        """Take the write lock. Waits for another process by sleeping, not by keeping the loop from running."""
+        deadline = trio.current_time() + BUSY_SECONDS
+        while self._dead is None:
+            try:
+                self._writer.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as error:
+                if _primary_code(error) != sqlite3.SQLITE_BUSY or trio.current_time() >= deadline:
+                    raise
+            await trio.sleep(0.01)
+
+    def _attempt(self, job: _Job[Any]) -> None:
+        """Run one write in its savepoint. Its own exceptions stay with it; SQLite's about savepoints go up."""
+        tx = Tx(self._writer, self.path, self.vault, self.clock)
+        self._writer.execute("SAVEPOINT job")
+        try:
+            result = job.fn(tx)
+            if inspect.iscoroutine(result):
+                result.close()
+                raise TypeError("a write must be a plain function: it cannot await inside a transaction")
+        except BaseException as error:
+            job.error = error
+            if self._writer.in_transaction:
+                self._writer.execute("ROLLBACK TO job")
+                self._writer.execute("RELEASE job")
+        else:
+            if self._writer.in_transaction:
+                self._writer.execute("RELEASE job")
+            job.result = result
+            job.topics = tx._topics
+        finally:
+            tx._end()
+
+    async def _commit(self) -> None:
+        if self._limiter is None:
+            self._writer.execute("COMMIT")
+        else:
+            await trio.to_thread.run_sync(self._commit_in_thread, limiter=self._limiter)
+        self.commits += 1
+
+    def _commit_in_thread(self) -> None:
+        self._writer.execute("COMMIT")
+
+    def _roll_back(self) -> None:
+        with contextlib.suppress(sqlite3.Error):
+            if self._writer.in_transaction:
+                self._writer.execute("ROLLBACK")
+
+    def _announce(self, group: list[_Job[Any]]) -> None:
+        """Tell listeners and callers."""
+        for job in group:
+            if job.error is None:
+                self.writes += 1
+                for topic in job.topics:
+                    for send in self._listeners.get(topic, ()):
+                        with contextlib.suppress(trio.WouldBlock, trio.BrokenResourceError):
+                            send.send_nowait(None)
+            job.done.set()
+
+    # --- the end --------------------------------------------------------------------------------------------------
+
+    def _require_alive(self) -> None:
+        if self._dead is not None:
+            raise _copy(self._dead)
+
+    def _die(self, why: StoreError) -> None:
+        self._dead = why
+        for job in (*self._group, *self._queue):
+            job.fail(_copy(why))
+        self._queue.clear()
+        self._wake.set()
+        for listening in self._listeners.values():
+            for send in listening:
+                send.close()
+        if not self._busy:
+            self._close_connections()
+
+    def _close_connections(self) -> None:
+        for connection in (self._reader, self._writer):
+            with contextlib.suppress(sqlite3.Error):
+                if connection.in_transaction:
+                    connection.rollback()
+            with contextlib.suppress(sqlite3.Error):
+                connection.close()
+
+    def _checkpoint(self) -> None:
+        """Bring the write-ahead log home. A failure loses nothing: the log stays, and is read at the next start."""
+        with contextlib.suppress(sqlite3.Error):
+            self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    async def _aclose(self) -> None:
+        self._ending = True
+        self._wake.set()
+        await self._finished.wait()
+        if self._dead is not None:
+            return
+        if self._limiter is None:
+            self._checkpoint()
+        else:
+            await trio.to_thread.run_sync(self._checkpoint, limiter=self._limiter)
+        if self._dead is None:
+            self._die(StoreError("the store is closed"))
+
+
+@asynccontextmanager
+async def open_store(
+    path: str | os.PathLike[str],
+    *,
+    vault: Vault,
+    clock: Clock,
+    executor: Literal["thread", "inline"] = "thread",
+    durable: bool = True,
+) -> AsyncIterator[Store]:
+    """Open the database at ``path``; it is made (mode 0600) and brought to the current schema where needed.
+
+    :param executor: ``inline`` commits without a thread, for virtual time.
+    :param durable: ``False`` leaves the disk to itself (``synchronous=OFF``): for tests.
+
+    Leaving the context finishes what is queued, even if cancelled. Raises ``StoreError``.
+    """
+    name = os.fspath(path)
+    writer, reader = _connect(name, durable)
+    store = Store(name, writer, reader, vault, clock, executor == "thread")
+    trio.lowlevel.spawn_system_task(store._run, name=f"writer of {name}")
+    try:
+        yield store
+    finally:
+        with trio.CancelScope(shield=True):
+            await store._aclose()
+
+
+def _connect(path: str, durable: bool) -> tuple[sqlite3.Connection, sqlite3.Connection]:
+    with contextlib.ExitStack() as undo, _translated(path):
+        try:
+            # Made by us and not by SQLite, so that no other user can read it, whatever the umask.
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        except OSError as error:
+            raise StoreError(
+                f"the database {path} cannot be opened: {error.strerror}", "check the directory and its permissions"
+            ) from error
+        writer = _open(path)
+        undo.callback(writer.close)
+        mode = writer.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+        if mode != "wal":
+            raise StoreError(f"the database {path} cannot keep a write-ahead log", "put it on a local disk")
+        writer.execute(f"PRAGMA synchronous = {'FULL' if durable else 'OFF'}")
+        writer.execute(f"PRAGMA fullfsync = {'ON' if durable else 'OFF'}")
+        writer.execute(f"PRAGMA journal_size_limit = {64 * 1024 * 1024}")
+        migrate(writer, path)
+        # From here on it waits for other processes by itself, see _begin.
+        writer.execute("PRAGMA busy_timeout = 0")
+        reader = _open(path)
+        undo.callback(reader.close)
+        reader.execute("PRAGMA query_only = ON")
+        reader.execute("SELECT COUNT(*) FROM sqlite_schema").fetchone()
+        undo.pop_all()
+    return writer, reader
+
+
+def _open(path: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=256
+    )
+    connection.row_factory = sqlite3.Row
+    connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA trusted_schema = OFF")
+    return connection
+
+
+# --- errors -------------------------------------------------------------------------------------------------------
+
+_RESTORE = "stop Pylon and restore a backup of the home; `pylon doctor` says more"
+_MEANING: dict[int, tuple[str, str]] = {
+    sqlite3.SQLITE_FULL: ("the disk is full", "free some space; no paid work is taken meanwhile"),
+    sqlite3.SQLITE_BUSY: ("another process holds the database", "stop the other program that writes to it"),
+    sqlite3.SQLITE_LOCKED: ("another process holds the database", "stop the other program that writes to it"),
+    sqlite3.SQLITE_CORRUPT: ("the database is damaged", _RESTORE),
+    sqlite3.SQLITE_NOTADB: ("the file is no database, or a damaged one", _RESTORE),
+    sqlite3.SQLITE_READONLY: ("the database is read-only", "check the permissions and the mount of its directory"),
+    sqlite3.SQLITE_CANTOPEN: ("the database cannot be opened", "check the directory and its permissions"),
+    sqlite3.SQLITE_PERM: ("the database may not be opened", "check the directory and its permissions"),
+    sqlite3.SQLITE_IOERR: ("the disk failed", "check the disk, then restart Pylon"),
+}
+
+
+def _primary_code(error: sqlite3.Error) -> int | None:
+    code = getattr(error, "sqlite_errorcode", None)
+    return None if code is None else code & 0xFF
+
+
+def _translate(error: Exception, path: str) -> StoreError:
+    """SQLite's complaint in our words. SQLite names tables and columns in its texts, never values."""
+    if isinstance(error, sqlite3.Error):
+        said, hint = _MEANING.get(_primary_code(error) or -1, ("", ""))
+        text = f"{path}: {said} ({error})" if said else f"{path}: {error}"
+    else:
+        text, hint = f"{path}: a value cannot be stored ({type(error).__name__})", ""
+    translated = StoreError(text, hint)
+    translated.__cause__ = error if isinstance(error, sqlite3.Error) else None
+    return translated
+
+
+def _copy(error: BaseException | None) -> StoreError:
+    """The same failure for another caller: an exception that is raised twice grows the tracebacks of both."""
+    if not isinstance(error, StoreError):
+        return StoreError("another write of the same commit ended the transaction", "this is a bug; restart Pylon")
+    copy = type(error)(error.message, error.hint)
+    copy.__cause__ = error.__cause__
+    return copy
+
+
+@contextmanager
+def _translated(path: str) -> Iterator[None]:
+    try:
+        yield
+    except (sqlite3.Error, UnicodeError, OverflowError) as error:
+        # The texts of the latter two quote the value, which may be a secret.
+        raise _translate(error, path) from (error if isinstance(error, sqlite3.Error) else None)

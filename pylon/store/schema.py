@@ -1,0 +1,189 @@
+"""The tables of ``pylon.db`` and how they came about. Migrations are kept for ever; a new one is added at the end.
+
+Amounts are millisatoshi, times are wall time in Unix seconds, ids and hashes are lowercase hex. Columns of type BLOB
+are sealed (``pylon.store.vault``).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+
+import attrs
+
+from pylon.errors import StoreError
+
+APPLICATION_ID = 0x50594C4E
+"""``PRAGMA application_id`` of a Pylon database: "PYLN"."""
+
+_SET = "pylon"
+_OLDEST_SQLITE = (3, 37, 0)
+"""The first with STRICT tables."""
+
+_FIRST = (
+    f"PRAGMA application_id = {APPLICATION_ID}",
+    # What has been taken from the network: one key a consumer.
+    """
+    CREATE TABLE inbox (
+        consumer TEXT NOT NULL, event_id TEXT NOT NULL, at REAL NOT NULL,
+        PRIMARY KEY (consumer, event_id)
+    ) STRICT, WITHOUT ROWID
+    """,
+    "CREATE INDEX inbox_at ON inbox (at)",
+    "CREATE TABLE cursors (name TEXT PRIMARY KEY, created_at INTEGER NOT NULL) STRICT, WITHOUT ROWID",
+    # What goes to relays: the signed event once, a delivery for each relay.
+    """
+    CREATE TABLE outbox (
+        id INTEGER PRIMARY KEY, event_id TEXT NOT NULL UNIQUE, event TEXT NOT NULL, kind INTEGER NOT NULL,
+        address TEXT, created_at INTEGER NOT NULL, effect TEXT NOT NULL, subject TEXT NOT NULL,
+        queued_at REAL NOT NULL, expires_at REAL
+    ) STRICT
+    """,
+    "CREATE INDEX outbox_address ON outbox (address, created_at) WHERE address IS NOT NULL",
+    "CREATE INDEX outbox_subject ON outbox (subject, effect)",
+    "CREATE INDEX outbox_expires ON outbox (expires_at) WHERE expires_at IS NOT NULL",
+    """
+    CREATE TABLE deliveries (
+        event_id TEXT NOT NULL REFERENCES outbox (event_id) ON DELETE CASCADE, relay TEXT NOT NULL,
+        state TEXT NOT NULL CHECK (state IN ('pending', 'accepted', 'refused', 'cancelled', 'expired')),
+        attempts INTEGER NOT NULL, next_at REAL NOT NULL, message TEXT NOT NULL, done_at REAL,
+        PRIMARY KEY (event_id, relay)
+    ) STRICT, WITHOUT ROWID
+    """,
+    "CREATE INDEX deliveries_due ON deliveries (relay, next_at) WHERE state = 'pending'",
+    # The ledger: double entry.
+    """
+    CREATE TABLE entries (
+        id INTEGER PRIMARY KEY, at REAL NOT NULL, cause TEXT NOT NULL, kind TEXT NOT NULL,
+        debit TEXT NOT NULL, credit TEXT NOT NULL, msats INTEGER NOT NULL CHECK (msats > 0),
+        UNIQUE (cause, kind), CHECK (debit <> credit)
+    ) STRICT
+    """,
+    "CREATE INDEX entries_at ON entries (at)",
+    # What is to be paid: committed before a wallet is called.
+    """
+    CREATE TABLE intents (
+        id TEXT PRIMARY KEY, cause TEXT NOT NULL, payment_hash TEXT NOT NULL UNIQUE,
+        state TEXT NOT NULL CHECK (state IN ('pending', 'settled', 'failed')),
+        amount_msats INTEGER NOT NULL CHECK (amount_msats > 0),
+        max_fee_msats INTEGER NOT NULL CHECK (max_fee_msats >= 0),
+        fee_msats INTEGER CHECK (fee_msats >= 0),
+        idempotency_key TEXT NOT NULL UNIQUE, invoice BLOB NOT NULL, preimage BLOB, error TEXT,
+        created_at REAL NOT NULL, updated_at REAL NOT NULL
+    ) STRICT
+    """,
+    "CREATE UNIQUE INDEX intents_one_open ON intents (cause) WHERE state <> 'failed'",
+    "CREATE INDEX intents_cause ON intents (cause)",
+    "CREATE INDEX intents_state ON intents (state, updated_at)",
+    # What was received, each payment once.
+    """
+    CREATE TABLE claims (
+        wallet TEXT NOT NULL, payment_id TEXT NOT NULL, payment_hash TEXT NOT NULL, sale_id TEXT NOT NULL,
+        amount_msats INTEGER NOT NULL CHECK (amount_msats > 0), preimage BLOB, at REAL NOT NULL,
+        PRIMARY KEY (wallet, payment_id)
+    ) STRICT, WITHOUT ROWID
+    """,
+    "CREATE INDEX claims_sale ON claims (sale_id)",
+    # The machines' records, and the history of their states.
+    """
+    CREATE TABLE sales (
+        id TEXT PRIMARY KEY, state TEXT NOT NULL, customer TEXT NOT NULL, model TEXT NOT NULL,
+        price_msats INTEGER NOT NULL, payment_hash TEXT UNIQUE, expires_at REAL, attempts INTEGER NOT NULL,
+        created_at REAL NOT NULL, updated_at REAL NOT NULL, record BLOB NOT NULL
+    ) STRICT
+    """,
+    "CREATE INDEX sales_state ON sales (state, created_at)",
+    "CREATE INDEX sales_customer ON sales (customer)",
+    """
+    CREATE TABLE purchases (
+        id TEXT PRIMARY KEY, state TEXT NOT NULL, provider TEXT, request_id TEXT, payment_hash TEXT,
+        paid_msats INTEGER NOT NULL, fee_msats INTEGER NOT NULL, deadline REAL,
+        created_at REAL NOT NULL, updated_at REAL NOT NULL, record BLOB NOT NULL
+    ) STRICT
+    """,
+    "CREATE INDEX purchases_state ON purchases (state, created_at)",
+    """
+    CREATE TABLE purchase_requests (
+        request_id TEXT PRIMARY KEY, purchase_id TEXT NOT NULL, provider TEXT NOT NULL, created_at REAL NOT NULL
+    ) STRICT, WITHOUT ROWID
+    """,
+    "CREATE INDEX purchase_requests_purchase ON purchase_requests (purchase_id)",
+    """
+    CREATE TABLE transitions (
+        id INTEGER PRIMARY KEY, machine TEXT NOT NULL, subject TEXT NOT NULL, at REAL NOT NULL,
+        from_state TEXT NOT NULL, input TEXT NOT NULL, to_state TEXT NOT NULL
+    ) STRICT
+    """,
+    "CREATE INDEX transitions_subject ON transitions (subject, id)",
+    "CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID",
+)
+
+
+@attrs.frozen
+class Migration:
+    """One step of the schema. ``name`` is what the database remembers: never change it, nor what it does."""
+
+    name: str
+    statements: tuple[str, ...]
+
+
+MIGRATIONS: tuple[Migration, ...] = (Migration("m001_the_store", _FIRST),)
+
+
+def migrate(connection: sqlite3.Connection, path: str) -> None:
+    """Bring the database up to date, in one transaction. Raises ``StoreError`` for one that we do not understand."""
+    if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
+        raise StoreError(
+            f"SQLite {sqlite3.sqlite_version} is too old: Pylon needs {'.'.join(map(str, _OLDEST_SQLITE))}",
+            "use a Python that is built with a newer SQLite",
+        )
+    applied = _applied(connection, path)
+    unknown = sorted(applied - {migration.name for migration in MIGRATIONS})
+    if unknown:
+        raise StoreError(
+            f"the database {path} was made by a newer Pylon (it knows {', '.join(unknown)[:200]})",
+            "upgrade Pylon, or restore the backup made before the upgrade",
+        )
+    if len(applied) == len(MIGRATIONS):
+        return
+    # Imported here: it takes a quarter of a second, which only a new database or an upgrade needs to spend.
+    from sqlite_utils import Database
+    from sqlite_utils.migrations import Migrations
+
+    migrations = Migrations(_SET)
+    for migration in MIGRATIONS:
+        migrations(name=migration.name)(_Apply(migration))
+    # One write transaction around the lot: two processes that start at once do not both migrate.
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        migrations.apply(Database(connection, recursive_triggers=False, execute_plugins=False))
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+class _Apply:
+    """A migration as sqlite-utils wants it: a function of the database, with a name."""
+
+    def __init__(self, migration: Migration) -> None:
+        self.__name__ = migration.name
+        self._statements = migration.statements
+
+    def __call__(self, db: object, /) -> None:
+        for statement in self._statements:
+            db.conn.execute(statement)  # type: ignore[attr-defined]
+
+
+def _applied(connection: sqlite3.Connection, path: str) -> set[str]:
+    """Names of the migrations that the database has seen."""
+    tables = {row[0] for row in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+    mark = connection.execute("PRAGMA application_id").fetchone()[0]
+    if mark not in (0, APPLICATION_ID) or (mark == 0 and tables - {"_sqlite_migrations"}):
+        raise StoreError(f"{path} is a database, but not one of Pylon's", "name another directory as Pylon's home")
+    if "_sqlite_migrations" not in tables:
+        if tables:
+            raise StoreError(f"the database {path} is damaged: its list of migrations is gone", "restore a backup")
+        return set()
+    rows = connection.execute("SELECT name FROM _sqlite_migrations WHERE migration_set = ?", (_SET,))
+    return {row[0] for row in rows}
