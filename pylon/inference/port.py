@@ -79,6 +79,9 @@ class Deadlines:
     total: float = 300.0
 
 
+DEFAULT_DEADLINES = Deadlines()
+
+
 class Backend(Protocol):
     @property
     def name(self) -> str: ...
@@ -90,7 +93,7 @@ class Backend(Protocol):
         ...
 
     def stream(
-        self, request: InferenceRequest, deadlines: Deadlines = ...
+        self, request: InferenceRequest, deadlines: Deadlines = DEFAULT_DEADLINES
     ) -> AbstractAsyncContextManager[AsyncIterator[Chunk]]:
         """``async with backend.stream(request) as chunks: async for chunk in chunks``.
 
@@ -99,6 +102,6 @@ class Backend(Protocol):
         """
         ...
 
-    async def complete(self, request: InferenceRequest, deadlines: Deadlines = ...) -> Completion: ...
+    async def complete(self, request: InferenceRequest, deadlines: Deadlines = DEFAULT_DEADLINES) -> Completion: ...
 
     async def aclose(self) -> None: ...

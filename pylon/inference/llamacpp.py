@@ -1,0 +1,326 @@
+"""The embedded engine: a llama.cpp server in a child process of ours, kept alive.
+
+The child is ``pylon.inference.engine``. It is started again whenever it dies or no longer answers, after a pause that
+doubles from 1 s to 60 s and starts over once the child has lived five times as long as its last pause. Every start
+makes a new key, and settings travel through stdin, never through argv. A request that is under way when the child
+dies fails with ``BackendUnavailable`` at once: the kernel closes its connection.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import random
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from pathlib import Path
+
+import attrs
+import trio
+
+from pylon.errors import BackendUnavailable, ModelMissing
+from pylon.inference.deadlines import Accepted, collect, enforce
+from pylon.inference.engine import MAX_LINE, Settings
+from pylon.inference.models import ModelFile
+from pylon.inference.openai import OpenAICompatible
+from pylon.inference.port import (
+    DEFAULT_DEADLINES,
+    Chunk,
+    Completion,
+    Deadlines,
+    Health,
+    InferenceRequest,
+    Message,
+    ModelInfo,
+)
+
+log = logging.getLogger(__name__)
+
+ENGINE = (sys.executable, "-P", "-m", "pylon.inference.engine")
+
+_LOADING = 300.0
+"""Seconds that a model may take to load."""
+
+_ENDING = 2.0
+"""Seconds from the end of stdin to SIGKILL."""
+
+_WATCH = 10.0
+"""Seconds between two looks at a running child."""
+
+_MISSES = 3
+_MAX_LOG = 1 << 20
+
+_KEPT = ("PATH", "HOME", "LANG", "TMPDIR", "VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME")
+_KEPT_PREFIXES = ("LC_", "LD_", "DYLD_", "CUDA_", "HIP_", "ROCR_", "GGML_", "VK_", "OMP_", "COVERAGE_")
+"""What the child may know of our environment; keys of other services are not among it."""
+
+
+@attrs.define
+class Backoff:
+    """The pauses of one child: doubling, jittered by a quarter, reset after an uptime of five times the last one.
+
+    Unlike a ``Supervisor`` it never gives up: nothing else depends on the child, and a file may be put right.
+    """
+
+    rng: random.Random
+    first: float = 1.0
+    longest: float = 60.0
+    _last: float = attrs.field(init=False, default=0.0)
+
+    def pause(self, uptime: float) -> float:
+        """Seconds to wait after ``uptime`` seconds of good work."""
+        calm = self._last == 0 or uptime >= 5 * self._last
+        self._last = self.first if calm else min(self.longest, 2 * self._last)
+        return self._last * self.rng.uniform(0.75, 1.25)
+
+
+class EmbeddedLlama:
+    """A backend with one model, in a process of its own.
+
+    :param threads: for computing; ``None``: one for each physical core.
+    :param slots: answers at the same time; further requests wait for their turn, which counts as ``first_token``.
+    :param context: tokens of prompt and answer together, at most.
+    :param log_path: where the engine's stderr goes (0600); ``None``: nowhere.
+    :param rng: for the jitter of restarts.
+    :param command: what to start; tests have their own.
+
+    ``async with engine.running():`` starts it and waits until it answers; ``await nursery.start(engine.run)`` only
+    starts it. ``health`` says ``starting``, ``ready``, ``restarting: <why>`` or ``stopped``.
+    """
+
+    def __init__(
+        self,
+        model: ModelFile,
+        *,
+        threads: int | None = None,
+        slots: int = 1,
+        context: int = 4096,
+        log_path: Path | None = None,
+        rng: random.Random | None = None,
+        backoff: Backoff | None = None,
+        command: Sequence[str] = ENGINE,
+    ) -> None:
+        self.model = model
+        self.slots = slots
+        self.context = context
+        self.pid: int | None = None
+        self._threads = threads
+        self._log_path = log_path
+        self._backoff = backoff or Backoff(rng or random.Random())
+        self._command = list(command)
+        self._client: OpenAICompatible | None = None
+        self._state = "stopped"
+        self._loading = False
+        self._ready_at = math.inf
+        self._changed = trio.Event()
+        self._turn = trio.Semaphore(slots)
+
+    def __repr__(self) -> str:
+        return f"EmbeddedLlama({self.model.name!r}, {self._state!r})"
+
+    @property
+    def name(self) -> str:
+        return "llamacpp"
+
+    async def models(self) -> list[ModelInfo]:
+        return [ModelInfo(self.model.name, self.name, self.context)]
+
+    async def health(self) -> Health:
+        return Health(self._client is not None, self._state)
+
+    def stream(
+        self, request: InferenceRequest, deadlines: Deadlines = DEFAULT_DEADLINES
+    ) -> AbstractAsyncContextManager[AsyncIterator[Chunk]]:
+        return enforce(self.name, deadlines, lambda accepted: self._generate(request, accepted))
+
+    async def complete(self, request: InferenceRequest, deadlines: Deadlines = DEFAULT_DEADLINES) -> Completion:
+        return await collect(self.stream(request, deadlines), self.model.name)
+
+    async def aclose(self) -> None:
+        """Nothing: the child ends with ``run`` or ``running``."""
+
+    async def ready(self) -> None:
+        """Wait until the child answers. Raises ``BackendUnavailable`` if it fails to start, or is not started."""
+        await self._ready_client()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[EmbeddedLlama]:
+        """The engine, answering, for as long as the block lasts. Raises ``BackendUnavailable``."""
+        failure: Exception | None = None
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.run)
+            try:
+                await self.ready()
+                yield self
+            except Exception as error:
+                failure = error  # raised below, where no nursery wraps it into a group
+            nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep the child alive until cancelled. ``started`` means that the first start has begun."""
+        self._say("starting", loading=True)
+        task_status.started()
+        try:
+            while True:
+                self._ready_at = math.inf
+                reason = await self._live()
+                uptime = max(0.0, trio.current_time() - self._ready_at)
+                log.warning("the embedded engine is started again: %s", reason)
+                self._say(f"restarting: {reason}")
+                await trio.sleep(self._backoff.pause(uptime))
+                self._say(f"restarting: {reason}", loading=True)
+        finally:
+            self._say("stopped")
+
+    async def _live(self) -> str:
+        """One child from birth to death; returns of what it died."""
+        key = secrets.token_urlsafe(32)
+        try:
+            process = await self._spawn()
+        except OSError as error:
+            return f"cannot start the engine: {error.strerror or error}"
+        self.pid = process.pid
+        try:
+            port = await self._introduce(process, key)
+            if isinstance(port, str):
+                return port
+            client = OpenAICompatible(self.name, f"http://127.0.0.1:{port}/v1", api_key=key)
+            try:
+                self._say("ready", client)
+                self._ready_at = trio.current_time()
+                return await self._watch(process, client)
+            finally:
+                self._client = None
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + _ENDING):
+                    await client.aclose()
+        finally:
+            await _end(process)
+            self.pid = None
+
+    async def _spawn(self) -> trio.Process:
+        sink: int = subprocess.DEVNULL
+        if self._log_path is not None:
+            sink = os.open(self._log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            if os.fstat(sink).st_size > _MAX_LOG:
+                os.ftruncate(sink, 0)
+        try:
+            return await trio.lowlevel.open_process(
+                self._command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=sink,
+                env={k: v for k, v in os.environ.items() if k in _KEPT or k.startswith(_KEPT_PREFIXES)},
+                start_new_session=True,  # Ctrl-C in a terminal is for us: the child is needed until we have ended
+            )
+        finally:
+            if sink >= 0:
+                os.close(sink)
+
+    async def _introduce(self, process: trio.Process, key: str) -> int | str:
+        """Tell the child what to do. Returns its port, or why there is none."""
+        settings = Settings(
+            model=str(self.model.path),
+            name=self.model.name,
+            key=key,
+            slots=self.slots,
+            context=self.context,
+            threads=self._threads,
+        )
+        line = b""
+        with trio.move_on_after(_LOADING) as scope:
+            try:
+                assert process.stdin is not None
+                assert process.stdout is not None
+                await process.stdin.send_all(json.dumps(settings).encode() + b"\n")
+                while b"\n" not in line and len(line) < MAX_LINE:
+                    piece = await process.stdout.receive_some(4096)
+                    if not piece:
+                        break
+                    line += piece
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                pass
+        if scope.cancelled_caught:
+            return f"the model did not load within {_LOADING:g} s"
+        try:
+            reply = json.loads(line)
+            return int(reply["port"]) if "port" in reply else f"{reply['error']}{self._see_log()}"[:500]
+        except (ValueError, KeyError, TypeError):
+            return f"{await _cause(process)} while it loaded the model{self._see_log()}"
+
+    def _see_log(self) -> str:
+        return f" (see {self._log_path})" if self._log_path else ""
+
+    async def _watch(self, process: trio.Process, client: OpenAICompatible) -> str:
+        """Wait for the child's death, and bring it about if the child hangs."""
+        misses = 0
+        while misses < _MISSES:
+            with trio.move_on_after(_WATCH):
+                await process.wait()
+                return await _cause(process)
+            misses = 0 if (await client.health()).ok else misses + 1
+        return "the engine hung, and was ended"
+
+    async def _ready_client(self) -> OpenAICompatible:
+        while self._client is None:
+            if not self._loading:
+                raise BackendUnavailable(f"the embedded engine is not ready ({self._state})", "pylon doctor says more")
+            await self._changed.wait()
+        return self._client
+
+    async def _generate(self, request: InferenceRequest, accepted: Accepted) -> AsyncGenerator[Chunk, None]:
+        if request.model != self.model.name:
+            raise ModelMissing(
+                f"the embedded engine has no model {request.model!r}, only {self.model.name!r}",
+                "pylon models lists what is there",
+            )
+        await self._ready_client()
+        accepted()
+        async with self._turn:
+            client = await self._ready_client()
+            async with aclosing(client.generate(self._greeted(request), accepted)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+
+    def _greeted(self, request: InferenceRequest) -> InferenceRequest:
+        entry = self.model.entry
+        if entry is None or entry.system_prompt is None or any(m.role == "system" for m in request.messages):
+            return request
+        return attrs.evolve(request, messages=(Message("system", entry.system_prompt), *request.messages))
+
+    def _say(self, state: str, client: OpenAICompatible | None = None, *, loading: bool = False) -> None:
+        self._state, self._client, self._loading = state, client, loading
+        self._changed.set()
+        self._changed = trio.Event()
+
+
+async def _end(process: trio.Process) -> None:
+    """Close stdin, which asks the child to end; then make it."""
+    with trio.CancelScope(shield=True):
+        if process.stdin is not None:
+            await process.stdin.aclose()
+        with trio.move_on_after(_ENDING):
+            await process.wait()
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        if process.stdout is not None:
+            await process.stdout.aclose()
+
+
+async def _cause(process: trio.Process) -> str:
+    with trio.move_on_after(_ENDING):
+        await process.wait()
+    code = process.returncode
+    if code is None:
+        return "the engine closed its output"
+    if code < 0:
+        return f"the engine was ended by {signal.Signals(-code).name}"
+    return f"the engine ended with exit code {code}"
