@@ -253,10 +253,8 @@ class Filter:
                 fields[name] = sorted(values)
         for name, wanted in sorted(self.tags.items()):
             fields[f"#{name}"] = sorted(wanted)
-        for name, number in (("since", self.since), ("until", self.until), ("limit", self.limit)):
-            if number is not None:
-                fields[name] = number
-        return fields
+        numbers = (("since", self.since), ("until", self.until), ("limit", self.limit))
+        return fields | {name: number for name, number in numbers if number is not None}
 
     def matches(self, event: Event) -> bool:
         if self.kinds is not None and event.kind not in self.kinds:
@@ -309,7 +307,7 @@ class ClientEvent:
 @attrs.frozen
 class ClientReq:
     subscription_id: str
-    filters: tuple[Filter, ...] = attrs.field(converter=tuple)
+    filters: tuple[Filter, ...]
 
     def encode(self) -> str:
         return _dump(("REQ", self.subscription_id, *(wanted.to_dict() for wanted in self.filters)))
@@ -424,7 +422,9 @@ def parse_client_frame(text: str | bytes, max_bytes: int = MAX_FRAME_BYTES) -> C
         case ["EVENT", event]:
             return ClientEvent(_event(event))
         case ["REQ", subscription_id, first, *more]:
-            return ClientReq(_subscription_id(subscription_id), [Filter.parse(wanted) for wanted in (first, *more)])
+            return ClientReq(
+                _subscription_id(subscription_id), tuple(Filter.parse(wanted) for wanted in (first, *more))
+            )
         case ["CLOSE", subscription_id]:
             return ClientClose(_subscription_id(subscription_id))
         case ["AUTH", event]:

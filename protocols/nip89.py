@@ -1,0 +1,108 @@
+"""NIP-89: announcements of handlers, kind 31990, as NIP-90 providers use them. Read leniently, written strictly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+import orjson
+
+from protocols.keys import SecretKey
+from protocols.nip01 import Event, sign_event
+
+KIND = 31990
+_MAX_KINDS = 64
+_MAX_MODELS = 256
+_MAX_TEXT = 500
+
+
+class AnnouncementInvalid(ValueError):
+    """An event that announces nothing."""
+
+
+@attrs.frozen
+class Announcement:
+    provider: str
+    """Public key, hex."""
+    d: str
+    kinds: tuple[int, ...]
+    models: tuple[str, ...]
+    price_msats: int | None
+    """Of one job; ``None``: not said."""
+    network: str
+    """Where it is paid; empty: not said."""
+    name: str
+    about: str
+    created_at: int
+
+
+def build_announcement(
+    secret: SecretKey,
+    *,
+    d: str,
+    kinds: Sequence[int],
+    models: Sequence[str],
+    price_msats: int,
+    network: str,
+    name: str,
+    about: str,
+    created_at: int,
+) -> Event:
+    """``d`` names this instance and stays the same for its life."""
+    tags = [["d", d], *(["k", str(kind)] for kind in kinds), *(["model", model] for model in models)]
+    tags += [["price", str(price_msats), "msats"], ["network", network]]
+    content = orjson.dumps({"name": name, "about": about, "models": list(models)}).decode()
+    return sign_event(secret, kind=KIND, content=content, tags=tags, created_at=created_at)
+
+
+def parse_announcement(event: Event) -> Announcement:
+    """From a verified event. Raises ``AnnouncementInvalid`` if it is of another kind or names no job kind."""
+    if event.kind != KIND:
+        raise AnnouncementInvalid("another kind of event")
+    kinds = [int(tag[1]) for tag in event.tags_named("k") if len(tag) > 1 and _is_small_number(tag[1])]
+    if not kinds:
+        raise AnnouncementInvalid("it names no kind of job")
+    profile = _profile(event.content)
+    models = [tag[1][:_MAX_TEXT] for tag in event.tags_named("model") if len(tag) > 1 and tag[1]]
+    if not models and isinstance(profile.get("models"), list):
+        models = [model[:_MAX_TEXT] for model in profile["models"] if isinstance(model, str) and model]
+    return Announcement(
+        provider=event.pubkey,
+        d=event.d,
+        kinds=tuple(dict.fromkeys(kinds[:_MAX_KINDS])),
+        models=tuple(dict.fromkeys(models[:_MAX_MODELS])),
+        price_msats=_price(event),
+        network=(event.tag("network") or "")[:32],
+        name=_text(profile.get("name")),
+        about=_text(profile.get("about")),
+        created_at=event.created_at,
+    )
+
+
+def _is_small_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 5
+
+
+def _price(event: Event) -> int | None:
+    """Whole msats, or ``None``: other software writes sats, ranges and prose there."""
+    for tag in event.tags_named("price"):
+        if len(tag) > 1 and tag[1].isascii() and tag[1].isdigit() and len(tag[1]) <= 18:
+            unit = tag[2] if len(tag) > 2 else "msats"
+            if unit in ("msat", "msats"):
+                return int(tag[1])
+            if unit in ("sat", "sats"):
+                return int(tag[1]) * 1_000
+    return None
+
+
+def _profile(content: str) -> dict[str, Any]:
+    try:
+        value = orjson.loads(content)
+    except orjson.JSONDecodeError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _text(value: object) -> str:
+    return value[:_MAX_TEXT] if isinstance(value, str) else ""

@@ -1,0 +1,407 @@
+"""NIP-90: jobs. Kind 5050 asks for a text, 7000 tells how it goes, 6050 carries the result.
+
+Real requests are messy, so reading is lenient: an ``i`` tag of any text type or none, nested ``relays``, amounts with
+underscores. Writing is strict. In an encrypted job the ``i`` and ``param`` tags travel as a JSON array in the content,
+sealed for the provider by NIP-44 and marked ``["encrypted", "nip44"]``; its result is sealed likewise.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+import orjson
+
+from protocols import nip40, nip44
+from protocols.keys import KeyInvalid, PublicKey, SecretKey, is_hex
+from protocols.nip01 import Event, sign_event
+
+JOB_TEXT = 5050
+FEEDBACK = 7000
+SCHEME = "nip44"
+
+MAX_INPUTS = 64
+MAX_PARAMS = 64
+MAX_PARAM_CHARS = 4_096
+MAX_TOKENS = 1_000_000
+MAX_MSATS = 21_000_000 * 100_000_000 * 1_000
+MAX_MESSAGE_CHARS = 2_000
+
+_TEXT_TYPES = frozenset({"", "text", "prompt"})
+
+
+class JobInvalid(ValueError):
+    """A request, feedback or result that cannot be worked with. The message may be told to its sender."""
+
+
+class FeedbackStatus(enum.StrEnum):
+    PAYMENT_REQUIRED = "payment-required"
+    PROCESSING = "processing"
+    ERROR = "error"
+    SUCCESS = "success"
+    PARTIAL = "partial"
+
+
+def result_kind(kind: int) -> int:
+    """The kind of a result to a request of ``kind``."""
+    return kind + 1_000
+
+
+@attrs.frozen
+class JobInput:
+    data: str = attrs.field(repr=False)
+    type: str = ""
+    """``text``, ``prompt``, ``event``, ``job``, ``url`` or not said."""
+    relay: str = ""
+    marker: str = ""
+
+
+@attrs.frozen
+class JobRequest:
+    id: str
+    kind: int
+    customer: str
+    created_at: int
+    provider: str | None
+    """The ``p`` tag: who alone is asked; ``None`` asks everybody."""
+    encrypted: bool
+    inputs: tuple[JobInput, ...]
+    content: str = attrs.field(repr=False)
+    """Plain content of an open request; empty for an encrypted one."""
+    params: Mapping[str, str] = attrs.field(factory=dict, hash=False, repr=False)
+    output: str = ""
+    bid_msats: int | None = None
+    relays: tuple[str, ...] = ()
+    expiration: int | None = None
+    max_tokens: int | None = None
+
+    @property
+    def model(self) -> str | None:
+        return self.params.get("model") or None
+
+    @property
+    def prompt(self) -> str | None:
+        """Text inputs joined; the content only where there is no input at all (it is often a mere label)."""
+        if self.inputs:
+            texts = [entry.data for entry in self.inputs if entry.type in _TEXT_TYPES]
+            return "\n".join(texts) or None
+        return self.content or None
+
+    def number(self, name: str, least: float, most: float) -> float | None:
+        """A numeric parameter, if it is there and within bounds."""
+        try:
+            value = float(self.params.get(name, "nan"))
+        except ValueError:
+            return None
+        return value if math.isfinite(value) and least <= value <= most else None
+
+
+@attrs.frozen
+class Feedback:
+    id: str
+    provider: str
+    request_id: str
+    customer: str
+    status: FeedbackStatus
+    message: str = ""
+    amount_msats: int | None = None
+    bolt11: str | None = None
+    credit_msats: int | None = None
+    """What the provider owes for this request (``credit`` tag)."""
+    content: str = attrs.field(default="", repr=False)
+
+
+@attrs.frozen
+class JobResult:
+    id: str
+    kind: int
+    provider: str
+    request_id: str
+    customer: str
+    text: str = attrs.field(repr=False)
+    amount_msats: int | None = None
+    bolt11: str | None = None
+
+
+# --- requests -------------------------------------------------------------------------------------------------
+
+
+def build_request(
+    secret: SecretKey,
+    *,
+    prompt: str,
+    provider: PublicKey | None = None,
+    model: str | None = None,
+    max_tokens: int | None = None,
+    bid_msats: int | None = None,
+    relays: Sequence[str] = (),
+    created_at: int,
+    expiration: int | None = None,
+    params: Sequence[tuple[str, str]] = (),
+    encrypt: bool = True,
+) -> Event:
+    """A kind 5050 request. To be encrypted it must name its provider. Times in Unix seconds."""
+    private = [["i", prompt, "text"]]
+    if model is not None:
+        private.append(["param", "model", model])
+    if max_tokens is not None:
+        private.append(["param", "max_tokens", str(max_tokens)])
+    private += [["param", name, value] for name, value in params]
+    public: list[list[str]] = [] if provider is None else [["p", provider.hex]]
+    if relays:
+        public.append(["relays", *relays])
+    if bid_msats is not None:
+        public.append(["bid", str(bid_msats)])
+    if expiration is not None:
+        public.append(["expiration", str(expiration)])
+    if not encrypt:
+        return sign_event(secret, kind=JOB_TEXT, tags=[*private, *public], created_at=created_at)
+    if provider is None:
+        raise JobInvalid("only a request to one provider can be encrypted")
+    sealed = _seal(orjson.dumps(private).decode(), secret, provider)
+    tags = [*public, ["encrypted", SCHEME]]
+    return sign_event(secret, kind=JOB_TEXT, content=sealed, tags=tags, created_at=created_at)
+
+
+def parse_request(event: Event, secret: SecretKey | None = None) -> JobRequest:
+    """A request from a verified event, opened with ``secret`` where it is encrypted. Raises ``JobInvalid``."""
+    if not 5_000 <= event.kind < 6_000:
+        raise JobInvalid("not a job request")
+    encrypted = bool(event.tags_named("encrypted"))
+    tags, content = event.tags, event.content
+    if encrypted:
+        tags, content = (*event.tags, *_open_tags(event, secret)), ""
+    inputs = [_input(tag) for tag in tags if len(tag) > 1 and tag[0] == "i"]
+    if len(inputs) > MAX_INPUTS:
+        raise JobInvalid(f"more than {MAX_INPUTS} inputs")
+    params = _params(tags)
+    provider = event.tag("p")
+    return JobRequest(
+        id=event.id,
+        kind=event.kind,
+        customer=event.pubkey,
+        created_at=event.created_at,
+        provider=provider if is_hex(provider, 64) else None,
+        encrypted=encrypted,
+        inputs=tuple(inputs),
+        content=content,
+        params=params,
+        output=event.tag("output") or "",
+        bid_msats=_msats(event.tag("bid")),
+        relays=_relays(event),
+        expiration=nip40.expiration(event),
+        max_tokens=_max_tokens(params),
+    )
+
+
+def _open_tags(event: Event, secret: SecretKey | None) -> list[tuple[str, ...]]:
+    """The sealed ``i`` and ``param`` tags. Any other is ignored: none may contradict what stands in public."""
+    if secret is None or event.tag("p") != secret.public.hex:
+        raise JobInvalid("it is encrypted for somebody else")
+    if "?iv=" in event.content:
+        raise JobInvalid("NIP-04 encryption is not supported; use NIP-44")
+    try:
+        value = orjson.loads(_open(event.content, secret, event.pubkey))
+    except orjson.JSONDecodeError:
+        raise JobInvalid("the encrypted part is not JSON") from None
+    if not isinstance(value, list) or len(value) > MAX_INPUTS + MAX_PARAMS:
+        raise JobInvalid("the encrypted part is not a list of tags")
+    tags = []
+    for tag in value:
+        if not isinstance(tag, list) or not all(isinstance(entry, str) for entry in tag):
+            raise JobInvalid("the encrypted part is not a list of tags")
+        if tag and tag[0] in ("i", "param"):
+            tags.append(tuple(tag))
+    return tags
+
+
+def _input(tag: Sequence[str]) -> JobInput:
+    data, kind, relay, marker = (*tag[1:5], "", "", "")[:4]
+    return JobInput(data, kind.lower(), relay, marker)
+
+
+def _params(tags: Sequence[Sequence[str]]) -> dict[str, str]:
+    """The first value of each parameter; ``top-k`` and ``top_k`` are one name."""
+    params: dict[str, str] = {}
+    for tag in tags:
+        if len(tag) > 2 and tag[0] == "param":
+            if len(params) >= MAX_PARAMS or len(tag[1]) + len(tag[2]) > MAX_PARAM_CHARS:
+                raise JobInvalid("too many parameters, or one too long")
+            params.setdefault(tag[1].lower().replace("-", "_"), tag[2])
+    return params
+
+
+def _max_tokens(params: Mapping[str, str]) -> int | None:
+    text = params.get("max_tokens")
+    if text is None:
+        return None
+    if not text.isascii() or not text.isdigit() or len(text) > 9 or not 0 < int(text) <= MAX_TOKENS:
+        raise JobInvalid(f"max_tokens must be a whole number from 1 to {MAX_TOKENS}")
+    return int(text)
+
+
+def _relays(event: Event) -> tuple[str, ...]:
+    """Also where the list was nested: some clients put it into one value as JSON text."""
+    found: list[str] = []
+    for tag in event.tags_named("relays"):
+        for entry in tag[1:]:
+            if entry.startswith("["):
+                found.extend(_nested(entry))
+            else:
+                found.append(entry)
+    return tuple(dict.fromkeys(url for url in found if url.startswith(("wss://", "ws://"))))
+
+
+def _nested(text: str) -> list[str]:
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return []
+    return [entry for entry in value if isinstance(entry, str)] if isinstance(value, list) else []
+
+
+# --- feedback and results -------------------------------------------------------------------------------------
+
+
+def build_feedback(
+    secret: SecretKey,
+    *,
+    request: str,
+    customer: str,
+    status: FeedbackStatus,
+    message: str = "",
+    amount_msats: int | None = None,
+    bolt11: str | None = None,
+    credit_msats: int | None = None,
+    content: str = "",
+    created_at: int,
+    expiration: int | None = None,
+) -> Event:
+    """A kind 7000 event. ``credit_msats``: what we owe the customer for this request."""
+    tags = [["status", status.value, *([message] if message else [])], ["e", request], ["p", customer]]
+    if amount_msats is not None:
+        tags.append(["amount", str(amount_msats), *([bolt11] if bolt11 else [])])
+    if credit_msats is not None:
+        tags.append(["credit", str(credit_msats), request])
+    if expiration is not None:
+        tags.append(["expiration", str(expiration)])
+    return sign_event(secret, kind=FEEDBACK, content=content, tags=tags, created_at=created_at)
+
+
+def parse_feedback(event: Event) -> Feedback:
+    """From a verified event. Raises ``JobInvalid``; amounts that are none are ``None``."""
+    if event.kind != FEEDBACK:
+        raise JobInvalid("not job feedback")
+    status = event.tags_named("status")
+    if not status or len(status[0]) < 2:
+        raise JobInvalid("feedback without a status")
+    try:
+        known = FeedbackStatus(status[0][1])
+    except ValueError:
+        raise JobInvalid("feedback with an unknown status") from None
+    amount, bolt11 = _amount(event)
+    credit = next((tag for tag in event.tags_named("credit") if len(tag) > 1), None)
+    return Feedback(
+        id=event.id,
+        provider=event.pubkey,
+        request_id=_request_id(event),
+        customer=event.tag("p") or "",
+        status=known,
+        message=(status[0][2] if len(status[0]) > 2 else "")[:MAX_MESSAGE_CHARS],
+        amount_msats=amount,
+        bolt11=bolt11,
+        credit_msats=None if credit is None else _msats(credit[1]),
+        content=event.content,
+    )
+
+
+def build_result(
+    secret: SecretKey,
+    *,
+    request: Event | str,
+    request_kind: int,
+    customer: str,
+    text: str,
+    encrypt: bool,
+    created_at: int,
+    amount_msats: int | None = None,
+    bolt11: str | None = None,
+) -> Event:
+    """The result of a request. An open one repeats the request and its inputs, an encrypted one neither."""
+    request_id = request if isinstance(request, str) else request.id
+    tags: list[Sequence[str]] = [["e", request_id], ["p", customer]]
+    if encrypt:
+        tags.append(["encrypted", SCHEME])
+        try:
+            content = _seal(text, secret, PublicKey.from_hex(customer))
+        except KeyInvalid as error:
+            raise JobInvalid(f"the customer's key: {error}") from None
+    else:
+        content = text
+        if isinstance(request, Event):
+            tags.append(["request", request.to_json()])
+            tags.extend(request.tags_named("i"))
+    if amount_msats is not None:
+        tags.append(["amount", str(amount_msats), *([bolt11] if bolt11 else [])])
+    return sign_event(secret, kind=result_kind(request_kind), content=content, tags=tags, created_at=created_at)
+
+
+def parse_result(event: Event, secret: SecretKey | None = None) -> JobResult:
+    """From a verified event, opened with ``secret`` where it is encrypted. Raises ``JobInvalid``."""
+    if not 6_000 <= event.kind < 7_000:
+        raise JobInvalid("not a job result")
+    text = event.content
+    if event.tags_named("encrypted"):
+        if secret is None:
+            raise JobInvalid("it is encrypted")
+        text = _open(event.content, secret, event.pubkey)
+    amount, bolt11 = _amount(event)
+    return JobResult(
+        id=event.id,
+        kind=event.kind,
+        provider=event.pubkey,
+        request_id=_request_id(event),
+        customer=event.tag("p") or "",
+        text=text,
+        amount_msats=amount,
+        bolt11=bolt11,
+    )
+
+
+def _request_id(event: Event) -> str:
+    request_id = event.tag("e")
+    if request_id is None or not is_hex(request_id, 64):
+        raise JobInvalid("it names no request")
+    return request_id
+
+
+def _amount(event: Event) -> tuple[int | None, str | None]:
+    for tag in event.tags_named("amount"):
+        bolt11 = tag[2] if len(tag) > 2 and tag[2].lower().startswith("ln") else None
+        return _msats(tag[1] if len(tag) > 1 else None), bolt11
+    return None, None
+
+
+def _msats(text: Any) -> int | None:
+    """Whole msats; ``100_000`` is seen in the wild. Anything else is no amount."""
+    digits = text.replace("_", "") if isinstance(text, str) else ""
+    if not digits.isascii() or not digits.isdigit() or len(digits) > 19:
+        return None
+    return amount if (amount := int(digits)) <= MAX_MSATS else None
+
+
+def _seal(text: str, secret: SecretKey, other: PublicKey) -> str:
+    try:
+        return nip44.encrypt(text, nip44.conversation_key(secret, other))
+    except nip44.Nip44Error as error:
+        raise JobInvalid(f"cannot be encrypted: {error}") from None
+
+
+def _open(payload: str, secret: SecretKey, author: str) -> str:
+    try:
+        return nip44.decrypt(payload, nip44.conversation_key(secret, PublicKey.from_hex(author)))
+    except (nip44.Nip44Error, KeyInvalid) as error:
+        raise JobInvalid(f"cannot be decrypted: {error}") from None
