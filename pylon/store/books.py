@@ -1,0 +1,163 @@
+"""Do ledger, intents and claims agree? Every disagreement in words; nothing is corrected by itself.
+
+What only other rooms know (a sale's state, a wallet's history) comes in as ``expectations``: functions that are asked
+in the same snapshot, so that all answers are of one moment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeAlias
+
+import attrs
+
+from pylon.errors import SealError
+from pylon.money import Msat, format_msat
+from pylon.store import claims, intents, ledger
+from pylon.store.database import Store
+from pylon.store.ledger import Account
+
+
+@attrs.frozen
+class Problem:
+    """One thing that does not add up."""
+
+    subject: str
+    """What it is about: ``ledger``, ``wallet``, ``payment <hash>``, ``sale <id>`` ..."""
+    words: str
+
+    def __str__(self) -> str:
+        return f"{self.subject}: {self.words}"
+
+
+Expectation: TypeAlias = Callable[[Store], Iterable[Problem]]
+
+
+def check(store: Store, *, settled: Msat | None = None, expectations: Iterable[Expectation] = ()) -> list[Problem]:
+    """Everything that does not add up; an empty list where all is well.
+
+    :param settled: the wallet's settled balance, where the wallet is Pylon's alone and could be asked.
+    :param expectations: further questions, asked in the same snapshot.
+    """
+    problems: list[Problem] = []
+    with store.snapshot():
+        for question in (_arithmetic, _payments_made, _payments_received):
+            problems.extend(question(store))
+        if settled is not None:
+            problems.extend(_wallet(store, settled))
+        for expectation in expectations:
+            problems.extend(expectation(store))
+    return problems
+
+
+def _arithmetic(store: Store) -> Iterator[Problem]:
+    known = {account.value for account in Account}
+    rows = store.read("SELECT id, cause, kind, debit, credit FROM entries")
+    strange = [row for row in rows if not {row["debit"], row["credit"]} <= known or row["debit"] == row["credit"]]
+    for row in strange:
+        yield Problem("ledger", f"entry {row['id']} ({row['kind']} of {row['cause']}) is between unknown accounts")
+    if strange:
+        return
+    found = ledger.balances(store)
+    grown = sum(found[account.value] for account in Account if account.type.grows_by_debit)
+    if grown != sum(found[account.value] for account in Account if not account.type.grows_by_debit):
+        yield Problem("ledger", "debits and credits are not equal")
+    if not ledger.sale_totals(store).balanced:
+        yield Problem("ledger", "what customers paid is not what was earned, owed, paid out and is unearned")
+    for account in (Account.UNEARNED, Account.OWED):
+        if found[account.value] < 0:
+            yield Problem("ledger", f"{account.value} is below zero: {_amount(found[account.value])}")
+    for row in store.read("SELECT DISTINCT cause FROM entries WHERE debit = 'wallet' AND credit = 'unearned'"):
+        totals = ledger.sale_totals(store, row["cause"])
+        if not totals.balanced or min(totals.unearned, totals.earned, totals.owed) < 0:
+            yield Problem(f"sale {row['cause']}", "its entries do not add up")
+
+
+def _payments_made(store: Store) -> Iterator[Problem]:
+    """Every settled intent has its entries, with its amounts; no other payment has any."""
+    booked: dict[str, dict[str, int]] = defaultdict(dict)
+    rows = store.read(
+        "SELECT kind, msats FROM entries WHERE credit = 'wallet' AND (kind LIKE 'purchase%:%' OR kind LIKE 'refund%:%')"
+    )
+    for row in rows:
+        kind, _, payment_hash = row["kind"].rpartition(":")
+        part = "fee" if kind.endswith("_fee") else "amount"
+        booked[payment_hash][part] = booked[payment_hash].get(part, 0) + row["msats"]
+    for row in store.read("SELECT id, payment_hash, state, amount_msats, fee_msats FROM intents"):
+        subject = f"payment {row['payment_hash'][:16]}"
+        entries = booked.pop(row["payment_hash"], {})
+        if row["state"] != "settled":
+            if entries:
+                yield Problem(subject, f"it is {row['state']}, and booked as paid")
+            continue
+        if entries.get("amount", 0) != row["amount_msats"]:
+            yield Problem(
+                subject, f"settled with {_amount(row['amount_msats'])}, booked with {_amount(entries.get('amount', 0))}"
+            )
+        if entries.get("fee", 0) != row["fee_msats"]:
+            yield Problem(
+                subject, f"settled with a fee of {_amount(row['fee_msats'])}, booked {_amount(entries.get('fee', 0))}"
+            )
+        yield from _proof(store, subject, row["id"], row["payment_hash"])
+    for payment_hash in booked:
+        yield Problem(f"payment {payment_hash[:16]}", "booked as paid, without an intent")
+
+
+def _proof(store: Store, subject: str, intent_id: str, payment_hash: str) -> Iterator[Problem]:
+    try:
+        preimage = intents.preimage(store, store.vault, intent_id)
+    except SealError as error:
+        yield Problem(subject, error.message)
+        return
+    if preimage is not None and not _opens(preimage, payment_hash):
+        yield Problem(subject, "the wallet's preimage does not hash to the payment hash")
+
+
+def _payments_received(store: Store) -> Iterator[Problem]:
+    """Every claim has exactly one entry, of its amount; and no entry is without a claim."""
+    claimed: dict[str, list[int]] = defaultdict(list)
+    hashes: dict[tuple[str, str], str] = {}
+    for row in store.read("SELECT wallet, payment_id, payment_hash, sale_id, amount_msats, preimage FROM claims"):
+        claimed[row["sale_id"]].append(row["amount_msats"])
+        subject = f"payment received {row['payment_id'][:16]}"
+        twin = hashes.setdefault((row["wallet"], row["payment_hash"]), row["sale_id"])
+        if twin != row["sale_id"]:
+            yield Problem(subject, f"one invoice pays for two sales, {twin} and {row['sale_id']}")
+        if row["preimage"] is not None:
+            place = claims.where(row["wallet"], row["payment_id"])
+            try:
+                proven = _opens(store.vault.open(row["preimage"], place), row["payment_hash"])
+            except SealError as error:
+                yield Problem(subject, error.message)
+                continue
+            if not proven:
+                yield Problem(subject, "its preimage does not hash to the payment hash")
+    booked: dict[str, list[int]] = defaultdict(list)
+    for row in store.read("SELECT cause, msats FROM entries WHERE debit = 'wallet' AND credit = 'unearned'"):
+        booked[row["cause"]].append(row["msats"])
+    for sale_id in sorted(claimed.keys() | booked.keys()):
+        if sorted(claimed.get(sale_id, [])) != sorted(booked.get(sale_id, [])):
+            yield Problem(
+                f"sale {sale_id}",
+                f"{len(claimed.get(sale_id, []))} payments of {_amount(sum(claimed.get(sale_id, [])))} were claimed,"
+                f" {len(booked.get(sale_id, []))} of {_amount(sum(booked.get(sale_id, [])))} booked",
+            )
+
+
+def _wallet(store: Store, settled: Msat) -> Iterator[Problem]:
+    booked = ledger.balances(store)[Account.WALLET.value]
+    if booked != settled:
+        yield Problem("wallet", f"it holds {_amount(settled)}, the ledger says {_amount(booked)}")
+
+
+def _opens(preimage: str, payment_hash: str) -> bool:
+    try:
+        return hashlib.sha256(bytes.fromhex(preimage)).hexdigest() == payment_hash
+    except ValueError:
+        return False
+
+
+def _amount(msats: int) -> str:
+    return format_msat(Msat(msats))

@@ -1,0 +1,281 @@
+"""What is to be paid: a row that is committed before a wallet is called, and that is the budget's reservation.
+
+Rules
+-----
+1. A cause has one intent that is not finally failed; a payment hash has one intent, ever.
+2. Reserving the same again gives the row that is there: nothing is paid twice by asking twice. A failed intent is
+   not taken up again, since nothing would be reserved for it: ask for another invoice.
+3. *Pending* covers "on its way" and "not known"; both count against budgets. Only the wallet makes it *failed*.
+4. *Settled* is the end. A wallet that first said "failed" and later "settled" is believed the second time, as the
+   money is gone.
+"""
+
+from __future__ import annotations
+
+import enum
+import sqlite3
+import uuid
+
+import attrs
+
+from pylon.errors import AlreadyPaid, InvoiceInvalid, NotFound, PaymentFailed, StoreError
+from pylon.money import MAX_MSAT, Msat
+from pylon.store.database import Reads, Tx
+from pylon.store.vault import Vault
+
+_NAMESPACE = uuid.UUID("6f0d6a86-6a1c-5a0e-9d29-8f0b6d6f5c11")
+_LONGEST_ERROR = 500
+_COLUMNS = (
+    "id, cause, payment_hash, state, amount_msats, max_fee_msats, fee_msats, idempotency_key, error,"
+    " created_at, updated_at"
+)
+
+
+class IntentState(enum.StrEnum):
+    PENDING = "pending"
+    SETTLED = "settled"
+    FAILED = "failed"
+
+
+@attrs.frozen
+class Intent:
+    """One payment that was decided on. Invoice and preimage stay sealed: see ``invoice`` and ``preimage``."""
+
+    id: str
+    cause: str
+    """The purchase or action that it pays for."""
+    payment_hash: str
+    state: IntentState
+    amount_msats: Msat
+    """Without the fee. What was reserved; once settled, what moved."""
+    max_fee_msats: Msat
+    fee_msats: Msat | None
+    """Known once settled."""
+    idempotency_key: str
+    """A UUID made of cause and hash: the same after any restart, in any copy of this home."""
+    error: str | None
+    created_at: float
+    updated_at: float
+
+    @property
+    def reserved(self) -> Msat:
+        """What it takes from a budget: all that was spent, or all that may be."""
+        match self.state:
+            case IntentState.PENDING:
+                return Msat(self.amount_msats + self.max_fee_msats)
+            case IntentState.SETTLED:
+                return Msat(self.amount_msats + (self.fee_msats or 0))
+            case IntentState.FAILED:
+                return Msat(0)
+
+
+def reserve(
+    tx: Tx,
+    vault: Vault,
+    *,
+    cause: str,
+    payment_hash: str,
+    invoice: str,
+    amount: Msat,
+    max_fee: Msat,
+    at: float,
+) -> Intent:
+    """Write the intent to pay ``invoice``, or return the one of this cause and hash, pending or settled.
+
+    Raises ``AlreadyPaid`` where the cause has another intent that is open or settled, or the invoice was paid for
+    another cause; ``PaymentFailed`` where this payment has failed; ``InvoiceInvalid`` where the hash is used by
+    another cause's intent, stands for another amount, or is none.
+    """
+    _check(payment_hash, amount, max_fee)
+    there = find(tx, payment_hash)
+    if there is not None:
+        return _same(there, cause, amount)
+    other = tx.one("SELECT state FROM intents WHERE cause = ? AND state <> 'failed'", (cause,))
+    if other is not None:
+        raise AlreadyPaid(
+            f"{cause} is paid for already" if other["state"] == "settled" else f"a payment for {cause} is under way"
+        )
+    intent = Intent(
+        id=str(uuid.uuid5(_NAMESPACE, payment_hash)),
+        cause=cause,
+        payment_hash=payment_hash,
+        state=IntentState.PENDING,
+        amount_msats=amount,
+        max_fee_msats=max_fee,
+        fee_msats=None,
+        idempotency_key=str(uuid.uuid5(_NAMESPACE, f"{cause}:{payment_hash}")),
+        error=None,
+        created_at=at,
+        updated_at=at,
+    )
+    tx.execute(
+        "INSERT INTO intents (id, cause, payment_hash, state, amount_msats, max_fee_msats, idempotency_key, invoice,"
+        " created_at, updated_at) VALUES (?, ?, ?, 'pending', ?, ?, ?, ?, ?, ?)",
+        (
+            intent.id,
+            cause,
+            payment_hash,
+            amount,
+            max_fee,
+            intent.idempotency_key,
+            vault.seal(invoice, f"intents.invoice:{intent.id}"),
+            at,
+            at,
+        ),
+    )
+    tx.touch("intents")
+    return intent
+
+
+def settle(tx: Tx, vault: Vault, intent_id: str, *, amount: Msat, fee: Msat, preimage: str | None, at: float) -> Intent:
+    """The wallet says: settled, ``amount`` and ``fee`` have left. Again: nothing changes, and the first word counts
+    (only a preimage that was missing is added). So book with the returned intent's amounts.
+
+    Raises ``StoreError`` for an intent that had failed and whose cause another intent has taken since.
+    """
+    intent = get(tx, intent_id)
+    if amount <= 0 or fee < 0:
+        raise StoreError(f"payment {intent.payment_hash[:16]} cannot have settled with {amount} + {fee} msat")
+    sealed = None if preimage is None else vault.seal(preimage, f"intents.preimage:{intent_id}")
+    if intent.state is IntentState.SETTLED:
+        if sealed is not None:
+            tx.execute("UPDATE intents SET preimage = ? WHERE id = ? AND preimage IS NULL", (sealed, intent_id))
+        return intent
+    if intent.state is IntentState.FAILED:
+        other = tx.one("SELECT id FROM intents WHERE cause = ? AND state <> 'failed'", (intent.cause,))
+        if other is not None:
+            raise StoreError(
+                f"{intent.cause} is paid twice: {intent.payment_hash[:16]} was reported as failed, and settled",
+                "run `pylon books --check`; the wallet's support may want to know",
+            )
+    tx.execute(
+        "UPDATE intents SET state = 'settled', amount_msats = ?, fee_msats = ?, preimage = ?, error = NULL,"
+        " updated_at = ? WHERE id = ?",
+        (amount, fee, sealed, at, intent_id),
+    )
+    tx.touch("intents")
+    return get(tx, intent_id)
+
+
+def fail(tx: Tx, intent_id: str, *, error: str, at: float) -> Intent:
+    """The wallet says: failed for good. Again: nothing changes. Raises ``StoreError`` for a settled intent."""
+    intent = get(tx, intent_id)
+    if intent.state is IntentState.SETTLED:
+        raise StoreError(f"payment {intent.payment_hash[:16]} has settled, it cannot fail any more")
+    if intent.state is IntentState.PENDING:
+        tx.execute(
+            "UPDATE intents SET state = 'failed', error = ?, updated_at = ? WHERE id = ?",
+            (error[:_LONGEST_ERROR], at, intent_id),
+        )
+        tx.touch("intents")
+    return get(tx, intent_id)
+
+
+def mark_unknown(tx: Tx, intent_id: str, *, error: str, at: float) -> Intent:
+    """The wallet did not say. The intent stays pending; ``error`` notes why we do not know."""
+    tx.execute(
+        "UPDATE intents SET error = ?, updated_at = ? WHERE id = ? AND state = 'pending'",
+        (error[:_LONGEST_ERROR], at, intent_id),
+    )
+    return get(tx, intent_id)
+
+
+# --- questions ------------------------------------------------------------------------------------------------------
+
+
+def get(source: Reads, intent_id: str) -> Intent:
+    """The intent with this id. Raises ``NotFound``."""
+    row = source.one(f"SELECT {_COLUMNS} FROM intents WHERE id = ?", (intent_id,))
+    if row is None:
+        raise NotFound(f"there is no payment intent {intent_id}")
+    return _intent(row)
+
+
+def find(source: Reads, payment_hash: str) -> Intent | None:
+    """The intent for this payment hash, if any."""
+    row = source.one(f"SELECT {_COLUMNS} FROM intents WHERE payment_hash = ?", (payment_hash,))
+    return None if row is None else _intent(row)
+
+
+def by_hash(source: Reads, payment_hash: str) -> Intent:
+    """The intent for this payment hash. Raises ``NotFound``."""
+    found = find(source, payment_hash)
+    if found is None:
+        raise NotFound(f"there is no payment intent for {payment_hash[:16]}")
+    return found
+
+
+def open_intents(source: Reads) -> list[Intent]:
+    """Everything pending, oldest first: what a start must ask the wallet about."""
+    rows = source.read(f"SELECT {_COLUMNS} FROM intents WHERE state = 'pending' ORDER BY created_at, id")
+    return [_intent(row) for row in rows]
+
+
+def reserved_total(source: Reads) -> Msat:
+    """What all pending intents may still take, maximum fees included."""
+    row = source.one("SELECT COALESCE(SUM(amount_msats + max_fee_msats), 0) AS n FROM intents WHERE state = 'pending'")
+    return Msat(0 if row is None else row["n"])
+
+
+def committed_total(source: Reads, since: float) -> Msat:
+    """What a rolling budget has to count: settled since then with fees, and all that is pending, however old."""
+    row = source.one(
+        "SELECT COALESCE(SUM(CASE state WHEN 'settled' THEN amount_msats + fee_msats"
+        " ELSE amount_msats + max_fee_msats END), 0) AS n FROM intents"
+        " WHERE state = 'pending' OR (state = 'settled' AND updated_at >= ?)",
+        (since,),
+    )
+    return Msat(0 if row is None else row["n"])
+
+
+def invoice(source: Reads, vault: Vault, intent_id: str) -> str:
+    """The invoice of an intent. Raises ``NotFound``, ``SealError``."""
+    row = source.one("SELECT invoice FROM intents WHERE id = ?", (intent_id,))
+    if row is None:
+        raise NotFound(f"there is no payment intent {intent_id}")
+    return vault.open(row["invoice"], f"intents.invoice:{intent_id}")
+
+
+def preimage(source: Reads, vault: Vault, intent_id: str) -> str | None:
+    """The proof of payment (hex), where the wallet has told it. Raises ``NotFound``, ``SealError``."""
+    row = source.one("SELECT preimage FROM intents WHERE id = ?", (intent_id,))
+    if row is None:
+        raise NotFound(f"there is no payment intent {intent_id}")
+    return None if row["preimage"] is None else vault.open(row["preimage"], f"intents.preimage:{intent_id}")
+
+
+def _check(payment_hash: str, amount: int, max_fee: int) -> None:
+    if len(payment_hash) != 64 or not set(payment_hash) <= set("0123456789abcdef"):
+        raise InvoiceInvalid("the payment hash is not 64 lowercase hex digits")
+    if not (0 < amount <= MAX_MSAT and 0 <= max_fee <= MAX_MSAT):
+        raise InvoiceInvalid(f"an invoice of {amount} msat cannot be paid")
+
+
+def _same(there: Intent, cause: str, amount: int) -> Intent:
+    if there.cause != cause:
+        if there.state is IntentState.SETTLED:
+            raise AlreadyPaid(f"invoice {there.payment_hash[:16]} was paid already, for {there.cause}")
+        raise InvoiceInvalid(f"invoice {there.payment_hash[:16]} was offered already, for {there.cause}")
+    if there.state is not IntentState.SETTLED and there.amount_msats != amount:
+        raise InvoiceInvalid(f"invoice {there.payment_hash[:16]} had another amount before")
+    if there.state is IntentState.FAILED:
+        raise PaymentFailed(
+            f"the payment of invoice {there.payment_hash[:16]} has failed for good", "ask for another invoice"
+        )
+    return there
+
+
+def _intent(row: sqlite3.Row) -> Intent:
+    return Intent(
+        id=row["id"],
+        cause=row["cause"],
+        payment_hash=row["payment_hash"],
+        state=IntentState(row["state"]),
+        amount_msats=Msat(row["amount_msats"]),
+        max_fee_msats=Msat(row["max_fee_msats"]),
+        fee_msats=None if row["fee_msats"] is None else Msat(row["fee_msats"]),
+        idempotency_key=row["idempotency_key"],
+        error=row["error"],
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+    )

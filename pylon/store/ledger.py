@@ -1,0 +1,251 @@
+"""Where every millisatoshi is: double entry. An entry is written once and never changed.
+
+Rules
+-----
+1. An entry moves an amount above zero from one account (credit) to another (debit), and names its cause.
+2. (cause, kind) is unique. The same entry again changes nothing; another one under the same name is refused.
+3. A payment received is *unearned*; a stored result makes it *earned*; a failure makes it *owed*; paying it out
+   clears the debt. So always ``paid = earned + owed + paid_out + unearned``.
+4. What Pylon did not cause (deposits, another app on the same wallet) is booked against *outside*; what was there
+   before the books began against *brought_forward*.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import attrs
+
+from pylon.errors import StoreError
+from pylon.money import MAX_MSAT, Msat
+from pylon.store.database import Reads, Tx
+
+
+class AccountType(enum.StrEnum):
+    """Assets and expenses grow by debits, the others by credits."""
+
+    ASSET = "asset"
+    LIABILITY = "liability"
+    INCOME = "income"
+    EXPENSE = "expense"
+    EQUITY = "equity"
+
+    @property
+    def grows_by_debit(self) -> bool:
+        return self in (AccountType.ASSET, AccountType.EXPENSE)
+
+
+class Account(enum.StrEnum):
+    """The value is what the store keeps."""
+
+    WALLET = "wallet"
+    UNEARNED = "unearned"
+    """Received for work that is not done."""
+    OWED = "owed"
+    """Received for work that failed: it belongs to the customer."""
+    EARNED = "earned"
+    PAID_OUT = "paid_out"
+    """Debts to customers that were cleared; ``refunds`` is the money that this took."""
+    REFUNDS = "refunds"
+    SPENT = "spent"
+    FEES = "fees"
+    OUTSIDE = "outside"
+    BROUGHT_FORWARD = "brought_forward"
+
+    @property
+    def type(self) -> AccountType:
+        return _TYPES[self]
+
+
+_TYPES = {
+    Account.WALLET: AccountType.ASSET,
+    Account.UNEARNED: AccountType.LIABILITY,
+    Account.OWED: AccountType.LIABILITY,
+    Account.EARNED: AccountType.INCOME,
+    Account.PAID_OUT: AccountType.INCOME,
+    Account.REFUNDS: AccountType.EXPENSE,
+    Account.SPENT: AccountType.EXPENSE,
+    Account.FEES: AccountType.EXPENSE,
+    Account.OUTSIDE: AccountType.EQUITY,
+    Account.BROUGHT_FORWARD: AccountType.EQUITY,
+}
+
+
+@attrs.frozen
+class SaleTotals:
+    """What became of the money that was received: of one sale, or of all."""
+
+    paid: Msat
+    earned: Msat
+    owed: Msat
+    paid_out: Msat
+    unearned: Msat
+
+    @property
+    def balanced(self) -> bool:
+        return self.paid == self.earned + self.owed + self.paid_out + self.unearned
+
+
+def post(tx: Tx, cause: str, kind: str, debit: Account, credit: Account, msats: int, at: float) -> bool:
+    """Write an entry. True if it is new, False if the very same is there already.
+
+    Raises ``StoreError`` where (cause, kind) stands for another entry, ``ValueError`` for an amount or a pair of
+    accounts that cannot be.
+    """
+    if not 0 < msats <= MAX_MSAT:
+        raise ValueError(f"an entry of {msats} msat cannot be")
+    if debit is credit:
+        raise ValueError(f"an entry from {credit.value} to itself means nothing")
+    done = tx.execute(
+        "INSERT INTO entries (at, cause, kind, debit, credit, msats) VALUES (?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT (cause, kind) DO NOTHING",
+        (at, cause, kind, debit.value, credit.value, msats),
+    )
+    if done.rowcount == 1:
+        tx.touch("ledger")
+        return True
+    there = tx.one("SELECT debit, credit, msats FROM entries WHERE cause = ? AND kind = ?", (cause, kind))
+    if there is None or tuple(there) != (debit.value, credit.value, msats):
+        raise StoreError(f"{kind} of {cause} is booked already, with another amount or other accounts")
+    return False
+
+
+# --- what happens, by name ------------------------------------------------------------------------------------------
+
+
+def sale_paid(tx: Tx, cause: str, msats: int, at: float) -> bool:
+    """A customer has paid."""
+    return post(tx, cause, "paid", Account.WALLET, Account.UNEARNED, msats, at)
+
+
+def sale_earned(tx: Tx, cause: str, msats: int, at: float) -> bool:
+    """The result is stored."""
+    return post(tx, cause, "earned", Account.UNEARNED, Account.EARNED, msats, at)
+
+
+def sale_owed(tx: Tx, cause: str, msats: int, at: float) -> bool:
+    """The job failed, or more was paid than it cost."""
+    return post(tx, cause, "owed", Account.UNEARNED, Account.OWED, msats, at)
+
+
+def sale_moved(
+    tx: Tx,
+    *,
+    cause: str,
+    paid: tuple[Msat, Msat],
+    earned: tuple[Msat, Msat],
+    owed: tuple[Msat, Msat],
+    at: float,
+) -> None:
+    """Book one step of a sale from its amounts (before, after), whichever way they moved.
+
+    Raises ``StoreError`` where the ledger does not arrive at the amounts after the step.
+    """
+    if paid[1] < paid[0]:
+        raise StoreError(f"sale {cause}: what was paid cannot become less")
+
+    def move(kind: str, step: tuple[Msat, Msat], debit: Account, credit: Account) -> None:
+        """An entry for a step upwards. The totals in its kind tell the steps of one sale apart."""
+        if step[1] > step[0]:
+            post(tx, cause, f"{kind}:{step[0]}:{step[1]}", debit, credit, step[1] - step[0], at)
+
+    move("paid", paid, Account.WALLET, Account.UNEARNED)
+    # What is taken back goes through unearned, before it is given to another account.
+    move("earned_reversed", (earned[1], earned[0]), Account.EARNED, Account.UNEARNED)
+    move("owed_reversed", (owed[1], owed[0]), Account.OWED, Account.UNEARNED)
+    move("earned", earned, Account.UNEARNED, Account.EARNED)
+    move("owed", owed, Account.UNEARNED, Account.OWED)
+    totals = sale_totals(tx, cause)
+    if (totals.paid, totals.earned, totals.owed + totals.paid_out) != (paid[1], earned[1], owed[1]):
+        raise StoreError(f"sale {cause}: the ledger does not follow the record", "run `pylon books --check`")
+
+
+def debt_paid_out(tx: Tx, cause: str, payment_hash: str, msats: int, fee: int, at: float) -> bool:
+    """What was owed went back to the customer; we bear the fee. ``cause`` is the intent's."""
+    new = _paid(tx, cause, "refund", payment_hash, Account.REFUNDS, msats, fee, at)
+    post(tx, cause, f"paid_out:{payment_hash}", Account.OWED, Account.PAID_OUT, msats, at)
+    return new
+
+
+def purchase_settled(tx: Tx, *, cause: str, payment_hash: str, amount: int, fee: int, at: float) -> bool:
+    """A payment of ours has settled. ``cause`` is the intent's; the hash tells its payments apart."""
+    return _paid(tx, cause, "purchase", payment_hash, Account.SPENT, amount, fee, at)
+
+
+def deposit(tx: Tx, cause: str, msats: int, at: float) -> bool:
+    """Money came in that nobody owed us."""
+    return post(tx, cause, "deposit", Account.WALLET, Account.OUTSIDE, msats, at)
+
+
+def withdrawal(tx: Tx, cause: str, msats: int, fee: int, at: float) -> bool:
+    """Money went out, and not by a payment of Pylon's."""
+    return _paid(tx, cause, "withdrawal", "", Account.OUTSIDE, msats, fee, at)
+
+
+def brought_forward(tx: Tx, cause: str, msats: int, at: float) -> bool:
+    """What the wallet held before its books began."""
+    return post(tx, cause, "brought_forward", Account.WALLET, Account.BROUGHT_FORWARD, msats, at)
+
+
+def _paid(tx: Tx, cause: str, kind: str, payment_hash: str, account: Account, msats: int, fee: int, at: float) -> bool:
+    suffix = f":{payment_hash}" if payment_hash else ""
+    new = post(tx, cause, kind + suffix, account, Account.WALLET, msats, at)
+    fee_kind = f"{kind}_fee{suffix}"
+    if new and fee > 0:
+        post(tx, cause, fee_kind, Account.FEES, Account.WALLET, fee, at)
+    elif not new:
+        there = tx.one("SELECT msats FROM entries WHERE cause = ? AND kind = ?", (cause, fee_kind))
+        if (0 if there is None else there["msats"]) != fee:
+            raise StoreError(f"{fee_kind} of {cause} is booked already, with another amount")
+    return new
+
+
+# --- questions ------------------------------------------------------------------------------------------------------
+
+
+def balances(source: Reads, *, until: float | None = None) -> dict[str, int]:
+    """The balance of every account in msats; positive is the account's own side. ``until``: entries before then."""
+    rows = source.read(
+        "SELECT debit, credit, SUM(msats) AS msats FROM entries WHERE at < ? GROUP BY debit, credit",
+        (float("inf") if until is None else until,),
+    )
+    found = dict.fromkeys((account.value for account in Account), 0)
+    for row in rows:
+        for name, amount in ((row["debit"], row["msats"]), (row["credit"], -row["msats"])):
+            account = _account(name)
+            found[name] += amount if account.type.grows_by_debit else -amount
+    return found
+
+
+def sale_totals(source: Reads, cause: str | None = None) -> SaleTotals:
+    """What became of one sale's money, by the entries of its cause; of all sales' if there is none given."""
+    condition, params = ("1 = 1", ()) if cause is None else ("cause = ?", (cause,))
+    rows = source.read(
+        f"SELECT debit, credit, SUM(msats) AS msats FROM entries WHERE {condition} GROUP BY debit, credit", params
+    )
+    paid = 0
+    sums = dict.fromkeys((Account.EARNED, Account.OWED, Account.PAID_OUT, Account.UNEARNED), 0)
+    for row in rows:
+        debit, credit = _account(row["debit"]), _account(row["credit"])
+        if (debit, credit) == (Account.WALLET, Account.UNEARNED):
+            paid += row["msats"]
+        if debit in sums:
+            sums[debit] -= row["msats"]
+        if credit in sums:
+            sums[credit] += row["msats"]
+    return SaleTotals(
+        Msat(paid),
+        Msat(sums[Account.EARNED]),
+        Msat(sums[Account.OWED]),
+        Msat(sums[Account.PAID_OUT]),
+        Msat(sums[Account.UNEARNED]),
+    )
+
+
+def _account(name: str) -> Account:
+    try:
+        return Account(name)
+    except ValueError:
+        raise StoreError(
+            f"the ledger has an entry of an unknown account: {name}", "run `pylon books --check`"
+        ) from None
