@@ -22,9 +22,7 @@ from pylon.errors import UsageError
     type=click.Choice(configuration.NETWORKS),
     help=f"Written to a new config.toml; {configuration.DEFAULT_NETWORK} unless named. simnet works offline.",
 )
-@click.option(
-    "--import", "import_", is_flag=True, help="Read a BIP-39 seed phrase (12 or 24 words), one line, from stdin."
-)
+@click.option("--import", "import_", is_flag=True, help="Read a BIP-39 seed phrase of 12 or 24 words from stdin.")
 @click.option(
     "--words", type=click.Choice(["12", "24"]), default="12", show_default=True, help="Words of a new phrase."
 )

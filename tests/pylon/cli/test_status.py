@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from contextlib import contextmanager
+
+import pytest
+
+from pylon.cli import status as module
+from pylon.cli.main import run
+from pylon.paths import Home
+
+REPORT = {
+    "daemon": {"running": True, "pid": 77, "uptime_secs": 3725, "provider_active": True, "host_active": False},
+    "network": "simnet",
+    "stats": {"jobs_completed": 3, "earnings_msats": 3_500},
+    "backends": [{"name": "llamacpp", "ok": True}, "ollama"],
+    "default_backend": "llamacpp",
+    "relays": [{"url": "ws://127.0.0.1:7777", "state": "open"}, {"url": "wss://gone.example", "connected": False}],
+    "agents": [{"name": "alice", "state": "active", "balance_msats": None}],
+    "wallet": {"settled_msats": 21_000, "pending_msats": 2_000, "known_at": 5.0},
+    "children": [
+        {"name": "buyer", "state": "running", "last_error": "OSError: old news"},
+        {"name": "engine", "state": "quarantined", "last_error": "OSError: no luck"},
+    ],
+}
+
+
+@pytest.fixture
+def home(tmp_path):
+    home = Home(tmp_path / "home")
+    home.prepare()
+    return home
+
+
+@pytest.fixture
+def status(home, capsys):
+    def status(*arguments: str):
+        code = run(["--home", str(home.root), "status", *arguments])
+        return code, *capsys.readouterr()
+
+    return status
+
+
+@contextmanager
+def daemon(home: Home, answer):
+    """Something that listens on the control socket and answers one line, or never."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(home.socket))
+    listener.listen()
+    done = threading.Event()
+    asked = []
+
+    def serve():
+        connection, _ = listener.accept()
+        with connection:
+            asked.append(json.loads(connection.recv(65536)))
+            if answer is not None:
+                reply = {"jsonrpc": "2.0", "id": asked[0]["id"], **answer}
+                connection.sendall(json.dumps(reply).encode() + b"\n")
+            done.wait(10)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    yield asked
+    done.set()
+    thread.join()
+    listener.close()
+
+
+def test_without_a_daemon(status, home):
+    code, out, err = status()
+    assert code == 3
+    assert "stopped" in out
+    assert "not initialized" in out
+    assert "pylon init" in err
+    home.mnemonic.write_text("")
+    assert "pylon start" in status()[2]
+
+
+def test_without_a_daemon_in_json(status):
+    code, out, err = status("--json")
+    assert (code, err) == (3, "")
+    report = json.loads(out)
+    assert report["daemon"] == {
+        "running": False, "pid": None, "uptime_secs": None, "provider_active": None, "host_active": None
+    }  # fmt: skip
+    assert report["wallet"] == {"settled_msats": None, "pending_msats": None, "known_at": None}
+    assert {"stats", "backends", "default_backend", "relays", "agents"} <= set(report)
+
+
+def test_a_stale_socket_is_no_daemon(status, home):
+    left = socket.socket(socket.AF_UNIX)
+    left.bind(str(home.socket))
+    left.close()
+    assert status("--json")[0] == 3
+
+
+def test_json_is_what_the_daemon_said(status, home):
+    with daemon(home, {"result": REPORT}) as asked:
+        code, out, err = status("--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out) == REPORT
+    assert asked[0]["method"] == "status"
+
+
+def test_text(status, home):
+    with daemon(home, {"result": REPORT}):
+        code, out, _ = status()
+    assert code == 0
+    for text in (
+        "running (pid 77)", "1h 2m 5s", "provider\n", "not money", "21 sat, 2 sat on its way out", "ago)",
+        "3 completed, 3.5 sat earned", "llamacpp (default), ollama", "ws://127.0.0.1:7777  open",
+        "wss://gone.example  not connected", "alice  active  unknown", "engine  quarantined: OSError: no luck",
+    ):  # fmt: skip
+        assert text in out
+    assert "old news" not in out
+
+
+def test_unknown_is_not_zero():
+    text = module.render(module.stopped())
+    assert "unknown" in text
+    assert "0 sat" not in text
+
+
+@pytest.mark.parametrize("report", [{}, {"daemon": 3, "relays": "x", "agents": [None], "wallet": [], "children": [7]}])
+def test_a_report_of_another_version_is_still_shown(report):
+    assert "running" in module.render(report)
+
+
+def test_a_daemon_that_hangs_is_not_called_stopped(status, home, monkeypatch):
+    monkeypatch.setattr(module, "TIMEOUT", 0.1)
+    with daemon(home, None):
+        code, out, err = status("--json")
+    assert (code, out) == (1, "")
+    assert json.loads(err)["error"]["code"] == "control"
+
+
+def test_an_error_of_the_daemon_is_told(status, home):
+    data = {"code": "store", "message": "disk full", "hint": "make room", "exit_code": 1}
+    with daemon(home, {"error": {"code": -32000, "message": "disk full", "data": data}}):
+        code, _, err = status()
+    assert code == 1
+    assert err == "error: disk full\nhint: make room\n"
