@@ -1,0 +1,87 @@
+# What a bare machine needs: Python 3.11 to 3.13 with pip and venv, and make. Nothing is compiled.
+#
+#   make demo    buy and sell an answer on this machine, with pretended sats
+#   make test    the tests
+#   make e2e     the tests that run the installed command in real processes
+#   make check   format, lint, types, and which package may import which
+#   make sim SEED=n    one simulated market, replayed from its seed
+#   make bench   the benchmarks
+#   make deep    the tests that take long
+#   make clean   remove what make has made
+
+SHELL := /bin/sh
+VENV ?= .venv
+SEED ?= 1
+JOBS ?= 2
+BIN := $(VENV)/bin
+SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# The build's own requirements are held to the same versions as everything else.
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_BUILD_CONSTRAINT := $(CURDIR)/constraints.txt
+
+.PHONY: help demo test e2e check sim bench deep clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+demo: $(VENV)/.runtime
+	@$(BIN)/pylon models pull >/dev/null
+	@$(BIN)/pylon demo
+
+test: $(VENV)/.test
+	@$(BIN)/python -m pytest tests --ignore=tests/e2e -m "not e2e and not deep" -n $(JOBS) -q
+
+e2e: $(VENV)/.test
+	@$(BIN)/pylon models pull >/dev/null
+	@$(BIN)/python -m pytest tests/e2e -m "not deep" -q
+
+check: $(VENV)/.check
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+sim: $(VENV)/.test
+	@$(BIN)/python -m pylon.testing.sim --seed $(SEED)
+
+bench: $(VENV)/.test
+	@$(BIN)/pylon models pull >/dev/null
+	@$(BIN)/python -m benchmarks
+
+deep: $(VENV)/.test
+	@$(BIN)/pylon models pull >/dev/null
+	@$(BIN)/python -m pytest tests -m deep -q --timeout=3600
+
+clean:
+	@rm -rf $(VENV) build dist .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The first python that is suitable; PYTHON=... names another one.
+$(BIN)/python:
+	@for python in $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python); do \
+	    if "$$python" -c '$(SUITABLE)' >/dev/null 2>&1; then \
+	        echo "making $(VENV) with $$("$$python" --version)" >&2; \
+	        exec "$$python" -m venv --clear $(VENV); \
+	    fi; \
+	done; \
+	echo "no Python 3.11, 3.12 or 3.13 with venv found; name one: make PYTHON=/path/to/python3 ..." >&2; \
+	exit 1
+
+# pip notices what is there already, so that each of these adds to the one before it.
+$(VENV)/.runtime: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing the runtime" >&2
+	@$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing the runtime and its tests" >&2
+	@$(BIN)/python -m pip install --quiet --editable '.[test]'
+	@touch $@ $(VENV)/.runtime
+
+$(VENV)/.check: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing the runtime, its tests and its checks" >&2
+	@$(BIN)/python -m pip install --quiet --editable '.[test,check]'
+	@touch $@ $(VENV)/.test $(VENV)/.runtime
