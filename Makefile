@@ -16,10 +16,9 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
-export PIP_DISABLE_PIP_VERSION_CHECK := 1
-# The build's own requirements are held to the same versions as everything else.
-export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
-export PIP_BUILD_CONSTRAINT := $(CURDIR)/constraints.txt
+# The build's own requirements are held to the same versions as everything else (by the second name since pip 25.3).
+PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
+       $(BIN)/python -m pip
 
 .PHONY: help demo test e2e check sim bench deep clean
 .DELETE_ON_ERROR:
@@ -73,15 +72,15 @@ $(BIN)/python:
 # pip notices what is there already, so that each of these adds to the one before it.
 $(VENV)/.runtime: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing the runtime" >&2
-	@$(BIN)/python -m pip install --quiet --editable .
+	@$(PIP) install -qq --editable .
 	@touch $@
 
 $(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing the runtime and its tests" >&2
-	@$(BIN)/python -m pip install --quiet --editable '.[test]'
+	@$(PIP) install -qq --editable '.[test]'
 	@touch $@ $(VENV)/.runtime
 
 $(VENV)/.check: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing the runtime, its tests and its checks" >&2
-	@$(BIN)/python -m pip install --quiet --editable '.[test,check]'
+	@$(PIP) install -qq --editable '.[test,check]'
 	@touch $@ $(VENV)/.test $(VENV)/.runtime

@@ -14,10 +14,11 @@ import stat
 from pathlib import Path
 
 import attrs
-from protocols.keys import SecretKey
-from protocols.nip19 import encode_npub
 
 from protocols import nip06
+from protocols.bolt11 import node_public_key
+from protocols.keys import SecretKey
+from protocols.nip19 import encode_npub
 from pylon.errors import IdentityError
 from pylon.paths import Home
 from pylon.store.vault import Vault
@@ -45,6 +46,11 @@ class Identity:
     @property
     def npub(self) -> str:
         return encode_npub(self.nostr.public)
+
+    @property
+    def simnet_node(self) -> str:
+        """Hex of the simnet node's public key, 33 bytes compressed, as invoices name it."""
+        return node_public_key(self.simnet.reveal()).hex()
 
     @property
     def pubkey(self) -> str:
