@@ -16,13 +16,13 @@ from typing import Any, Generic, TypeVar
 
 import trio
 
+from protocols.nip01 import Event
 from pylon.clock import Clock
 from pylon.crashpoints import crash_point
 from pylon.machine import Effect
 from pylon.store import outbox
 from pylon.store.database import Store, Tx
 from pylon.store.records import RecordTable, Step
-from protocols.nip01 import Event
 
 log = logging.getLogger(__name__)
 

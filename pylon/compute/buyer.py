@@ -9,20 +9,6 @@ from typing import TYPE_CHECKING
 import attrs
 import trio
 
-from pylon.clock import Clock
-from pylon.compute import purchase as machine
-from pylon.compute.discovery import announcements, rank
-from pylon.compute.purchase import PURCHASE, Purchase, PurchaseEffect, PurchaseState
-from pylon.compute.quotes import check_quote
-from pylon.driver import Driver
-from pylon.errors import NotFound, WalletError
-from pylon.money import Msat
-from pylon.relays.pool import RelayPool
-from pylon.store import cursors, inbox, intents
-from pylon.store.database import Store, Tx
-from pylon.store.records import RecordTable, Step
-from pylon.wallets.port import WalletInfo
-from pylon.wallets.purse import Failed, Outcome, Purse, Settled, Unknown
 from protocols import entropy
 from protocols.keys import PublicKey, SecretKey
 from protocols.nip01 import Event, Filter
@@ -37,9 +23,23 @@ from protocols.nip90 import (
     parse_result,
     result_kind,
 )
+from pylon.clock import Clock
+from pylon.compute import purchase as machine
+from pylon.compute.discovery import announcements, rank
+from pylon.compute.purchase import PURCHASE, Purchase, PurchaseEffect, PurchaseState
+from pylon.compute.quotes import check_quote
+from pylon.driver import Driver
+from pylon.errors import NotFound, WalletError
+from pylon.money import Msat
+from pylon.relays.pool import RelayPool
+from pylon.store import cursors, inbox, intents
+from pylon.store.database import Store, Tx
+from pylon.store.records import RecordTable, Step
+from pylon.wallets.port import WalletInfo
+from pylon.wallets.purse import Failed, Outcome, Purse, Settled, Unknown
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    pass
 
 log = logging.getLogger(__name__)
 
@@ -229,9 +229,7 @@ class Buyer:
     async def _take(self, event: Event) -> None:
         """Act on a reply if it comes from the provider that the request was sent to; strangers mean nothing."""
         request_id = event.tag("e")
-        row = self._store.one(
-            "SELECT purchase_id, provider FROM purchase_requests WHERE request_id = ?", (request_id,)
-        )
+        row = self._store.one("SELECT purchase_id, provider FROM purchase_requests WHERE request_id = ?", (request_id,))
         if row is None or row["provider"] != event.pubkey:
             return
         record = self.records.load(self._store, row["purchase_id"])
@@ -240,7 +238,7 @@ class Buyer:
         message = self._understand(record, event)
 
         def admit(tx: Tx) -> bool:
-            cursors.advance(tx, _CONSUMER, event.created_at)
+            cursors.advance(tx, _CONSUMER, min(event.created_at, int(self._clock.now())))
             return inbox.take(tx, _CONSUMER, event.id, self._clock.now())
 
         if message is None:

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 import attrs
 
-from pylon.money import Msat, max_fee
-from pylon.relays.pool import RelayPool
 from protocols.nip01 import Filter
 from protocols.nip89 import Announcement, AnnouncementInvalid, parse_announcement
+from pylon.money import Msat, max_fee
+from pylon.relays.pool import RelayPool
 
 ANNOUNCEMENT = 31990
 _MOST_ANNOUNCEMENTS = 500

@@ -6,10 +6,10 @@ invoice itself is held against quote, announced price, bid, network and time (fi
 
 from __future__ import annotations
 
-from pylon.compute.purchase import Purchase, Quoted, TurnedAway
-from pylon.money import Msat, format_msat
 from protocols import bolt11
 from protocols.nip90 import Feedback
+from pylon.compute.purchase import Purchase, Quoted, TurnedAway
+from pylon.money import Msat, format_msat
 
 MINIMUM_INVOICE_LIFE = 5.0
 """Seconds an invoice must still live when we start to pay it."""
@@ -35,8 +35,8 @@ def check_quote(
         invoice = bolt11.decode(feedback.bolt11)
     except bolt11.Bolt11Invalid as error:
         return away(f"its invoice does not decode ({error})")
-    if invoice.network != network_prefix:
-        return away(f"its invoice is for network {invoice.network!r}, not {network_prefix!r}")
+    if invoice.prefix != network_prefix:
+        return away(f"its invoice is for {invoice.network}")
     if invoice.amount_msats is None or invoice.amount_msats <= 0:
         return away("its invoice names no amount")
     amount = Msat(invoice.amount_msats)

@@ -51,13 +51,13 @@ def main() -> None:
     if not line.endswith(b"\n"):
         return
     settings: Settings = json.loads(line)
-    threading.Thread(target=_end_with, args=(sys.stdin.buffer,), daemon=True).start()
+    threading.Thread(target=_end_with_stdin, daemon=True).start()
     replies = _claim_stdout()
     try:
         server, port = serve(settings)
     except Exception as error:
         _reply(replies, {"error": f"{type(error).__name__}: {error}"})
-        sys.exit(1)
+        os._exit(1)
     _reply(replies, {"port": port, "model": settings["name"]})
     threading.Event().wait()
     del server
@@ -113,8 +113,9 @@ def _reply(stream: BinaryIO, message: dict[str, Any]) -> None:
     stream.flush()
 
 
-def _end_with(stream: BinaryIO) -> None:
-    while stream.read(MAX_LINE):
+def _end_with_stdin() -> None:
+    # Not through sys.stdin: an interpreter that ends while a thread holds its buffer aborts.
+    while os.read(0, MAX_LINE):
         pass
     os._exit(0)
 

@@ -196,9 +196,12 @@ class EmbeddedLlama:
             try:
                 self._say("ready", client)
                 self._ready_at = trio.current_time()
-                return await self._watch(process, client)
+                reason = await self._watch(process, client)
+                self._say(f"restarting: {reason}")
+                return reason
             finally:
-                self._client = None
+                if self._client is not None:
+                    self._say("stopping")
                 with trio.CancelScope(shield=True, deadline=trio.current_time() + _ENDING):
                     await client.aclose()
         finally:

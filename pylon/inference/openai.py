@@ -11,6 +11,7 @@ import math
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import orjson
@@ -275,6 +276,7 @@ def _context_length(row: dict[str, Any]) -> int | None:
 
 def _url(name: str, base: str) -> httpx.URL:
     try:
+        urlsplit(base).port  # noqa: B018 - finds what httpx lets pass: half brackets, ports beyond 65535
         url = httpx.URL(base)
     except (httpx.InvalidURL, ValueError):
         url = httpx.URL("")

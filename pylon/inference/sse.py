@@ -82,9 +82,10 @@ class EventStream:
             yield from self._dispatch()
             return
         field, _, value = line.partition(":")
-        # Older llama.cpp servers announce a failure in a field of its own, ``error: {...}``.
-        if field in ("data", "error"):
+        if field == "data":
             self._data.append(value.removeprefix(" "))
+        elif field == "error":  # older llama.cpp servers announce a failure in a field of its own
+            self._data.append(f'{{"error": {value}}}')
 
     def _dispatch(self) -> Iterator[str]:
         data, self._data, self._size = self._data, [], 0

@@ -9,9 +9,9 @@ from collections.abc import Collection
 
 import attrs
 
+from protocols.nip90 import JobRequest
 from pylon.money import Msat
 from pylon.provider.sale import Free, Priced, Refused
-from protocols.nip90 import JobRequest
 
 
 @attrs.frozen

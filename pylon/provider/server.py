@@ -11,6 +11,16 @@ import random
 
 import trio
 
+from protocols.keys import SecretKey
+from protocols.nip01 import Event, Filter
+from protocols.nip90 import (
+    JOB_TEXT,
+    FeedbackStatus,
+    JobInvalid,
+    build_feedback,
+    build_result,
+    parse_request,
+)
 from pylon.clock import Clock
 from pylon.driver import Driver
 from pylon.errors import InferenceError, WalletError
@@ -25,16 +35,6 @@ from pylon.store import claims, cursors, inbox, ledger
 from pylon.store.database import Store, Tx
 from pylon.store.records import RecordTable, Step
 from pylon.wallets.port import Direction, PaymentState, Wallet
-from protocols.keys import SecretKey
-from protocols.nip01 import Event, Filter
-from protocols.nip90 import (
-    JOB_TEXT,
-    FeedbackStatus,
-    JobInvalid,
-    build_feedback,
-    build_result,
-    parse_request,
-)
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class Provider:
         secret: SecretKey,
         store: Store,
         pool: RelayPool,
-        wallet: Wallet,
+        wallet: Wallet | None,
         wallet_name: str,
         router: Router,
         clock: Clock,
@@ -69,7 +69,7 @@ class Provider:
         self._pool = pool
         self._wallet = wallet
         self._wallet_name = wallet_name
-        self._router = router
+        self.router = router
         self._clock = clock
         self._rng = rng
         self.terms = terms
@@ -97,8 +97,9 @@ class Provider:
         async with self._pool.subscribe([Filter(kinds=[JOB_TEXT], tags={"p": [me]})], since=since) as requests:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._driver.run)
-                await nursery.start(self._watch_payments)
-                nursery.start_soon(self._poll_payments)
+                if self._wallet is not None:
+                    await nursery.start(self._watch_payments, self._wallet)
+                    nursery.start_soon(self._poll_payments)
                 nursery.start_soon(self._watch_deliveries)
                 task_status.started()
                 async for received in requests:
@@ -114,7 +115,7 @@ class Provider:
         sale, verdict = await self._appraise(event, now)
 
         def admit(tx: Tx) -> bool:
-            cursors.advance(tx, _CONSUMER, event.created_at)
+            cursors.advance(tx, _CONSUMER, min(event.created_at, int(self._clock.now())))
             return inbox.take(tx, _CONSUMER, event.id, now)
 
         await self._driver.begin(sale, verdict, admit)
@@ -125,7 +126,7 @@ class Provider:
             job = parse_request(event, self._secret)
         except JobInvalid as error:
             return sale, machine.Refused(str(error))
-        models = [model.id for model in await self._router.models()]
+        models = [model.id for model in await self.router.models()]
         prompt = job.prompt
         verdict = appraise(job, self.terms, prompt=prompt, models=models, now=now)
         if isinstance(verdict, machine.Refused):
@@ -149,6 +150,8 @@ class Provider:
 
     async def _mint(self, sale: Sale) -> object:
         """The invoice's key is the request's id: minting again after a crash gives the same invoice."""
+        if self._wallet is None:
+            return machine.MintFailed("no wallet is open")
         try:
             invoice = await self._wallet.receive(
                 sale.price, f"Pylon job {sale.id[:16]}", self.terms.invoice_seconds, key=sale.id
@@ -171,7 +174,7 @@ class Provider:
         )
         async with self._slots:
             try:
-                done = await self._router.complete(request)
+                done = await self.router.complete(request)
             except InferenceError as error:
                 log.warning("sale %s: attempt %d failed: %s", sale.id[:16], sale.attempts + 1, error.message)
                 return machine.AttemptFailed(error.message)
@@ -185,8 +188,10 @@ class Provider:
 
     # --- payments ---------------------------------------------------------------------------------------------
 
-    async def _watch_payments(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        async with self._wallet.events() as events:
+    async def _watch_payments(
+        self, wallet: Wallet, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        async with wallet.events() as events:
             await self._claim_all_paid()
             task_status.started()
             async for payment in events:
@@ -210,7 +215,7 @@ class Provider:
             await self._claim_if_paid(sale)
 
     async def _claim_if_paid(self, sale: Sale) -> None:
-        if sale.payment_hash is None:
+        if sale.payment_hash is None or self._wallet is None:
             return
         invoice = await self._wallet.lookup_invoice(sale.payment_hash)
         if invoice is not None and invoice.received > 0:

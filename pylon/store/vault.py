@@ -93,20 +93,23 @@ class Vault:
         """The vault of a key file. Raises ``IdentityError`` (missing, readable by others), ``SealError`` (length)."""
         path = Path(path)
         try:
-            descriptor = os.open(path, os.O_RDONLY)
+            # Without O_NONBLOCK, a pipe at this place would keep us waiting for a writer.
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         except FileNotFoundError:
             raise IdentityError(f"there is no data key at {path}", _RESTORE) from None
         except OSError as error:
             raise IdentityError(f"the data key at {path} cannot be read: {error.strerror}") from error
-        with os.fdopen(descriptor, "rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
+        try:
+            mode = os.fstat(descriptor).st_mode
             if not stat.S_ISREG(mode):
-                raise IdentityError(f"the data key {path} is not a file")
+                raise IdentityError(f"the data key {path} is not a file", _RESTORE)
             if mode & 0o077:
                 raise IdentityError(
                     f"the data key {path} is open to others (mode {stat.S_IMODE(mode):04o})", f"chmod 600 {path}"
                 )
-            key = file.read(KEY_BYTES + 1)
+            key = os.read(descriptor, KEY_BYTES + 1)
+        finally:
+            os.close(descriptor)
         if len(key) != KEY_BYTES:
             raise SealError(f"the data key {path} does not have exactly {KEY_BYTES} bytes", _RESTORE)
         return cls(key)

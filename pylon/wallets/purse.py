@@ -113,8 +113,9 @@ class Purse:
         match outcome:
             case Settled(amount, fee, preimage):
                 intents.settle(tx, self._store.vault, intent.id, amount=amount, fee=fee, preimage=preimage, at=now)
-                ledger.purchase_settled(tx, cause=intent.cause, payment_hash=intent.payment_hash,
-                                        amount=amount, fee=fee, at=now)
+                ledger.purchase_settled(
+                    tx, cause=intent.cause, payment_hash=intent.payment_hash, amount=amount, fee=fee, at=now
+                )
             case Failed(reason):
                 intents.fail(tx, intent.id, error=reason, at=now)
             case Unknown():

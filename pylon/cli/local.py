@@ -1,0 +1,66 @@
+"""Running a verb: by the daemon if there is one, else here, under the home's lock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pylon.cli.client import Progress, call
+from pylon.cli.output import State, note, warn
+from pylon.errors import NotRunning
+
+
+def run_verb(
+    state: State,
+    verb: str,
+    params: Mapping[str, Any] | None = None,
+    *,
+    online: bool = False,
+    on_progress: Progress | None = None,
+    timeout: float | None = 10.0,
+) -> Any:
+    """The result of a verb. ``online``: without a daemon it needs relays and wallet for as long as it takes."""
+    try:
+        return call(state.home, verb, params, on_progress=on_progress, timeout=timeout)
+    except NotRunning:
+        pass
+    if online:
+        note("no daemon is running; doing it here, until it is done")
+
+    import trio
+
+    return trio.run(_run_here, state, verb, dict(params or {}), online, on_progress)
+
+
+async def _run_here(state: State, verb: str, params: dict[str, Any], online: bool, on_progress: Progress | None) -> Any:
+    from contextlib import AsyncExitStack
+
+    from pylon import config as configuration
+    from pylon.clock import SystemClock
+    from pylon.daemon.process import hold_home
+    from pylon.daemon.runtime import open_home_store, open_runtime, open_wallet
+    from pylon.daemon.verbs import Verbs
+
+    loaded = configuration.load(state.home.config)
+    warn(loaded.warnings)
+    config, clock = loaded.config, SystemClock()
+
+    async def notify(method: str, data: Any) -> None:
+        if on_progress is not None:
+            on_progress(method, data)
+
+    async with AsyncExitStack() as stack:
+        stack.enter_context(hold_home(state.home))
+        if online:
+            runtime = await stack.enter_async_context(open_runtime(state.home, config, clock=clock))
+            verbs = Verbs(config, clock, runtime.store, runtime.wallet, runtime.buyer, runtime)
+        else:
+            from pylon.identity import load
+
+            identity = load(state.home)
+            store = await stack.enter_async_context(open_home_store(state.home, clock))
+            wallet = None
+            if config.network == "simnet":
+                wallet = await stack.enter_async_context(open_wallet(state.home, config, identity, clock))
+            verbs = Verbs(config, clock, store, wallet)
+        return await verbs.table()[verb](params, notify)

@@ -1,0 +1,36 @@
+"""``pylon start``: the daemon in the foreground."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pylon.cli.output import State, json_option, note, pass_state, warn
+
+
+@click.command()
+@click.option(
+    "-m",
+    "--mode",
+    type=click.Choice(["host", "provider", "both"]),
+    default="both",
+    show_default=True,
+    help="What to run: buy for this home, sell to others, or both.",
+)
+@click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground (the default).")
+@click.option(
+    "-c", "--config", "config_path", metavar="FILE", help="Another configuration than the home's config.toml."
+)
+@click.option("--model-file", metavar="FILE.gguf", help="Serve this model instead of an installed one.")
+@json_option
+@pass_state
+def start(state: State, mode: str, foreground: bool, config_path: str | None, model_file: str | None) -> None:
+    """Run the daemon in the foreground, until SIGTERM, SIGINT or the end of the terminal."""
+    from pylon import config as configuration
+    from pylon.daemon.serve import run_daemon
+
+    flags = {} if model_file is None else {"provider.model_file": str(Path(model_file).absolute())}
+    loaded = configuration.load(Path(config_path) if config_path else state.home.config, flags=flags)
+    warn(loaded.warnings)
+    run_daemon(state.home, loaded.config, mode, say=note)

@@ -1,0 +1,42 @@
+"""``pylon wallet``: what the home has."""
+
+from __future__ import annotations
+
+import click
+
+from pylon.cli.amounts import AMOUNT
+from pylon.cli.local import run_verb
+from pylon.cli.output import State, emit, json_option, pass_state, sats
+
+
+@click.group()
+def wallet() -> None:
+    """Balance, invoices and payments."""
+
+
+def _text(report: dict[str, object]) -> str:
+    lines = [f"Balance: {sats(report['settled_msats'])}"]  # type: ignore[arg-type]
+    if report["pending_msats"]:
+        lines.append(f"On its way out: {sats(report['pending_msats'])}")  # type: ignore[arg-type]
+    if report["network"] == "simnet":
+        lines.append("Network: simnet (these sats are not money)")
+    return "\n".join(lines)
+
+
+@wallet.command()
+@json_option
+@pass_state
+def balance(state: State) -> None:
+    """Show the balance."""
+    report = run_verb(state, "wallet.balance")
+    emit(state, report, lambda: _text(report))
+
+
+@wallet.command()
+@click.option("-a", "--amount", type=AMOUNT, default="100000", show_default=True, help="How many sats.")
+@json_option
+@pass_state
+def fund(state: State, amount: int) -> None:
+    """Get test sats: on simnet from nowhere, at once."""
+    report = run_verb(state, "wallet.fund", {"amount_msats": amount})
+    emit(state, report, lambda: f"funded with {sats(report['funded_msats'])}\n{_text(report)}")

@@ -1,0 +1,77 @@
+"""The relay of this machine, shared by its homes.
+
+The first home to bind the port serves it. A home that finds the port served by another Pylon's relay (its NIP-11
+document says so) uses that one, and binds the port itself when that one goes away. Any other clash is an error that
+names the key to change.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import trio
+
+from protocols.nip11 import RelayInformation
+from pylon.clock import Clock
+from pylon.config import Bind
+from pylon.errors import ConfigError
+from pylon.relays.relay import open_relay
+from pylon.relays.server import SOFTWARE, PortTaken, serve_relay
+
+log = logging.getLogger(__name__)
+
+_TRY_AGAIN = 1.0
+_ANSWER_WITHIN = 5.0
+
+
+class EmbeddedRelay:
+    """Serves one address, or watches over it."""
+
+    def __init__(self, bind: Bind, path: Path, clock: Clock) -> None:
+        self._bind = bind
+        self._path = path
+        self._clock = clock
+        self.serving = False
+
+    async def run(self, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
+        """Started with the relay's URL as soon as somebody serves it. Raises ``ConfigError`` on a foreign clash."""
+        told = False
+        while True:
+            try:
+                await self._serve(trio.TASK_STATUS_IGNORED if told else task_status)
+            except PortTaken:
+                if not told:
+                    await self._expect_pylon()
+                    told = True
+                    task_status.started(f"ws://{self._bind}")
+            await trio.sleep(_TRY_AGAIN)
+
+    async def _serve(self, task_status: trio.TaskStatus[str]) -> None:
+        async with open_relay(self._path, clock=self._clock) as relay, trio.open_nursery() as nursery:
+            host, port = (await nursery.start(serve_relay, relay, self._bind.host, self._bind.port))[0][:2]
+            self.serving = True
+            url = f"ws://{Bind(host, port)}"
+            log.info("the embedded relay serves %s", url)
+            task_status.started(url)
+
+    async def _expect_pylon(self) -> None:
+        software = await _software_at(f"http://{self._bind}")
+        if software != SOFTWARE:
+            raise ConfigError(
+                f"the embedded relay's address {self._bind} is taken by something that is no Pylon relay",
+                "set [relay] bind to another port, or [relay] enabled = false",
+            )
+        log.info("%s is served by another home of this machine; using it", self._bind)
+
+
+async def _software_at(url: str) -> str | None:
+    """What the NIP-11 document at ``url`` calls its software; ``None`` without such a document."""
+    import httpx
+
+    try:
+        async with httpx.AsyncClient(timeout=_ANSWER_WITHIN, trust_env=False) as client:
+            answer = await client.get(url, headers={"Accept": "application/nostr+json"})
+            return RelayInformation.from_json(answer.content).software
+    except (httpx.HTTPError, ValueError):
+        return None

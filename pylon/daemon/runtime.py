@@ -1,0 +1,246 @@
+"""One running Pylon: store, relays, wallet, buyer and provider of a home, put together.
+
+The tree is DESIGN's: what several parts share lives outside, each part under supervision. The daemon runs it for
+long; a command without a daemon runs it for as long as the command takes.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import attrs
+import trio
+
+from pylon.clock import Clock, SystemClock
+from pylon.compute.buyer import Buyer, BuyerSettings
+from pylon.config import Config
+from pylon.daemon.embedded_relay import EmbeddedRelay
+from pylon.errors import ModelMissing, NetworkUnsupported
+from pylon.identity import Identity
+from pylon.identity import load as load_identity
+from pylon.inference.llamacpp import EmbeddedLlama
+from pylon.inference.models import ModelFile, find, from_file, installed, models_directory
+from pylon.inference.router import Router
+from pylon.money import Msat
+from pylon.paths import Home
+from pylon.provider.announce import Announcer, Profile
+from pylon.provider.pricing import Terms
+from pylon.provider.server import Provider
+from pylon.relays.pool import RelayPool
+from pylon.relays.publisher import Publisher
+from pylon.relays.websocket import connect
+from pylon.store.database import Store, open_store
+from pylon.store.vault import Vault
+from pylon.supervision import ChildSpec, ChildStatus, Supervisor
+from pylon.wallets.purse import Purse
+from pylon.wallets.simnet import PREFIX, SimnetLedger, SimnetWallet
+
+log = logging.getLogger(__name__)
+
+
+@attrs.frozen
+class Runtime:
+    """What is running. Parts that this home does not run are ``None``."""
+
+    home: Home
+    config: Config
+    identity: Identity
+    clock: Clock
+    store: Store
+    pool: RelayPool
+    supervisor: Supervisor
+    started_at: float
+    wallet: SimnetWallet | None = None
+    buyer: Buyer | None = None
+    provider: Provider | None = None
+    engine: EmbeddedLlama | None = None
+    relay: EmbeddedRelay | None = None
+    mode: str = "host"
+    """``host``, ``provider`` or ``both``."""
+    provider_off: str = ""
+    """Why nothing is sold although selling was asked for."""
+
+
+def require_simnet(config: Config, what: str) -> None:
+    """Until other wallets are there, money moves on simnet only."""
+    if config.network != "simnet":
+        raise NetworkUnsupported(
+            f"{what} on network {config.network!r} is not possible yet: its wallet is not built",
+            "try it with pretended sats: pylon --home DIR init --network simnet",
+        )
+
+
+@asynccontextmanager
+async def open_home_store(home: Home, clock: Clock) -> AsyncIterator[Store]:
+    """The home's database, with the vault's key from ``keys/``."""
+    vault = Vault.load(home.data_key)
+    async with open_store(home.database, vault=vault, clock=clock) as store:
+        yield store
+
+
+@asynccontextmanager
+async def open_wallet(home: Home, config: Config, identity: Identity, clock: Clock) -> AsyncIterator[SimnetWallet]:
+    """The home's own wallet."""
+    require_simnet(config, "a wallet")
+    path = config.simnet.ledger or home.simnet
+    async with SimnetLedger(path, clock=clock, rng=random.Random()) as ledger:
+        wallet = ledger.wallet(identity.pubkey[:16], identity.simnet.reveal(), label=home.root.name)
+        yield wallet
+        await wallet.aclose()
+
+
+@asynccontextmanager
+async def open_runtime(
+    home: Home,
+    config: Config,
+    *,
+    mode: str = "host",
+    quote_seconds: float = 10.0,
+    clock: Clock | None = None,
+    rng: random.Random | None = None,
+) -> AsyncIterator[Runtime]:
+    """Start everything that the home runs; leaving the block stops it.
+
+    :param mode: ``host`` buys; ``both`` sells too, if there is a model; ``provider`` wants a model, else raises
+        ``ModelMissing``. Whoever runs can be asked to buy by hand.
+    :param quote_seconds: how long a chosen provider may take to quote.
+    """
+    clock, rng = clock or SystemClock(), rng or random.Random()
+    sell = mode != "host"
+    identity = load_identity(home)
+    if config.network != "simnet" and (config.enable_payments or not sell):
+        require_simnet(config, "taking payments" if sell else "buying")
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(open_home_store(home, clock))
+        wallet = (
+            await stack.enter_async_context(open_wallet(home, config, identity, clock))
+            if config.network == "simnet"
+            else None
+        )
+        nursery = await stack.enter_async_context(trio.open_nursery())
+        stack.callback(nursery.cancel_scope.cancel)
+        supervisor = Supervisor(nursery, rng=rng, on_failure=_tell)
+
+        urls = list(config.relays)
+        relay = None
+        if config.relay.enabled:
+            relay = EmbeddedRelay(config.relay.bind, home.relay_database, clock)
+            urls.insert(0, await nursery.start(relay.run))
+        pool = RelayPool(urls, connect=connect, clock=clock, rng=rng)
+        await nursery.start(pool.run)
+        supervisor.start(ChildSpec("publisher", Publisher(pool, store, clock, rng).run))
+
+        buyer = None
+        if wallet is not None:
+            buyer = Buyer(
+                secret=identity.nostr,
+                store=store,
+                pool=pool,
+                purse=Purse(wallet, store, clock),
+                wallet=await wallet.info(),
+                clock=clock,
+                rng=rng,
+                settings=BuyerSettings(config.network, PREFIX, quote_seconds=quote_seconds),
+            )
+            supervisor.start(ChildSpec("buyer", buyer.run))
+
+        provider, engine, off = None, None, ""
+        if sell:
+            try:
+                model = choose_model(config)
+            except ModelMissing as error:
+                if mode == "provider":
+                    raise
+                off = f"{error.message} ({error.hint})"
+                log.warning("nothing is sold: %s", off)
+            else:
+                engine = EmbeddedLlama(model, log_path=home.logs / "engine.log", rng=rng)
+                supervisor.start(ChildSpec("engine", engine.run))
+                provider = _provider(config, identity, store, pool, wallet, engine, model, clock, rng)
+                supervisor.start(ChildSpec("provider", provider.run))
+                supervisor.start(ChildSpec("announcer", _announcer(config, identity, store, pool, provider, clock).run))
+        yield Runtime(
+            home=home,
+            config=config,
+            identity=identity,
+            clock=clock,
+            store=store,
+            pool=pool,
+            supervisor=supervisor,
+            started_at=clock.now(),
+            wallet=wallet,
+            buyer=buyer,
+            provider=provider,
+            engine=engine,
+            relay=relay,
+            mode=mode,
+            provider_off=off,
+        )
+
+
+def choose_model(config: Config) -> ModelFile:
+    """The model that the embedded engine serves: the file named, else the default model, else the first one there."""
+    if config.provider.model_file is not None:
+        return from_file(config.provider.model_file)
+    directory = models_directory()
+    try:
+        return find(config.default_model, directory)
+    except ModelMissing:
+        present = installed(directory)
+        if not present:
+            raise ModelMissing(
+                f"no model is installed in {directory}", "pylon models pull smollm2-135m, or --model-file FILE.gguf"
+            ) from None
+        log.warning("model %s is not installed; serving %s", config.default_model, present[0].name)
+        return present[0]
+
+
+def _tell(status: ChildStatus, error: BaseException | None) -> None:
+    log.error("%s: %s", status.name, status.last_error or "ended", exc_info=error)
+
+
+def _provider(
+    config: Config,
+    identity: Identity,
+    store: Store,
+    pool: RelayPool,
+    wallet: SimnetWallet | None,
+    engine: EmbeddedLlama,
+    model: ModelFile,
+    clock: Clock,
+    rng: random.Random,
+) -> Provider:
+    return Provider(
+        secret=identity.nostr,
+        store=store,
+        pool=pool,
+        wallet=wallet,
+        wallet_name="own",
+        router=Router([engine]),
+        clock=clock,
+        rng=rng,
+        terms=Terms(
+            min_price=Msat(config.min_price_msats),
+            payments=config.enable_payments,
+            max_tokens=config.provider.max_tokens,
+            default_tokens=config.provider.max_tokens,
+            invoice_seconds=int(config.provider.deadlines.payment),
+        ),
+    )
+
+
+def _announcer(
+    config: Config, identity: Identity, store: Store, pool: RelayPool, provider: Provider, clock: Clock
+) -> Announcer:
+    return Announcer(
+        secret=identity.nostr,
+        store=store,
+        pool=pool,
+        router=provider.router,
+        clock=clock,
+        terms=provider.terms,
+        profile=Profile(config.provider.name, config.provider.description, config.network),
+    )

@@ -1,0 +1,86 @@
+"""The long-running process: lock, log, runtime, control socket, signals."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import trio
+
+from pylon.config import Config
+from pylon.crashpoints import install_from_environment
+from pylon.daemon import books
+from pylon.daemon.control import serve_control
+from pylon.daemon.logs import start_logging
+from pylon.daemon.process import hold_home, until_signal
+from pylon.daemon.runtime import Runtime, open_runtime, require_simnet
+from pylon.daemon.verbs import Verbs
+from pylon.money import Msat, format_msat
+from pylon.paths import Home
+
+log = logging.getLogger(__name__)
+
+_STOP_WITHIN = 10.0
+"""Seconds for everything to end after a signal."""
+
+
+def run_daemon(home: Home, config: Config, mode: str, *, say: Callable[[str], None]) -> None:
+    """Run until a signal ends it. ``say`` tells the terminal. Raises ``PylonError`` where it cannot start."""
+    if config.network != "simnet" and (config.enable_payments or mode == "host"):
+        require_simnet(config, "start")
+    with hold_home(home, pid_file=True):
+        start_logging(home.log)
+        install_from_environment()
+        try:
+            trio.run(_serve, home, config, mode, say, strict_exception_groups=True)
+        except BaseExceptionGroup as group:
+            raise _first(group) from None
+
+
+async def _serve(home: Home, config: Config, mode: str, say: Callable[[str], None]) -> None:
+    async with open_runtime(home, config, mode=mode) as runtime:
+        await _check_books(runtime, say)
+        verbs = Verbs(config, runtime.clock, runtime.store, runtime.wallet, runtime.buyer, runtime)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve_control, home, verbs.table())
+            for line in _greeting(runtime):
+                say(line)
+            log.info("ready")
+            await until_signal()
+            say("stopping")
+            log.info("stopping")
+            nursery.cancel_scope.cancel()
+    say("stopped")
+
+
+async def _check_books(runtime: Runtime, say: Callable[[str], None]) -> None:
+    balance = None
+    if runtime.wallet is not None:
+        await books.book_deposits(runtime.store, runtime.wallet, runtime.clock.now())
+        balance = await runtime.wallet.balance()
+    for problem in books.report(runtime.store, balance).problems:
+        log.error("books: %s", problem)
+        say(f"warning: books: {problem}")
+
+
+def _greeting(runtime: Runtime) -> list[str]:
+    config = runtime.config
+    lines = [f"Pylon runs as {runtime.identity.npub} in {runtime.home.root}"]
+    if config.network == "simnet":
+        lines.append("network: simnet. These sats are not money: a file on this machine says who has how many.")
+    lines.extend(f"relay: {url}" for url in runtime.pool.urls)
+    if runtime.provider is not None:
+        price = "free" if not config.enable_payments else format_msat(Msat(runtime.provider.terms.price))
+        lines.append(f"selling: kind 5050 at {price} a job")
+    if runtime.provider_off:
+        lines.append(f"selling nothing: {runtime.provider_off}")
+    lines.append("ready")
+    return lines
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The one error that a person should read."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

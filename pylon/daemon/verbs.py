@@ -1,0 +1,257 @@
+"""What can be asked of a home: one function a verb, the same over the control socket and in a command of its own.
+
+Parameters and results are JSON. Amounts are ``*_msats``, ids hex, times Unix seconds.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import attrs
+
+from protocols.nip19 import Nip19Error, decode_public_key
+from pylon.clock import Clock
+from pylon.compute.buyer import Buyer, purchase_records
+from pylon.compute.purchase import PURCHASE, Purchase
+from pylon.config import Config
+from pylon.daemon import books
+from pylon.daemon.runtime import Runtime, require_simnet
+from pylon.errors import NotFound, PylonError, UsageError
+from pylon.money import MAX_MSAT, Msat
+from pylon.provider.earnings import earnings, recent
+from pylon.store.database import Store
+from pylon.wallets.simnet import SimnetWallet
+
+Notify = Callable[[str, Any], Awaitable[None]]
+Verb = Callable[[Mapping[str, Any], Notify], Awaitable[Any]]
+
+MAX_PROMPT_CHARS = 32_000
+
+
+@attrs.frozen
+class Verbs:
+    """The verbs of one home, over the parts that happen to be open."""
+
+    config: Config
+    clock: Clock
+    store: Store
+    wallet: SimnetWallet | None = None
+    buyer: Buyer | None = None
+    runtime: Runtime | None = None
+
+    def table(self) -> dict[str, Verb]:
+        verbs: dict[str, Verb] = {
+            "job.submit": self.job_submit,
+            "job.list": self.job_list,
+            "job.status": self.job_status,
+            "wallet.balance": self.wallet_balance,
+            "wallet.fund": self.wallet_fund,
+            "earnings": self.earnings,
+            "books": self.books,
+        }
+        if self.runtime is not None:
+            verbs["status"] = self.status
+        return verbs
+
+    # --- jobs -------------------------------------------------------------------------------------------------
+
+    async def job_submit(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
+        """Buy an answer. ``wait``: return when it is there, with a ``job`` notification for every change before."""
+        if self.buyer is None:
+            require_simnet(self.config, "buying")
+            raise UsageError("this daemon does not buy", "start it with -m host or -m both")
+        prompt = _text(params, "prompt")
+        if not prompt.strip():
+            raise UsageError("the prompt is empty")
+        if len(prompt) > MAX_PROMPT_CHARS:
+            raise UsageError(f"the prompt has {len(prompt):,} characters, at most {MAX_PROMPT_CHARS:,} are sent")
+        purchase = await self.buyer.buy(
+            prompt,
+            bid=Msat(_whole(params, "bid_msats", 1, MAX_MSAT)),
+            max_tokens=_whole(params, "max_tokens", 1, 1_000_000),
+            model=params.get("model"),
+            provider=_public_key(params.get("provider")),
+        )
+        if not params.get("wait"):
+            return job_json(purchase)
+        with self.store.listen(f"purchases:{purchase.id}") as changed:
+            shown = None
+            while True:
+                record = self.buyer.records.load(self.store, purchase.id) or purchase
+                if record.state is not shown:
+                    shown = record.state
+                    await notify("job", job_json(record))
+                if record.state in PURCHASE.final:
+                    return job_json(record)
+                await changed.receive()
+
+    async def job_list(self, params: Mapping[str, Any], notify: Notify) -> list[dict[str, Any]]:
+        limit = _whole({"limit": 20, **params}, "limit", 1, 10_000)
+        records = purchase_records(self.store).where(self.store, "1 = 1 ORDER BY created_at DESC LIMIT ?", (limit,))
+        return [job_json(record) for record in records]
+
+    async def job_status(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
+        """A purchase by its id, its request's id, or the beginning of either."""
+        wanted = _text(params, "id").lower()
+        if len(wanted) < 4 or not set(wanted) <= set("0123456789abcdef"):
+            raise UsageError(f"{wanted[:80]!r} is no job id", "an id is hex, at least its first 4 digits")
+        rows = self.store.read(
+            "SELECT id FROM purchases WHERE id LIKE ?1 UNION SELECT purchase_id FROM purchase_requests"
+            " WHERE request_id LIKE ?1 LIMIT 3",
+            (wanted + "%",),
+        )
+        if len(rows) != 1:
+            how = "no job" if not rows else "more than one job"
+            raise NotFound(f"{how} has an id that begins with {wanted}", "pylon job list")
+        record = purchase_records(self.store).load(self.store, rows[0]["id"])
+        assert record is not None
+        return {**job_json(record), "history": self._history(record.id)}
+
+    def _history(self, subject: str) -> list[dict[str, Any]]:
+        rows = self.store.read(
+            "SELECT at, from_state, input, to_state FROM transitions WHERE subject = ? ORDER BY id", (subject,)
+        )
+        return [dict(row) for row in rows]
+
+    # --- money ------------------------------------------------------------------------------------------------
+
+    async def wallet_balance(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
+        wallet = self._wallet("a balance")
+        balance = await wallet.balance()
+        return {
+            "network": self.config.network,
+            "settled_msats": balance.settled,
+            "pending_msats": balance.pending_out,
+            "spendable_msats": balance.spendable,
+            "known_at": balance.known_at,
+            "node_pubkey": wallet.node_pubkey,
+        }
+
+    async def wallet_fund(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
+        """Pretended sats from the simnet faucet, booked as coming from outside."""
+        wallet = self._wallet("funding")
+        payment = await wallet.fund(Msat(_whole(params, "amount_msats", 1, MAX_MSAT // 1_000)))
+        await books.book_deposits(self.store, wallet, self.clock.now())
+        return {"funded_msats": payment.amount, **await self.wallet_balance({}, notify)}
+
+    async def earnings(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
+        found = earnings(self.store, self.clock.now())
+        limit = _whole({"limit": 10, **params}, "limit", 0, 10_000)
+        return {
+            "summary": {
+                "today_msats": found.today,
+                "week_msats": found.week,
+                "total_msats": found.total,
+                "total_sats": found.total // 1_000,
+                "job_count": found.jobs,
+                "owed_msats": found.owed,
+                "unearned_msats": found.unearned,
+            },
+            "recent": recent(self.store, limit),
+        }
+
+    async def books(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
+        balance = None
+        if self.wallet is not None:
+            await books.book_deposits(self.store, self.wallet, self.clock.now())
+            balance = await self.wallet.balance()
+        found = books.report(self.store, balance)
+        return {
+            "accounts": {f"{name}_msats": amount for name, amount in found.balances.items()},
+            "wallet_msats": found.wallet_msats,
+            "problems": list(found.problems),
+            "clean": not found.problems,
+        }
+
+    def _wallet(self, what: str) -> SimnetWallet:
+        if self.wallet is None:
+            require_simnet(self.config, what)
+            raise PylonError("no wallet is open")
+        return self.wallet
+
+    # --- the daemon itself ------------------------------------------------------------------------------------
+
+    async def status(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
+        runtime = self.runtime
+        assert runtime is not None
+        balance = None if self.wallet is None else await self.wallet.balance()
+        found = earnings(self.store, self.clock.now())
+        health = None if runtime.engine is None else await runtime.engine.health()
+        return {
+            "daemon": {
+                "running": True,
+                "pid": os.getpid(),
+                "uptime_secs": int(self.clock.now() - runtime.started_at),
+                "provider_active": runtime.provider is not None,
+                "host_active": runtime.mode != "provider",
+                "provider_off": runtime.provider_off,
+            },
+            "network": self.config.network,
+            "npub": runtime.identity.npub,
+            "stats": {"jobs_completed": found.jobs, "earnings_msats": found.total},
+            "backends": []
+            if runtime.engine is None or health is None
+            else [{"name": runtime.engine.name, "ok": health.ok, "detail": health.detail}],
+            "default_backend": None if runtime.engine is None else runtime.engine.name,
+            "relays": [attrs.asdict(status) for status in runtime.pool.statuses()],
+            "agents": [],
+            "wallet": {
+                "settled_msats": None if balance is None else balance.settled,
+                "pending_msats": None if balance is None else balance.pending_out,
+                "known_at": None if balance is None else balance.known_at,
+            },
+            "children": [
+                {"name": child.name, "state": child.state, "starts": child.starts, "last_error": child.last_error}
+                for child in runtime.supervisor.statuses()
+            ],
+        }
+
+
+def job_json(record: Purchase) -> dict[str, Any]:
+    """A purchase as users see it."""
+    return {
+        "id": record.id,
+        "state": record.state.value,
+        "request": record.request_id,
+        "provider": record.provider,
+        "model": record.model,
+        "max_tokens": record.max_tokens,
+        "bid_msats": record.bid,
+        "invoice_msats": record.quoted,
+        "paid_msats": record.paid,
+        "fee_msats": record.fee,
+        "payment_hash": record.payment_hash,
+        "credit_msats": record.credit,
+        "result": record.result_id,
+        "prompt": record.prompt,
+        "text": record.text,
+        "reason": record.reason,
+        "tried": list(record.tried),
+        "created_at": record.created_at,
+    }
+
+
+def _text(params: Mapping[str, Any], name: str) -> str:
+    value = params.get(name)
+    if not isinstance(value, str):
+        raise UsageError(f"{name} must be a text")
+    return value
+
+
+def _whole(params: Mapping[str, Any], name: str, least: int, most: int) -> int:
+    value = params.get(name)
+    if type(value) is not int or not least <= value <= most:
+        raise UsageError(f"{name} must be a whole number from {least:,} to {most:,}")
+    return value
+
+
+def _public_key(text: object) -> str | None:
+    """A provider as npub or hex."""
+    if text is None:
+        return None
+    try:
+        return decode_public_key(str(text)).hex
+    except (Nip19Error, ValueError):
+        raise UsageError(f"{str(text)[:80]!r} is no public key", "give an npub or 64 hex digits") from None

@@ -1,0 +1,215 @@
+"""All relays of a home as one: subscriptions multiplexed over one connection each, every event verified once.
+
+An id counts as verified only after its signature was checked, and then its signature is not checked again; the id
+itself is recomputed each time, so that nobody can pass off other content under a known id. Delivery is never
+deduplicated between consumers: each has its own key in the inbox.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+
+import trio
+
+from protocols.keys import SecretKey
+from protocols.nip01 import Event, EventInvalid, Filter, event_id, newer
+from pylon.clock import Clock
+from pylon.errors import RelayError
+from pylon.relays.connection import Connection, RelayStatus, Verdict
+from pylon.relays.subscription import Received, Subscription
+from pylon.relays.transport import Connect
+
+__all__ = ["Received", "RelayPool", "Subscription"]
+
+_VERIFIED = 50_000
+PUBLISH_SECONDS = 10.0
+
+
+class RelayPool:
+    """See the module. ``run`` must be running for anything to happen."""
+
+    def __init__(
+        self,
+        urls: Iterable[str],
+        *,
+        connect: Connect,
+        clock: Clock,
+        rng: random.Random,
+        signer: SecretKey | None = None,
+    ) -> None:
+        self._connect = connect
+        self._clock = clock
+        self._rng = rng
+        self._signer = signer
+        self._subscriptions: dict[str, Subscription] = {}
+        self._names = 0
+        self._verified: OrderedDict[str, None] = OrderedDict()
+        self.verifications = 0
+        self._nursery: trio.Nursery | None = None
+        self._scopes: dict[str, trio.CancelScope] = {}
+        self._changed = trio.Event()
+        self._connections = {url: self._connection(url) for url in dict.fromkeys(urls)}
+
+    @property
+    def urls(self) -> list[str]:
+        return list(self._connections)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep all connections until cancelled."""
+        async with trio.open_nursery() as self._nursery:
+            for connection in self._connections.values():
+                self._nursery.start_soon(self._keep, connection)
+            task_status.started()
+            await trio.sleep_forever()
+
+    def add_relay(self, url: str) -> None:
+        if url not in self._connections:
+            self._connections[url] = self._connection(url)
+            if self._nursery is not None:
+                self._nursery.start_soon(self._keep, self._connections[url])
+            self._tell()
+
+    def remove_relay(self, url: str) -> None:
+        self._connections.pop(url, None)
+        scope = self._scopes.pop(url, None)
+        if scope is not None:
+            scope.cancel()
+        self._tell()
+
+    def statuses(self) -> list[RelayStatus]:
+        return [connection.status for connection in self._connections.values()]
+
+    async def connected(self, count: int = 1, timeout: float = 10.0) -> None:
+        """Wait until ``count`` relays are connected. Raises ``RelayError`` after ``timeout`` seconds."""
+        with trio.move_on_after(timeout):
+            while sum(connection.connected for connection in self._connections.values()) < count:
+                await self._changed.wait()
+            return
+        raise RelayError(
+            f"no connection to {count} of {len(self._connections)} relays within {timeout:g} s", "pylon status"
+        )
+
+    async def wait_changed(self) -> None:
+        """Until a connection comes or goes."""
+        await self._changed.wait()
+
+    def is_connected(self, url: str) -> bool:
+        connection = self._connections.get(url)
+        return connection is not None and connection.connected
+
+    # --- reading ----------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def subscribe(
+        self, filters: Sequence[Filter], *, since: int | None = None, relays: Iterable[str] | None = None
+    ) -> AsyncIterator[Subscription]:
+        """Verified events that match, stored ones from ``since`` on (Unix seconds) and live ones, from every relay."""
+        self._names += 1
+        wanted = None if relays is None else set(relays)
+        subscription = Subscription(f"p{self._names}", list(filters), since, wanted, self._clock)
+        self._subscriptions[subscription.id] = subscription
+        try:
+            for url, connection in list(self._connections.items()):
+                if connection.connected and subscription.wants(url):
+                    await connection.ask(subscription)
+            yield subscription
+        finally:
+            del self._subscriptions[subscription.id]
+            subscription.end()
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + 1.0):
+                for connection in list(self._connections.values()):
+                    await connection.forget(subscription)
+
+    async def fetch(
+        self, filters: Sequence[Filter], timeout: float, relays: Iterable[str] | None = None
+    ) -> list[Event]:
+        """What the connected relays have stored, newest version of each address only, newest first.
+
+        Waits for every connected relay, at most ``timeout`` seconds; while none is connected, for the first one.
+        """
+        async with self.subscribe(filters, relays=relays) as subscription:
+            with trio.move_on_after(timeout):
+                while not self._all_stored(subscription):
+                    progress, changed = subscription.progress, self._changed
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(_first_of, progress, nursery.cancel_scope)
+                        nursery.start_soon(_first_of, changed, nursery.cancel_scope)
+            return _merge(subscription.drain())
+
+    def _all_stored(self, subscription: Subscription) -> bool:
+        asked = [
+            url for url, connection in self._connections.items() if connection.connected and subscription.wants(url)
+        ]
+        return bool(asked) and all(subscription.stored_from(url) for url in asked)
+
+    # --- writing ----------------------------------------------------------------------------------------------
+
+    async def publish(self, url: str, event: Event, timeout: float = PUBLISH_SECONDS) -> Verdict:
+        """Hand an event to one relay and return its answer. Raises ``RelayError`` where there was none."""
+        connection = self._connections.get(url)
+        if connection is None:
+            raise RelayError(f"{url}: not a relay of this pool")
+        return await connection.publish(event, timeout)
+
+    async def send_ephemeral(self, event: Event) -> None:
+        """Hand an event to every connected relay, without waiting for anybody's answer."""
+        for url in self.urls:
+            connection = self._connections.get(url)
+            if connection is not None and connection.connected:
+                try:
+                    await connection.publish(event, 0.0)
+                except RelayError:
+                    continue
+
+    # --- within -----------------------------------------------------------------------------------------------
+
+    def _connection(self, url: str) -> Connection:
+        return Connection(
+            url,
+            connect=self._connect,
+            clock=self._clock,
+            rng=self._rng,
+            subscriptions=lambda: [entry for entry in self._subscriptions.values() if entry.wants(url)],
+            admit=self._admit,
+            changed=self._tell,
+            signer=self._signer,
+        )
+
+    async def _keep(self, connection: Connection) -> None:
+        with trio.CancelScope() as scope:
+            self._scopes[connection.url] = scope
+            await connection.run()
+
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def _admit(self, event: Event) -> bool:
+        if event.id in self._verified:
+            return event.id == event_id(event.pubkey, event.created_at, event.kind, event.tags, event.content)
+        self.verifications += 1
+        try:
+            event.check()
+        except EventInvalid:
+            return False
+        self._verified[event.id] = None
+        if len(self._verified) > _VERIFIED:
+            self._verified.popitem(last=False)
+        return True
+
+
+async def _first_of(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()
+
+
+def _merge(events: list[Event]) -> list[Event]:
+    """Newest first, of each address only the version that counts."""
+    kept: dict[str, Event] = {}
+    for event in events:
+        key = event.address or event.id
+        kept[key] = newer(kept[key], event) if key in kept else event
+    return sorted(kept.values(), key=lambda event: (-event.created_at, event.id))

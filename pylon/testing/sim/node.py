@@ -1,0 +1,233 @@
+"""One home in the simulation: its database survives, everything else dies with it."""
+
+from __future__ import annotations
+
+import contextvars
+import random
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import trio
+
+from protocols.keys import SecretKey
+from pylon.clock import VirtualClock
+from pylon.compute.buyer import Buyer, BuyerSettings
+from pylon.inference.router import Router
+from pylon.money import Msat
+from pylon.provider.announce import Announcer, Profile
+from pylon.provider.pricing import Terms
+from pylon.provider.server import Provider
+from pylon.relays.pool import RelayPool
+from pylon.relays.publisher import Publisher
+from pylon.relays.transport import Connect
+from pylon.store.database import Store, open_store
+from pylon.store.vault import Vault
+from pylon.testing.backend import ScriptedBackend
+from pylon.wallets.port import Balance, IssuedInvoice, Payment, PaymentEvents, WalletInfo
+from pylon.wallets.purse import Purse
+from pylon.wallets.simnet import PREFIX, SimnetLedger, SimnetWallet
+
+current: contextvars.ContextVar[Node | None] = contextvars.ContextVar("current", default=None)
+
+
+class Killed(BaseException):
+    """The node died here. No ``except Exception`` may stop it, as none stops a SIGKILL."""
+
+
+@attrs.frozen
+class Setting:
+    """What all nodes of a world share."""
+
+    directory: Path
+    clock: VirtualClock
+    ledger: SimnetLedger
+    connect: Connect
+    relays: tuple[str, ...]
+
+
+class Node:
+    """A home that can be started, killed and started again. Subclasses say what it runs."""
+
+    def __init__(self, name: str, setting: Setting, rng: random.Random) -> None:
+        self.name = name
+        self.setting = setting
+        self.rng = rng
+        self.secret = SecretKey(rng.randbytes(32))
+        self._node_secret = rng.randbytes(32)
+        self._vault = Vault(rng.randbytes(32))
+        self.alive = False
+        self.deaths: list[str] = []
+        self.store: Store | None = None
+        self._scope = trio.CancelScope()
+        self.passages: dict[str, int] = {}
+        self.plan: dict[str, int] = {}
+        """Crash points at which this node dies, each at its n-th passage."""
+
+    @property
+    def database(self) -> Path:
+        return self.setting.directory / f"{self.name}.db"
+
+    @property
+    def vault(self) -> Vault:
+        return self._vault
+
+    def bare_wallet(self) -> SimnetWallet:
+        """The wallet as the ledger has it, for those who look on."""
+        return self.setting.ledger.wallet(self.name, self._node_secret)
+
+    async def live(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """One life, until killed or cancelled. Started when everything in it runs."""
+        current.set(self)
+        self._scope = trio.CancelScope()
+        self.alive = True
+        try:
+            with self._scope:
+                async with open_store(
+                    self.database, vault=self._vault, clock=self.setting.clock, executor="inline", durable=False
+                ) as store:
+                    self.store = store
+                    await self._live(store, task_status)
+        except BaseExceptionGroup as group:
+            _, other = group.split((Killed, trio.Cancelled))
+            if other is not None and self.alive:
+                raise other from None
+        except Killed:
+            pass
+        finally:
+            self.alive = False
+            self.store = None
+
+    async def _live(self, store: Store, task_status: trio.TaskStatus[None]) -> None:
+        setting = self.setting
+        pool = RelayPool(setting.relays, connect=setting.connect, clock=setting.clock, rng=self.rng)
+        wallet = MortalWallet(self.bare_wallet(), self)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(pool.run)
+            nursery.start_soon(Publisher(pool, store, setting.clock, self.rng).run)
+            await self.populate(nursery, store, pool, wallet)
+            task_status.started()
+
+    async def populate(self, nursery: trio.Nursery, store: Store, pool: RelayPool, wallet: MortalWallet) -> None:
+        raise AssertionError("a node is a buyer or a seller")
+
+    def kill(self, why: str) -> None:
+        """As SIGKILL does: nothing more is written, sent or paid."""
+        if self.alive:
+            self.alive = False
+            self.deaths.append(why)
+            if self.store is not None:
+                self.store.kill()
+            self._scope.cancel()
+
+    def passed(self, point: str) -> None:
+        """A crash point was passed by a task of this node."""
+        if not self.alive:
+            raise Killed
+        count = self.passages[point] = self.passages.get(point, 0) + 1
+        if self.plan.get(point) == count:
+            del self.plan[point]
+            self.kill(point)
+            raise Killed
+
+
+class BuyerNode(Node):
+    buyer: Buyer | None = None
+
+    async def populate(self, nursery: trio.Nursery, store: Store, pool: RelayPool, wallet: MortalWallet) -> None:
+        self.buyer = Buyer(
+            secret=self.secret,
+            store=store,
+            pool=pool,
+            purse=Purse(wallet, store, self.setting.clock),
+            wallet=await wallet.info(),
+            clock=self.setting.clock,
+            rng=self.rng,
+            settings=BuyerSettings(network="simnet", invoice_prefix=PREFIX),
+        )
+        await nursery.start(self.buyer.run)
+
+
+class SellerNode(Node):
+    def __init__(self, name: str, setting: Setting, rng: random.Random, price: Msat, backend: ScriptedBackend) -> None:
+        super().__init__(name, setting, rng)
+        self.price = price
+        self.backend = backend
+
+    async def populate(self, nursery: trio.Nursery, store: Store, pool: RelayPool, wallet: MortalWallet) -> None:
+        router = Router([self.backend])
+        terms = Terms(min_price=self.price, invoice_seconds=120)
+        provider = Provider(
+            secret=self.secret,
+            store=store,
+            pool=pool,
+            wallet=wallet,
+            wallet_name="own",
+            router=router,
+            clock=self.setting.clock,
+            rng=self.rng,
+            terms=terms,
+        )
+        await nursery.start(provider.run)
+        announcer = Announcer(
+            secret=self.secret,
+            store=store,
+            pool=pool,
+            router=router,
+            clock=self.setting.clock,
+            terms=terms,
+            profile=Profile(self.name, "", "simnet"),
+        )
+        nursery.start_soon(announcer.run)
+
+
+class MortalWallet:
+    """A node's wallet: a dead node neither asks it nor hears its answer."""
+
+    def __init__(self, wallet: SimnetWallet, node: Node) -> None:
+        self._wallet = wallet
+        self._node = node
+
+    async def _mortal(self, call: Any) -> Any:
+        if not self._node.alive:
+            raise Killed
+        try:
+            return await call
+        finally:
+            if not self._node.alive:
+                raise Killed
+
+    async def info(self) -> WalletInfo:
+        return await self._mortal(self._wallet.info())  # type: ignore[no-any-return]
+
+    async def balance(self) -> Balance:
+        return await self._mortal(self._wallet.balance())  # type: ignore[no-any-return]
+
+    async def receive(self, amount: Msat, description: str, expiry_seconds: int, key: str) -> IssuedInvoice:
+        return await self._mortal(  # type: ignore[no-any-return]
+            self._wallet.receive(amount, description, expiry_seconds, key)
+        )
+
+    async def quote(self, bolt11: str) -> Msat:
+        return await self._mortal(self._wallet.quote(bolt11))  # type: ignore[no-any-return]
+
+    async def pay(self, bolt11: str, *, max_fee: Msat, idempotency_key: str) -> Payment:
+        return await self._mortal(  # type: ignore[no-any-return]
+            self._wallet.pay(bolt11, max_fee=max_fee, idempotency_key=idempotency_key)
+        )
+
+    async def lookup_payment(self, payment_hash: str) -> Payment | None:
+        return await self._mortal(self._wallet.lookup_payment(payment_hash))  # type: ignore[no-any-return]
+
+    async def lookup_invoice(self, payment_hash: str) -> IssuedInvoice | None:
+        return await self._mortal(self._wallet.lookup_invoice(payment_hash))  # type: ignore[no-any-return]
+
+    async def payments(self, *, since: float = 0.0, limit: int = 1_000) -> list[Payment]:
+        return await self._mortal(self._wallet.payments(since=since, limit=limit))  # type: ignore[no-any-return]
+
+    def events(self) -> AbstractAsyncContextManager[PaymentEvents]:
+        return self._wallet.events()
+
+    async def aclose(self) -> None:
+        await self._wallet.aclose()

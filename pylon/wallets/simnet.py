@@ -1,0 +1,311 @@
+"""Simnet: a Lightning network in a file. **Simnet sats are not money**: a faucet makes them from nowhere.
+
+Everything else is as it is with money: invoices are real BOLT 11 (prefix ``lnsb``, which no real network pays), signed
+by the wallet's node key; a payer learns the preimage only by paying; fees are charged; payments stay pending, time out
+and fail, where a test injects that. Wallets of all processes that open the same file can pay each other; a payee
+learns of a payment at once in the same process, and within 50 ms in another one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from types import TracebackType
+
+import trio
+
+from protocols import bolt11, entropy
+from pylon.clock import Clock
+from pylon.errors import InvoiceInvalid, PaymentFailed, StoreError, WrongNetwork
+from pylon.money import Msat
+from pylon.wallets.port import Balance, IssuedInvoice, Payment, PaymentEvents, PaymentState, WalletInfo
+from pylon.wallets.simnet_ledger import Fault, FaultKind, FeeModel, LedgerFile, Side
+
+__all__ = ["Fault", "FaultKind", "FeeModel", "Side", "SimnetLedger", "SimnetWallet"]
+
+NETWORK = "simnet"
+PREFIX = "sb"
+POLL_SECONDS = 0.02
+
+
+class SimnetLedger:
+    """The ledger file as one process uses it; its wallets share it.
+
+    ``poll_seconds`` is how often the file is asked for changes by other processes, only while somebody listens or
+    waits; ``None`` says that there are none, which spares a simulation in virtual time 50 wake-ups a second.
+    ``durable=False`` gives up fsync. ``rng`` draws the jitter of faults. Opens the file at once, creating it if need
+    be. Raises ``StoreError``.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        clock: Clock,
+        rng: random.Random | None = None,
+        poll_seconds: float | None = POLL_SECONDS,
+        durable: bool = True,
+    ) -> None:
+        self.path = Path(path)
+        self.clock = clock
+        self._poll_seconds = poll_seconds
+        self._file = LedgerFile(self.path, rng=rng or random.Random(), durable=durable, on_commit=self._ring)
+        self._bell = trio.Event()
+        self._changes = 0
+        self._polling = False
+        self._closed = False
+
+    async def __aenter__(self) -> SimnetLedger:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the file; ends what listens to it."""
+        if not self._closed:
+            self._closed = True
+            self._file.close()
+            self._ring()
+
+    def wallet(self, name: str, node_secret: bytes, label: str = "") -> SimnetWallet:
+        """The wallet of a node key, made when it is new. ``label`` says to people whose it is."""
+        return SimnetWallet(self, name, node_secret, label)
+
+    def accounts(self) -> dict[str, Msat]:
+        """Balances by node key, with ``fees`` and ``outside`` (minus what the faucet gave). They sum to zero."""
+        return self._file.accounts()
+
+    def fees(self) -> FeeModel:
+        return self._file.fees()
+
+    def set_fees(self, fees: FeeModel) -> None:
+        """Stored in the ledger: for all its wallets, in every process."""
+        self._file.set_fees(fees)
+
+    def inject(
+        self, fault: Fault, *, wallet: SimnetWallet | str | None = None, side: Side = Side.PAYER, count: int = 1
+    ) -> None:
+        """Let the next ``count`` payments from (or to) a wallet, or of anybody, go wrong. Stored in the ledger.
+
+        ``wallet`` is one, or its node key in hex. Only payments that would have gone through use up a fault.
+        """
+        node = wallet.node_pubkey if isinstance(wallet, SimnetWallet) else wallet
+        self._file.inject(fault, node, side, count)
+
+    def clear_faults(self) -> None:
+        self._file.clear_faults()
+
+    def _ring(self) -> None:
+        self._changes += 1
+        self._bell.set()
+        self._bell = trio.Event()
+
+    async def _changed(self, since: int) -> None:
+        """Wait until the ledger is another than at ``since``.
+
+        The first who waits polls for all; when it leaves, it rings, and another one takes over.
+        """
+        while self._changes == since and not self._closed:
+            if self._polling:
+                await self._bell.wait()
+                continue
+            self._polling = True
+            try:
+                while self._changes == since and not self._closed:
+                    with trio.move_on_after(self._patience()):
+                        await self._bell.wait()
+                    self._look()
+            finally:
+                self._polling = False
+                self._bell.set()
+                self._bell = trio.Event()
+
+    def _patience(self) -> float:
+        """Seconds until something may have happened of which nobody here rings."""
+        due = self._file.next_due()
+        until_due = float("inf") if due is None else max(due - self.clock.now(), 0.001)
+        return min(until_due, float("inf") if self._poll_seconds is None else self._poll_seconds)
+
+    def _look(self) -> None:
+        if self._closed:
+            return
+        self._file.resolve_due(self.clock.now())
+        if self._file.changed_elsewhere():
+            self._ring()
+
+
+class SimnetWallet:
+    """A wallet of the simulated network: ``pylon.wallets.port.Wallet``. Its identity is its node key."""
+
+    def __init__(self, ledger: SimnetLedger, name: str, node_secret: bytes, label: str = "") -> None:
+        self.name = name
+        self.node_pubkey = bolt11.node_public_key(node_secret).hex()
+        self._node_secret = node_secret
+        self._ledger = ledger
+        self._file = ledger._file
+        self._clock = ledger.clock
+        self._closed = False
+        self._file.register(self.node_pubkey, name, label, self._clock.now())
+
+    @property
+    def ledger(self) -> SimnetLedger:
+        """The ledger that it shares with the others."""
+        return self._ledger
+
+    def __repr__(self) -> str:
+        return f"<SimnetWallet {self.name} {self.node_pubkey[:16]}>"
+
+    async def info(self) -> WalletInfo:
+        await self._begin()
+        return WalletInfo(name=self.name, network=NETWORK, kind="simnet", node_pubkey=self.node_pubkey)
+
+    async def balance(self) -> Balance:
+        now = await self._begin()
+        settled, pending = self._file.balance(self.node_pubkey)
+        return Balance(settled=settled, pending_out=pending, known_at=now)
+
+    async def fund(self, amount: Msat) -> Payment:
+        """The faucet: ``amount`` from nowhere, a payment received from outside."""
+        now = await self._begin()
+        return self._file.deposit(self.node_pubkey, amount, now)
+
+    async def receive(self, amount: Msat, description: str, expiry_seconds: int, key: str) -> IssuedInvoice:
+        """See ``Wallet.receive``. A description over 639 bytes travels as its hash. Raises ``InvoiceInvalid``."""
+        now = await self._begin()
+        known = self._file.invoice_by_key(self.node_pubkey, key)
+        if known is not None:
+            return known
+        try:
+            raw = description.encode()
+        except UnicodeEncodeError:
+            raise InvoiceInvalid("the description is not Unicode text") from None
+        preimage = entropy.random_bytes(32)
+        payment_hash = hashlib.sha256(preimage).hexdigest()
+        fits = len(raw) <= bolt11.MAX_FIELD_BYTES
+        try:
+            text = bolt11.encode(
+                prefix=PREFIX,
+                amount_msats=amount,
+                timestamp=int(now),
+                payment_hash=payment_hash,
+                payment_secret=entropy.random_bytes(32).hex(),
+                description=description if fits else None,
+                description_hash=None if fits else hashlib.sha256(raw).hexdigest(),
+                expiry=expiry_seconds,
+                node_secret=self._node_secret,
+            )
+        except bolt11.Bolt11Invalid as error:
+            raise InvoiceInvalid(f"no such invoice can be made: {error}") from None
+        issued = IssuedInvoice(
+            bolt11=text, payment_hash=payment_hash, amount=amount, expires_at=float(int(now) + expiry_seconds)
+        )
+        return self._file.add_invoice(self.node_pubkey, key, issued, preimage.hex(), description, now)
+
+    async def quote(self, bolt11: str) -> Msat:
+        await self._begin()
+        payment_hash = _payable(bolt11).payment_hash
+        invoice = self._file.route(self.node_pubkey, payment_hash, bolt11)
+        return self._file.fees().fee(Msat(invoice["msats"]))
+
+    async def pay(self, bolt11: str, *, max_fee: Msat, idempotency_key: str) -> Payment:
+        """See ``Wallet.pay``. Cancelled, it leaves the payment to end by itself, as a network does."""
+        now = await self._begin()
+        payment_hash = _payable(bolt11).payment_hash
+        attempt = self._file.pay(
+            self.node_pubkey, payment_hash, bolt11, max_fee=max_fee, key=idempotency_key, now=now
+        )  # fmt: skip
+        if attempt.error is not None:
+            raise attempt.error
+        payment = attempt.payment
+        assert payment is not None
+        while attempt.waits_until is not None and payment.state is PaymentState.PENDING:
+            await trio.sleep(max(attempt.waits_until - self._clock.now(), 0.001))
+            self._file.resolve_due(self._clock.now())
+            payment = self._file.payment(payment.payment_id)
+        if payment.state is PaymentState.FAILED:
+            raise PaymentFailed("the payment has failed", "nothing was charged; ask for a new invoice")
+        return payment
+
+    async def lookup_payment(self, payment_hash: str) -> Payment | None:
+        await self._begin()
+        return self._file.sent(self.node_pubkey, payment_hash)
+
+    async def lookup_invoice(self, payment_hash: str) -> IssuedInvoice | None:
+        await self._begin()
+        return self._file.invoice(self.node_pubkey, payment_hash)
+
+    async def payments(self, *, since: float = 0.0, limit: int = 1_000) -> list[Payment]:
+        await self._begin()
+        return self._file.payments(self.node_pubkey, since, limit)
+
+    def events(self) -> AbstractAsyncContextManager[PaymentEvents]:
+        return _Listener(self)
+
+    async def aclose(self) -> None:
+        """End this wallet's listeners; the ledger stays open."""
+        self._closed = True
+        if not self._ledger._closed:
+            self._ledger._ring()
+
+    async def _begin(self) -> float:
+        """The one checkpoint of a call that does not wait: cancelled here, nothing has happened."""
+        await trio.lowlevel.checkpoint()
+        if self._closed:
+            raise StoreError(f"the simnet wallet {self.name} is closed")
+        now = self._clock.now()
+        self._file.resolve_due(now)
+        return now
+
+
+class _Listener:
+    """The news of one wallet since the moment of entering; ends when the wallet or the ledger is closed."""
+
+    def __init__(self, wallet: SimnetWallet) -> None:
+        self._wallet = wallet
+        self._ledger = wallet._ledger
+        self._seen = 0
+        self._waiting: deque[Payment] = deque()
+
+    async def __aenter__(self) -> PaymentEvents:
+        await self._wallet._begin()
+        self._seen = self._wallet._file.last_news()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        return None
+
+    def __aiter__(self) -> AsyncIterator[Payment]:
+        return self
+
+    async def __anext__(self) -> Payment:
+        await trio.lowlevel.checkpoint()
+        while not self._waiting:
+            if self._wallet._closed or self._ledger._closed:
+                raise StopAsyncIteration
+            changes = self._ledger._changes
+            for seq, payment in self._wallet._file.news(self._wallet.node_pubkey, self._seen):
+                self._seen = seq
+                self._waiting.append(payment)
+            if not self._waiting:
+                await self._ledger._changed(changes)
+        return self._waiting.popleft()
+
+
+def _payable(text: str) -> bolt11.Invoice:
+    """An invoice that names its amount, on this network."""
+    try:
+        invoice = bolt11.decode(text)
+    except bolt11.Bolt11Invalid as error:
+        raise InvoiceInvalid(f"not a Lightning invoice: {error}") from None
+    if invoice.prefix != PREFIX:
+        raise WrongNetwork(f"an invoice of {invoice.network}: this wallet is on simnet", "use a wallet of that network")
+    if invoice.amount_msats is None:
+        raise InvoiceInvalid("the invoice names no amount", "ask the payee for one that does")
+    return invoice
