@@ -1,0 +1,149 @@
+"""What must hold at the end of every simulated market, each with a name.
+
+``charged_once``      a purchase has moved money at most once, and only for an invoice that it was quoted
+``budget``            nothing was paid above what was announced and bid
+``conserved``         no sat was made or lost: wallets, fees and faucet sum to zero
+``answered_truly``    an answer is the chosen provider's own, for this very prompt; nothing from strangers
+``strangers_unpaid``  no stranger has received anything
+``result_or_debt``    a sale that was paid has ended in a published result, or in a debt of all that it held
+``one_result``        at most one result event was published for a request
+``books``             paid = earned + owed + paid out + unearned, and ledger, claims, records and wallet agree
+``moves_on``          nothing is left unfinished once everybody lives and nothing goes wrong
+``both_sides``        what the customer has paid is what the provider was paid
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from protocols.nip01 import Filter
+from pylon.compute.buyer import purchase_records
+from pylon.compute.purchase import PURCHASE, Purchase, PurchaseState
+from pylon.daemon import books
+from pylon.provider.sale import SALE, Sale, SaleState
+from pylon.provider.server import sale_records
+from pylon.store import ledger
+from pylon.store.database import Store
+from pylon.testing.sim.node import Node
+from pylon.testing.sim.stranger import WORDS
+from pylon.wallets.port import Direction, PaymentState
+
+if TYPE_CHECKING:
+    from pylon.testing.sim.world import World
+
+
+def purchases_of(node: Node) -> list[Purchase]:
+    store = node.store
+    return [] if store is None else list(purchase_records(store).where(store, "1 = 1"))
+
+
+def sales_of(node: Node) -> list[Sale]:
+    store = node.store
+    return [] if store is None else list(sale_records(store).where(store, "1 = 1"))
+
+
+def broken(world: World) -> Iterator[str]:
+    """Every invariant that does not hold, in words."""
+    purchases = purchases_of(world.buyer)
+    sales = {sale.id: (seller, sale) for seller in world.sellers for sale in sales_of(seller)}
+    if world.buyer.store is None or any(seller.store is None for seller in world.sellers):
+        yield "moves_on: a node is not alive at the end"
+        return
+    yield from _purchases(world, purchases)
+    yield from _sales(world, sales)
+    yield from _both_sides(purchases, sales)
+    yield from _conserved(world)
+    for node in (*world.sellers, world.buyer):
+        assert node.store is not None
+        yield from _books(world, node, node.store)
+
+
+def _purchases(world: World, purchases: list[Purchase]) -> Iterator[str]:
+    from pylon.testing.sim.world import answer_of
+
+    names = {seller.secret.public.hex: seller.name for seller in world.sellers}
+    sent = [
+        payment
+        for payment in world.payments[world.buyer.name]
+        if payment.direction is Direction.SENT and payment.state is PaymentState.SETTLED
+    ]
+    by_hash = {payment.payment_hash: payment for payment in sent}
+    if len(by_hash) != len(sent):
+        yield "charged_once: one payment hash was paid twice"
+    known = set()
+    for purchase in purchases:
+        label = f"purchase {purchase.id[:8]} ({purchase.state.value})"
+        if purchase.state not in PURCHASE.final:
+            yield f"moves_on: {label} is unfinished"
+        settled = by_hash.get(purchase.payment_hash or "")
+        if purchase.paid and settled is None:
+            yield f"charged_once: {label} believes it has paid"
+        if settled is not None:
+            known.add(settled.payment_hash)
+            if (settled.amount, settled.fee) != (purchase.paid, purchase.fee):
+                yield f"charged_once: {label} has paid {settled.amount}, and believes {purchase.paid}"
+        if purchase.paid > min(purchase.bid, purchase.ceiling):
+            yield f"budget: {label} paid {purchase.paid} of a bid of {purchase.bid}"
+        if purchase.state is PurchaseState.ANSWERED:
+            right = answer_of(names.get(purchase.provider or "", "a stranger"), purchase.prompt)
+            if purchase.text != right or purchase.text == WORDS:
+                yield f"answered_truly: {label} took {purchase.text!r}"
+    for payment in sent:
+        if payment.payment_hash not in known:
+            yield f"charged_once: payment {payment.payment_hash[:8]} belongs to no purchase's present quote"
+
+
+def _sales(world: World, sales: dict[str, tuple[Node, Sale]]) -> Iterator[str]:
+    results: dict[str, set[str]] = {}
+    for event in world.relay.events(Filter(kinds=[6050])):
+        seller, _ = sales.get(event.tag("e") or "", (None, None))
+        if seller is not None and event.pubkey == seller.secret.public.hex:
+            results.setdefault(event.tag("e") or "", set()).add(event.id)
+    for seller, sale in sales.values():
+        label = f"{seller.name}'s sale {sale.id[:8]} ({sale.state.value})"
+        if sale.state not in SALE.final:
+            yield f"moves_on: {label} is unfinished"
+        if sale.unearned:
+            yield f"result_or_debt: {label} still holds {sale.unearned} msats"
+        if sale.paid and sale.state not in (SaleState.DELIVERED, SaleState.OWED):
+            yield f"result_or_debt: {label} was paid"
+        if sale.state is SaleState.DELIVERED and not results.get(sale.id):
+            yield f"result_or_debt: {label} is on no relay"
+        if len(results.get(sale.id, ())) > 1:
+            yield f"one_result: {label} has {len(results[sale.id])}"
+
+
+def _both_sides(purchases: list[Purchase], sales: dict[str, tuple[Node, Sale]]) -> Iterator[str]:
+    for purchase in purchases:
+        if purchase.paid:
+            _, sale = sales.get(purchase.request_id or "", (None, None))
+            if sale is None or sale.paid != purchase.paid:
+                received = None if sale is None else sale.paid
+                yield f"both_sides: purchase {purchase.id[:8]} paid {purchase.paid}, its provider has {received}"
+
+
+def _conserved(world: World) -> Iterator[str]:
+    accounts = world.sums()
+    if sum(accounts.values()) != 0:
+        yield f"conserved: the ledger sums to {sum(accounts.values())} msats"
+    for payment in world.payments["stranger"]:
+        yield f"strangers_unpaid: a stranger has a payment of {payment.amount} msats"
+
+
+def _books(world: World, node: Node, store: Store) -> Iterator[str]:
+    try:
+        report = books.report(store, None)
+    except sqlite3.Error as error:
+        yield f"books: {node.name}: {error}"
+        return
+    for problem in report.problems:
+        yield f"books: {node.name}: {problem}"
+    totals = ledger.sale_totals(store)
+    if totals.paid != totals.earned + totals.owed + totals.paid_out + totals.unearned:
+        yield f"books: {node.name}: what was paid is not what was earned, owed, paid out and held"
+    balance = world.balances[node.name]
+    deposits = sum(payment.amount for payment in world.payments[node.name] if payment.outside)
+    if report.balances.get("wallet", 0) != balance - deposits:
+        yield f"books: {node.name}: the ledger has {report.balances.get('wallet', 0)}, the wallet {balance - deposits}"
