@@ -159,8 +159,8 @@ def _data_dir(config: Path) -> str | None:
         text = config.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return None
-    if "data_dir" not in text:
-        return None
+    if not any(line.lstrip(" \t\"'").startswith("data_dir") for line in text.splitlines()):
+        return None  # the common case, in which no parser need be paid for
     import tomllib
 
     try:

@@ -6,14 +6,15 @@ error is one JSON object on stderr. Only click and the standard library, for ``p
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from pylon.errors import PylonError
-from pylon.paths import Home, find_home
+
+if TYPE_CHECKING:
+    from pylon.paths import Home
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -30,6 +31,8 @@ class State:
     def home(self) -> Home:
         """The home, found at the first use; what it warns of is said then."""
         if self._home is None:
+            from pylon.paths import find_home
+
             self._home = find_home(self.home_option)
             warn(self._home.warnings)
         return self._home
@@ -53,9 +56,15 @@ def json_option(command: F) -> F:
 def emit(state: State, data: Any, text: str | Callable[[], str]) -> None:
     """The result of a command: ``data`` with ``--json``, else ``text``."""
     if state.json:
-        click.echo(json.dumps(data, ensure_ascii=False))
+        click.echo(_json(data))
     else:
         click.echo(text if isinstance(text, str) else text())
+
+
+def _json(data: Any) -> str:
+    import json
+
+    return json.dumps(data, ensure_ascii=False)
 
 
 def note(text: str) -> None:
@@ -71,7 +80,7 @@ def warn(warnings: tuple[str, ...] | list[str]) -> None:
 def print_error(error: PylonError, as_json: bool) -> None:
     """An error on stderr, with the next step."""
     if as_json:
-        note(json.dumps(error.to_json(), ensure_ascii=False))
+        note(_json(error.to_json()))
         return
     note(f"error: {error.message}")
     if error.hint:

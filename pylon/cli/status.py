@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from pylon.cli.client import call
 from pylon.cli.output import State, emit, json_option, note, pass_state, sats
 from pylon.errors import NotRunning
-from pylon.paths import Home
+
+if TYPE_CHECKING:
+    from pylon.paths import Home
 
 TIMEOUT = 2.0
 """Seconds for the daemon to answer."""
@@ -25,14 +26,26 @@ def status(context: click.Context, state: State) -> None:
 
     Exit code 3 if no daemon is running in this home.
     """
-    try:
-        report: dict[str, Any] = call(state.home, "status", timeout=TIMEOUT)
-    except NotRunning as error:
+    report = ask(state.home)
+    if report is None:
         emit(state, stopped(), lambda: _stopped_text(state.home))
         if not state.json:
-            note(f"hint: {error.hint if state.home.mnemonic.exists() else 'pylon init'}")
-        context.exit(error.exit_code)
+            note(f"hint: {'pylon start' if state.home.mnemonic.exists() else 'pylon init'}")
+        context.exit(NotRunning.exit_code)
     emit(state, report, lambda: render(report))
+
+
+def ask(home: Home) -> dict[str, Any] | None:
+    """The daemon's own report; ``None`` if there is no daemon, which costs no more than a look for its socket."""
+    if not home.socket.exists():
+        return None
+    from pylon.cli.client import call
+
+    try:
+        report: dict[str, Any] = call(home, "status", timeout=TIMEOUT)
+    except NotRunning:
+        return None
+    return report
 
 
 def stopped() -> dict[str, Any]:

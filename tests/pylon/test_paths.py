@@ -77,6 +77,15 @@ def test_an_explicit_home_wins_over_data_dir_and_says_so(tmp_path, how):
     assert ("--home" if how == "option" else "PYLON_HOME") in home.warnings[0]
 
 
+@pytest.mark.parametrize(
+    "line", ['data_dir="{}"', '  "data_dir" = "{}"', "'data_dir' = '{}'", '\t data_dir\t= "{}" # there']
+)
+def test_data_dir_however_it_is_written(tmp_path, monkeypatch, line):
+    root = default_home(tmp_path, monkeypatch)
+    (root / "config.toml").write_text("network = 'simnet'\n" + line.format(tmp_path / "else") + "\n")
+    assert find_home(None, {}).data == tmp_path / "else"
+
+
 def test_data_dir_equal_to_the_home_is_no_news(tmp_path):
     (tmp_path / "config.toml").write_text(f'data_dir = "{tmp_path}"\n')
     assert find_home(str(tmp_path), {}).warnings == ()

@@ -162,10 +162,13 @@ def test_cancellation_passes_even_beside_a_failure():
                 raise RuntimeError("while cleaning up")
 
     async def main():
+        told = []
         with trio.move_on_after(5) as scope:
             async with trio.open_nursery() as nursery:
-                Supervisor(nursery, rng=random.Random(0)).start(ChildSpec("a", stubborn))
+                supervisor = Supervisor(nursery, rng=random.Random(0), on_failure=lambda *failure: told.append(failure))
+                supervisor.start(ChildSpec("a", stubborn))
         assert scope.cancelled_caught
+        assert told == [], "a shutdown is no failure"
 
     virtual(main)
 

@@ -350,7 +350,7 @@ async def test_a_client_may_be_idle_longer_after_its_first_request(home):
 @pytest.mark.parametrize("end", [b"", b"\n"])
 async def test_a_huge_line_is_refused_and_not_kept(home, end):
     async with server(home, limits=Limits(max_line=1000)), await connect(home) as stream:
-        with pytest.raises(trio.BrokenResourceError):
+        with trio.fail_after(2), pytest.raises(trio.BrokenResourceError):
             await flood(stream, b"x" * 100_000 + end)
         await still_serves(home)
 
@@ -416,6 +416,9 @@ async def test_silent_crowds_lock_nobody_out(home):
     async with server(home, limits=Limits(max_connections=4)):
         crowd = [await connect(home) for _ in range(20)]
         await still_serves(home)
+        with trio.fail_after(2):
+            for stream in crowd[:16]:
+                assert await stream.receive_some(1) == b"", "the oldest ones have made room"
         for stream in crowd:
             await stream.aclose()
 
