@@ -83,7 +83,7 @@ class Backoff:
 class EmbeddedLlama:
     """A backend with one model, in a process of its own.
 
-    :param threads: for computing; ``None``: one for each physical core.
+    :param threads: for computing; ``None``: ``engine.default_threads()``.
     :param slots: answers at the same time; further requests wait for their turn, which counts as ``first_token``.
     :param context: tokens of prompt and answer together, at most.
     :param log_path: where the engine's stderr goes (0600); ``None``: nowhere.
