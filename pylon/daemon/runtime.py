@@ -23,6 +23,7 @@ from pylon.identity import Identity
 from pylon.identity import load as load_identity
 from pylon.inference.llamacpp import EmbeddedLlama
 from pylon.inference.models import ModelFile, find, from_file, installed, models_directory
+from pylon.inference.port import Backend
 from pylon.inference.router import Router
 from pylon.money import Msat
 from pylon.paths import Home
@@ -56,7 +57,7 @@ class Runtime:
     wallet: SimnetWallet | None = None
     buyer: Buyer | None = None
     provider: Provider | None = None
-    engine: EmbeddedLlama | None = None
+    engine: Backend | None = None
     relay: EmbeddedRelay | None = None
     mode: str = "host"
     """``host``, ``provider`` or ``both``."""
@@ -99,6 +100,7 @@ async def open_runtime(
     *,
     mode: str = "host",
     quote_seconds: float = 10.0,
+    backend: Backend | None = None,
     clock: Clock | None = None,
     rng: random.Random | None = None,
 ) -> AsyncIterator[Runtime]:
@@ -107,6 +109,7 @@ async def open_runtime(
     :param mode: ``host`` buys; ``both`` sells too, if there is a model; ``provider`` wants a model, else raises
         ``ModelMissing``. Whoever runs can be asked to buy by hand.
     :param quote_seconds: how long a chosen provider may take to quote.
+    :param backend: what answers, instead of the embedded engine.
     """
     clock, rng = clock or SystemClock(), rng or random.Random()
     sell = mode != "host"
@@ -150,16 +153,14 @@ async def open_runtime(
         provider, engine, off = None, None, ""
         if sell:
             try:
-                model = choose_model(config)
+                engine = backend or _embedded(config, home, supervisor, rng)
             except ModelMissing as error:
                 if mode == "provider":
                     raise
                 off = f"{error.message} ({error.hint})"
                 log.warning("nothing is sold: %s", off)
             else:
-                engine = EmbeddedLlama(model, log_path=home.logs / "engine.log", rng=rng)
-                supervisor.start(ChildSpec("engine", engine.run))
-                provider = _provider(config, identity, store, pool, wallet, engine, model, clock, rng)
+                provider = _provider(config, identity, store, pool, wallet, engine, clock, rng)
                 supervisor.start(ChildSpec("provider", provider.run))
                 supervisor.start(ChildSpec("announcer", _announcer(config, identity, store, pool, provider, clock).run))
         yield Runtime(
@@ -198,6 +199,13 @@ def choose_model(config: Config) -> ModelFile:
         return present[0]
 
 
+def _embedded(config: Config, home: Home, supervisor: Supervisor, rng: random.Random) -> EmbeddedLlama:
+    """The engine, kept alive from now on. Raises ``ModelMissing``."""
+    engine = EmbeddedLlama(choose_model(config), log_path=home.logs / "engine.log", rng=rng)
+    supervisor.start(ChildSpec("engine", engine.run))
+    return engine
+
+
 def _tell(status: ChildStatus, error: BaseException | None) -> None:
     log.error("%s: %s", status.name, status.last_error or "ended", exc_info=error)
 
@@ -208,8 +216,7 @@ def _provider(
     store: Store,
     pool: RelayPool,
     wallet: SimnetWallet | None,
-    engine: EmbeddedLlama,
-    model: ModelFile,
+    engine: Backend,
     clock: Clock,
     rng: random.Random,
 ) -> Provider:

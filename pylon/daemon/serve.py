@@ -15,6 +15,7 @@ from pylon.daemon.logs import start_logging
 from pylon.daemon.process import hold_home, until_signal
 from pylon.daemon.runtime import Runtime, open_runtime, require_simnet
 from pylon.daemon.verbs import Verbs
+from pylon.inference.port import Backend
 from pylon.money import Msat, format_msat
 from pylon.paths import Home
 
@@ -24,21 +25,26 @@ _STOP_WITHIN = 10.0
 """Seconds for everything to end after a signal."""
 
 
-def run_daemon(home: Home, config: Config, mode: str, *, say: Callable[[str], None]) -> None:
-    """Run until a signal ends it. ``say`` tells the terminal. Raises ``PylonError`` where it cannot start."""
+def run_daemon(
+    home: Home, config: Config, mode: str, *, say: Callable[[str], None], backend: Backend | None = None
+) -> None:
+    """Run until a signal ends it. ``say`` tells the terminal. Raises ``PylonError`` where it cannot start.
+
+    ``backend`` answers instead of the embedded engine.
+    """
     if config.network != "simnet" and (config.enable_payments or mode == "host"):
         require_simnet(config, "start")
     with hold_home(home, pid_file=True):
         start_logging(home.log)
         install_from_environment()
         try:
-            trio.run(_serve, home, config, mode, say, strict_exception_groups=True)
+            trio.run(_serve, home, config, mode, say, backend, strict_exception_groups=True)
         except BaseExceptionGroup as group:
             raise _first(group) from None
 
 
-async def _serve(home: Home, config: Config, mode: str, say: Callable[[str], None]) -> None:
-    async with open_runtime(home, config, mode=mode) as runtime:
+async def _serve(home: Home, config: Config, mode: str, say: Callable[[str], None], backend: Backend | None) -> None:
+    async with open_runtime(home, config, mode=mode, backend=backend) as runtime:
         await _check_books(runtime, say)
         verbs = Verbs(config, runtime.clock, runtime.store, runtime.wallet, runtime.buyer, runtime)
         async with trio.open_nursery() as nursery:

@@ -1,0 +1,55 @@
+"""The real daemon with a fake backend: ``python -m pylon.testing.provider_process --home DIR``.
+
+Everything but the words is what ``pylon start`` runs; the words come from a ``ScriptedBackend``, and no model is
+needed. It says so on stderr and in its answers. The answer to a prompt is the prompt backwards, so that a
+test can tell it from the prompt without either standing in argv.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from pylon import config as configuration
+from pylon.daemon.serve import run_daemon
+from pylon.errors import InferenceError, PylonError
+from pylon.inference.port import InferenceRequest
+from pylon.paths import find_home
+from pylon.testing.backend import Reply, ScriptedBackend
+
+PREFACE = "A fake answer: "
+
+
+def answer(prompt: str) -> str:
+    """What this fake says to ``prompt``."""
+    return PREFACE + prompt[::-1]
+
+
+@click.command()
+@click.option("--home", required=True, metavar="DIR")
+@click.option("-m", "--mode", type=click.Choice(["provider", "both"]), default="provider", show_default=True)
+@click.option("--seconds", type=float, default=0.0, help="How long it thinks before its first word.")
+@click.option("--fails", is_flag=True, help="Every attempt fails.")
+def main(home: str, mode: str, seconds: float, fails: bool) -> None:
+    """Sell fake answers until SIGTERM or SIGINT."""
+
+    def script(request: InferenceRequest) -> Reply:
+        error = InferenceError("this fake was told to fail") if fails else None
+        return Reply(answer(request.messages[-1].content), first=seconds, error=error)
+
+    def say(line: str) -> None:
+        click.echo(line, err=True)
+
+    say("FAKE BACKEND: the answers of this provider come from a script, no model is running. For tests only.")
+    try:
+        found = find_home(home)
+        loaded = configuration.load(found.config)
+        run_daemon(found, loaded.config, mode, say=say, backend=ScriptedBackend(script))
+    except PylonError as error:
+        say(f"error: {error.message}")
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()
