@@ -66,7 +66,7 @@ _NEWS = frozenset({Outcome.STORED, Outcome.REPLACED, Outcome.EPHEMERAL})
 class Limits:
     """What one client may ask for. Lengths in bytes of UTF-8, times in seconds."""
 
-    max_message_length: int = 524_288
+    max_message_length: int = 262_144
     max_subscriptions: int = 1_000
     max_subid_length: int = 64
     max_filters: int = 20
@@ -234,16 +234,23 @@ class Relay:
 
     # Events
 
-    def publish(self, event: Event) -> None:
-        """Take an event from within the process, checked like a stranger's.
+    def publish(self, event: Event) -> Outcome:
+        """Take an event from within the process, checked like a stranger's; it is committed on return.
 
         Raises ``EventInvalid`` or ``StoreError``.
         """
         refusal = self._refusal(event)
         if refusal:
             raise EventInvalid(refusal)
-        self._group.append((None, event, self.store.add(event, self.now())))
-        self.flush()
+        try:
+            outcome = self.store.add(event, self.now())
+        except StoreError as error:
+            self._lose_group(error)
+            raise
+        self._group.append((None, event, outcome))
+        if not self.flush():
+            raise StoreError("the relay could not commit an event")
+        return outcome
 
     def _take(self, client: _Client, event: Event) -> None:
         refusal = self._refusal(event)
@@ -264,7 +271,8 @@ class Relay:
         if event.created_at > self.now() + self.limits.created_at_upper_limit:
             return "invalid: created_at is too far in the future"
         # An id says nothing about the signature beside it: only the same event, whole, counts as checked.
-        if self.store.get(event.id) == event.to_json():
+        held = self.store.get(event.id)
+        if held is not None and held == event.to_json():
             return ""
         try:
             event.check()
@@ -285,13 +293,16 @@ class Relay:
                 await trio.lowlevel.checkpoint()
             self.flush()
 
-    def flush(self) -> None:
-        """Commit the open group; then, and only then, answer its publishers and pass its events on."""
+    def flush(self) -> bool:
+        """Commit the open group; then, and only then, answer its publishers and pass its events on.
+
+        Whether that worked; if not, its publishers have been told.
+        """
         try:
             self.store.commit()
         except StoreError as error:
             self._lose_group(error)
-            return
+            return False
         group, self._group = self._group, []
         for client, event, outcome in group:
             accepted, message = _ANSWERS[outcome]
@@ -307,6 +318,7 @@ class Relay:
             self.store.purge(self.now())
         except StoreError as error:
             log.error("%s", error.message)
+        return True
 
     def _lose_group(self, error: StoreError) -> None:
         log.error("%s; events not stored: %d", error.message, len(self._group))

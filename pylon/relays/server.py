@@ -10,8 +10,7 @@ import errno
 import logging
 import signal
 import sys
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 import h11
@@ -33,7 +32,7 @@ SUPPORTED_NIPS = (1, 9, 11, 40)
 
 _HEAD_BYTES = 16_384
 _HANDSHAKE_SECONDS = 10.0
-_CLOSE_SECONDS = 2.0
+_CLOSE_SECONDS = 1.0
 _RECEIVE_BYTES = 65_536
 _QUEUED_MESSAGES = 64
 _CORS = [
@@ -125,7 +124,7 @@ async def _handle(relay: Relay, stream: trio.SocketStream) -> None:
             await _respond(connection, stream, error.error_status_hint, b"this is no HTTP request\n")
             return
         if request is not None and _is_upgrade(request):
-            upgraded = _CorkedStream(stream, received)
+            upgraded = _SharedStream(stream, received)
         elif request is not None:
             await _answer(relay, request, connection, stream)
     if upgraded is not None:
@@ -187,7 +186,7 @@ async def _respond(
     await _finish(stream)
 
 
-async def _serve_websocket(relay: Relay, stream: _CorkedStream) -> None:
+async def _serve_websocket(relay: Relay, stream: _SharedStream) -> None:
     async with trio.open_nursery() as nursery:
         websocket = None
         with trio.move_on_after(_HANDSHAKE_SECONDS):
@@ -211,7 +210,7 @@ async def _serve_websocket(relay: Relay, stream: _CorkedStream) -> None:
 class _WebSocketLink:
     """A trio-websocket connection as a ``ClientLink``."""
 
-    def __init__(self, websocket: trio_websocket.WebSocketConnection, stream: _CorkedStream) -> None:
+    def __init__(self, websocket: trio_websocket.WebSocketConnection, stream: _SharedStream) -> None:
         self._websocket = websocket
         self._stream = stream
 
@@ -223,12 +222,10 @@ class _WebSocketLink:
         return message if isinstance(message, str) else message.decode("utf-8", "replace")
 
     async def send_many(self, frames: Sequence[str]) -> None:
+        if self._websocket.closed:
+            raise TransportClosed(str(self._websocket.closed))
         try:
-            async with self._stream.corked():
-                for frame in frames:
-                    await self._websocket.send_message(frame)
-        except trio_websocket.ConnectionClosed as error:
-            raise TransportClosed(str(error.reason)) from None
+            await self._stream.send_all(b"".join(map(_text_frame, frames)))
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             raise TransportClosed("the client is gone") from None
 
@@ -239,20 +236,30 @@ class _WebSocketLink:
             raise TransportClosed(str(error.reason)) from None
 
 
-class _CorkedStream(trio.abc.Stream):
-    """A TCP stream that gives the bytes of the request head once more, and joins what is sent while corked.
+def _text_frame(text: str) -> bytes:
+    """A server's text frame, whole (RFC 6455, 5.2).
 
-    One system call for a reply of twenty frames instead of twenty: with TCP_NODELAY, which Trio sets, each call would
-    be a packet of its own.
+    Written here because trio-websocket takes one message at a time: a system call, and with TCP_NODELAY a packet, for
+    each of the twenty frames that answer a REQ.
+    """
+    payload = text.encode("utf-8", "replace")
+    size = len(payload)
+    if size < 126:
+        return b"\x81" + size.to_bytes(1, "big") + payload
+    if size < 65_536:
+        return b"\x81\x7e" + size.to_bytes(2, "big") + payload
+    return b"\x81\x7f" + size.to_bytes(8, "big") + payload
+
+
+class _SharedStream(trio.abc.Stream):
+    """A TCP stream that gives the bytes of the request head once more, and lets several tasks send in turn.
+
+    What trio-websocket sends (the handshake, pings and pongs, the close) and our text frames come from different tasks.
     """
 
     def __init__(self, stream: trio.SocketStream, received: bytes) -> None:
         self._stream = stream
         self._received = received
-        self._waiting: list[bytes | bytearray | memoryview] = []
-        self._waiting_bytes = 0
-        self._is_corked = False
-        # trio-websocket's lock guards its own calls only; ours come beside them.
         self._sending = trio.Lock()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
@@ -263,28 +270,8 @@ class _CorkedStream(trio.abc.Stream):
         return await self._stream.receive_some(max_bytes)
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        self._waiting.append(data)
-        self._waiting_bytes += len(data)
-        if not self._is_corked or self._waiting_bytes > _RECEIVE_BYTES:
-            await self._flush()
-
-    @asynccontextmanager
-    async def corked(self) -> AsyncIterator[None]:
-        """Hold back what is sent within the block, and send it at its end."""
-        self._is_corked = True
-        try:
-            yield
-        finally:
-            self._is_corked = False
-        await self._flush()
-
-    async def _flush(self) -> None:
         async with self._sending:
-            data = b"".join(self._waiting)
-            self._waiting.clear()
-            self._waiting_bytes = 0
-            if data:
-                await self._stream.send_all(data)
+            await self._stream.send_all(data)
 
     async def wait_send_all_might_not_block(self) -> None:
         await self._stream.wait_send_all_might_not_block()

@@ -38,6 +38,7 @@ from protocols.nip01 import (
 )
 from pylon.clock import Clock
 from pylon.errors import RelayError
+from pylon.relays.eventstore import Outcome
 from pylon.relays.relay import Limits, Relay, open_relay
 from pylon.relays.transport import Connect, Transport, TransportClosed
 
@@ -305,9 +306,9 @@ class MemoryRelay:
         """How many clients are connected now."""
         return len(self._connections)
 
-    def publish(self, event: Event) -> None:
+    def publish(self, event: Event) -> Outcome:
         """Have the relay take an event, checked, as if a client had sent it."""
-        self.core.publish(event)
+        return self.core.publish(event)
 
     def events(self, *filters: Filter) -> list[Event]:
         """What a client asking for ``filters`` (default: everything) would be shown, newest first."""
