@@ -1,0 +1,321 @@
+"""Throwaway homes, real daemons, and what can be read about them from outside.
+
+A ``World`` is one test's: a directory, a simnet ledger that its homes share, and every process that was started. It
+ends each of them by its own pid. Daemons are the installed command; a provider is ``pylon.testing.provider_process``,
+the same daemon with a fake backend, unless its real engine is asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from protocols.nip01 import Event, Filter
+from pylon import identity
+from pylon.cli.client import call
+from pylon.clock import SystemClock
+from pylon.compute.purchase import PURCHASE
+from pylon.paths import Home
+from pylon.provider.sale import SALE
+from pylon.relays.pool import RelayPool
+from pylon.relays.websocket import connect
+from pylon.wallets.simnet_ledger import Fault, LedgerFile, Side
+
+READY_WITHIN = 40.0
+FUNDS_SATS = 100_000
+PRICE_MSATS = 10_000
+FEE_MSATS = 50
+"""What simnet charges to pay ``PRICE_MSATS``."""
+
+PURCHASE_ENDS = {state.value for state in PURCHASE.final}
+SALE_ENDS = {state.value for state in SALE.final}
+
+
+def command() -> str:
+    """The installed command of this installation."""
+    found = shutil.which("pylon", path=str(Path(sys.executable).parent))
+    assert found is not None, "pylon is not installed beside this python"
+    return found
+
+
+def until(condition: Callable[[], Any], seconds: float, what: str | Callable[[], str]) -> Any:
+    """What ``condition`` returns as soon as it is true."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds:.0f} s: {what if isinstance(what, str) else what()}")
+        time.sleep(0.03)
+
+
+def environment(more: dict[str, str] | None = None) -> dict[str, str]:
+    return {**{key: value for key, value in os.environ.items() if not key.startswith("PYLON_")}, **(more or {})}
+
+
+class Daemon:
+    """A process of ours, and its stderr in a file."""
+
+    def __init__(self, arguments: list[str], output: Path, more: dict[str, str] | None = None) -> None:
+        self.output = output
+        with output.open("ab") as file:
+            self._from = file.tell()
+            self.process = subprocess.Popen(
+                arguments, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment(more)
+            )
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def said(self) -> str:
+        return self.output.read_bytes()[self._from :].decode(errors="replace")
+
+    def ready(self, word: str = "\nready\n", within: float = READY_WITHIN) -> None:
+        def look() -> bool:
+            if word in self.said():
+                return True
+            assert self.process.poll() is None, f"it ended with {self.process.returncode}:\n{self.said()}"
+            return False
+
+        until(look, within, lambda: f"{word.strip()!r} in:\n{self.said()}")
+
+    def killed(self, within: float = 30.0) -> None:
+        """Wait until it has died of SIGKILL."""
+        try:
+            code = self.process.wait(within)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"it has not died within {within:.0f} s:\n{self.said()}") from None
+        assert code == -signal.SIGKILL, f"it ended with {code}:\n{self.said()}"
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def terminate(self, number: signal.Signals = signal.SIGTERM, within: float = 20.0) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(within)
+
+
+class Node:
+    """One home with its daemon."""
+
+    def __init__(self, world: World, name: str) -> None:
+        self.world = world
+        self.name = name
+        self.root = world.directory / name
+        self.home = Home(self.root)
+        self.daemon: Daemon | None = None
+        made = self.json("init", "--network", "simnet")
+        self.npub: str = made["npub"]
+        self.pubkey: str = made["pubkey"]
+        self.node = identity.load(self.home).simnet_node
+
+    def configure(self, *, relays: Iterable[str] = (), network: str = "simnet", top: str = "", more: str = "") -> Node:
+        """Write config.toml. The embedded relay is off unless ``more`` has its section."""
+        embedded = "" if "[relay]" in more else "\n[relay]\nenabled = false\n"
+        self.home.config.write_text(
+            f"network = {json.dumps(network)}\nrelays = {json.dumps(list(relays))}\n{top}\n{embedded}"
+            f"\n[simnet]\nledger = {json.dumps(str(self.world.ledger))}\n{more}\n"
+        )
+        return self
+
+    # --- the command ------------------------------------------------------------------------------------------
+
+    def run(self, *arguments: str, stdin: str = "", timeout: float = 60.0) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [command(), "--home", str(self.root), *arguments],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+            env=environment(),
+        )
+
+    def json(self, *arguments: str, stdin: str = "", timeout: float = 60.0) -> Any:
+        done = self.run(*arguments, "--json", stdin=stdin, timeout=timeout)
+        assert done.returncode == 0, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return json.loads(done.stdout)
+
+    def fund(self) -> None:
+        self.json("wallet", "fund", "-a", str(FUNDS_SATS))
+
+    def submit(self, prompt: str, *options: str) -> dict[str, Any]:
+        """Ask the running daemon, and do not wait. The prompt goes through stdin."""
+        job: dict[str, Any] = self.json("job", "submit", "-", *options, stdin=prompt)
+        return job
+
+    def check_books(self) -> dict[str, Any]:
+        done = self.run("books", "--check", "--json")
+        assert done.returncode == 0, f"books of {self.name}: {done.stdout}\n{done.stderr}"
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    # --- the daemon -------------------------------------------------------------------------------------------
+
+    def start(
+        self, mode: str = "host", *options: str, fake: bool = False, crash_at: str | None = None, wait: bool = True
+    ) -> Daemon:
+        """``fake``: with the scripted backend. ``crash_at``: it kills itself there."""
+        if fake:
+            arguments = [sys.executable, "-m", "pylon.testing.provider_process", "--home", str(self.root)]
+        else:
+            arguments = [command(), "--home", str(self.root), "start"]
+        self.daemon = Daemon(
+            [*arguments, "-m", mode, *options],
+            self.world.directory / f"{self.name}.out",
+            None if crash_at is None else {"PYLON_CRASH_AT": crash_at},
+        )
+        self.world.daemons.append(self.daemon)
+        if wait:
+            self.daemon.ready()
+        return self.daemon
+
+    def stop(self) -> None:
+        """End it as a user does; it must end well."""
+        assert self.daemon is not None
+        assert self.daemon.terminate() == 0, self.daemon.said()
+
+    def ask(self, verb: str, **params: Any) -> Any:
+        """The control socket, for polling: a command costs a process."""
+        return call(self.home, verb, params, timeout=10.0)
+
+    # --- from outside -----------------------------------------------------------------------------------------
+
+    def rows(self, sql: str, *params: Any) -> list[dict[str, Any]]:
+        return _rows(self.home.database, sql, *params)
+
+    def purchases(self) -> list[dict[str, Any]]:
+        return self.rows("SELECT id, state, provider, request_id, paid_msats, fee_msats FROM purchases")
+
+    def sales(self) -> list[dict[str, Any]]:
+        return self.rows("SELECT id, state, price_msats, attempts FROM sales")
+
+    def balances(self) -> dict[str, int]:
+        return {
+            row["account"]: row["msats"]
+            for row in self.rows(
+                "SELECT account, SUM(msats) AS msats FROM (SELECT credit AS account, msats FROM entries"
+                " UNION ALL SELECT debit, -msats FROM entries) GROUP BY account"
+            )
+        }
+
+    def purchase_ended(self, *, within: float = 30.0) -> dict[str, Any]:
+        """The only purchase, when it has ended."""
+
+        def look() -> dict[str, Any] | None:
+            found = self.purchases()
+            assert len(found) <= 1, found
+            return found[0] if found and found[0]["state"] in PURCHASE_ENDS else None
+
+        ended: dict[str, Any] = until(look, within, lambda: f"an end of {self.purchases()}")
+        return ended
+
+    def sale_ended(self, *, within: float = 20.0) -> dict[str, Any]:
+        def look() -> dict[str, Any] | None:
+            found = self.sales()
+            assert len(found) <= 1, found
+            return found[0] if found and found[0]["state"] in SALE_ENDS else None
+
+        ended: dict[str, Any] = until(look, within, lambda: f"an end of {self.sales()}")
+        return ended
+
+    def charges(self) -> list[dict[str, Any]]:
+        """What its wallet has paid or is paying, from the ledger that is not its own."""
+        return _rows(
+            self.world.ledger,
+            "SELECT payment_hash, state, msats, fee_msats FROM payments"
+            " WHERE wallet = ? AND direction = 'sent' AND state <> 'failed'",
+            self.node,
+        )
+
+    def wallet_msats(self) -> int:
+        rows = _rows(self.world.ledger, "SELECT msats FROM accounts WHERE account = ?", self.node)
+        return int(rows[0]["msats"]) if rows else 0
+
+
+class World:
+    """See the module."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.ledger = directory / "simnet.db"
+        self.daemons: list[Daemon] = []
+
+    def __enter__(self) -> World:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for daemon in self.daemons:
+            if daemon.process.poll() is None:
+                daemon.process.terminate()
+        for daemon in self.daemons:
+            try:
+                daemon.process.wait(10)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+
+    def relay(self, *options: str) -> str:
+        """Start an independent relay and return its URL."""
+        script = Path(__file__).with_name("local_relay.py")
+        output = self.directory / f"relay{len(self.daemons)}.out"
+        daemon = Daemon([sys.executable, str(script), *options], output)
+        self.daemons.append(daemon)
+        daemon.ready("ws://")
+        until(lambda: daemon.said().endswith("\n"), 5, "the whole URL")
+        return daemon.said().strip()
+
+    def node(self, name: str) -> Node:
+        return Node(self, name)
+
+    def market(self, relay: str, *, fund: bool = True) -> tuple[Node, Node]:
+        """A provider and a customer with funds, both stopped."""
+        provider = self.node("provider").configure(relays=[relay], top=f"min_price_msats = {PRICE_MSATS}")
+        buyer = self.node("buyer").configure(relays=[relay])
+        if fund:
+            buyer.fund()
+        return provider, buyer
+
+    def inject(self, fault: Fault, payer: Node, count: int = 1) -> None:
+        """Let the next payments of ``payer`` go wrong."""
+        with closing(LedgerFile(self.ledger, rng=random.Random(1))) as ledger:
+            ledger.inject(fault, payer.node, Side.PAYER, count)
+
+
+def fetch(relay: str, **wanted: Any) -> list[Event]:
+    """What a relay has stored, asked by a stranger."""
+
+    async def ask() -> list[Event]:
+        pool = RelayPool([relay], connect=connect, clock=SystemClock(), rng=random.Random())
+        async with trio.open_nursery() as nursery:
+            await nursery.start(pool.run)
+            await pool.connected()
+            found = await pool.fetch([Filter(**wanted)], 5.0)
+            nursery.cancel_scope.cancel()
+        return found
+
+    return trio.run(ask)
+
+
+def _rows(path: Path, sql: str, *params: Any) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=10)) as db:
+        db.row_factory = sqlite3.Row
+        return [dict(row) for row in db.execute(sql, params)]

@@ -1,0 +1,114 @@
+"""Two homes, two processes, and a relay that is not ours between them."""
+
+import pytest
+
+from protocols.nip90 import FEEDBACK
+from pylon.testing.provider_process import answer
+from tests.e2e.homes import FEE_MSATS, FUNDS_SATS, PRICE_MSATS, fetch, until
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture
+def relay(world):
+    return world.relay()
+
+
+@pytest.fixture
+def market(world, relay):
+    return world.market(relay)
+
+
+def announced(relay, provider):
+    until(lambda: fetch(relay, kinds=[31990], authors=[provider.pubkey]), 10, "an announcement")
+
+
+def check_one_trade(relay, provider, buyer):
+    assert [(row["msats"], row["fee_msats"]) for row in buyer.charges()] == [(PRICE_MSATS, FEE_MSATS)]
+    assert buyer.wallet_msats() == FUNDS_SATS * 1000 - PRICE_MSATS - FEE_MSATS
+    assert provider.wallet_msats() == PRICE_MSATS
+    assert provider.check_books()["accounts"]["earned_msats"] == PRICE_MSATS
+    assert buyer.check_books()["accounts"]["spent_msats"] == PRICE_MSATS
+    (request,) = fetch(relay, kinds=[5050], authors=[buyer.pubkey])
+    assert len(fetch(relay, kinds=[6050], tags={"e": [request.id]})) == 1
+
+
+def test_a_trade_over_a_foreign_relay(relay, market):
+    provider, buyer = market
+    provider.start("provider", fake=True)
+    buyer.start()
+    announced(relay, provider)
+    job = buyer.json("job", "submit", "-", "--wait", stdin="What is a relay?")
+    assert (job["state"], job["provider"]) == ("answered", provider.pubkey)
+    assert job["text"] == answer("What is a relay?")
+    provider.sale_ended()
+    check_one_trade(relay, provider, buyer)
+    assert provider.json("earnings")["summary"]["job_count"] == 1
+    provider.stop()
+    buyer.stop()
+    check_one_trade(relay, provider, buyer)
+
+
+def test_without_a_daemon_the_command_buys_by_itself(relay, market):
+    provider, buyer = market
+    provider.start("provider", fake=True)
+    announced(relay, provider)
+    done = buyer.run("job", "submit", "-", stdin="Who asks?")
+    assert (done.returncode, done.stdout) == (0, answer("Who asks?") + "\n")
+    provider.sale_ended()
+    check_one_trade(relay, provider, buyer)
+
+
+def test_a_request_published_while_the_provider_was_down_is_served(relay, market):
+    provider, buyer = market
+    provider.start("provider", fake=True)
+    announced(relay, provider)
+    provider.daemon.kill()
+    buyer.start()
+    buyer.submit("Are you there?")
+    until(lambda: fetch(relay, kinds=[5050], authors=[buyer.pubkey]), 5, "the request")
+    provider.start("provider", fake=True)
+    assert buyer.purchase_ended()["state"] == "answered"
+    provider.sale_ended()
+    check_one_trade(relay, provider, buyer)
+
+
+def test_a_quote_that_comes_too_late_is_not_paid(relay, market):
+    provider, buyer = market
+    provider.start("provider", fake=True)
+    announced(relay, provider)
+    provider.daemon.kill()
+    buyer.start()
+    buyer.submit("Are you there?")
+    ended = buyer.purchase_ended()
+    assert ended["state"] == "failed"
+    assert "no quote in time" in buyer.json("job", "status", ended["id"])["reason"]
+    provider.start("provider", fake=True)
+    quoted = until(lambda: fetch(relay, kinds=[FEEDBACK], authors=[provider.pubkey]), 10, "the late quote")
+    assert [event.tag("status") for event in quoted] == ["payment-required"]
+    until(lambda: buyer.rows("SELECT 1 FROM inbox WHERE event_id = ?", quoted[0].id), 5, "the quote was read")
+    assert buyer.purchase_ended()["state"] == "failed"
+    assert [sale["state"] for sale in provider.sales()] == ["quoted"]
+    assert buyer.charges() == []
+    assert provider.check_books()["accounts"]["owed_msats"] == 0
+    assert buyer.wallet_msats() == FUNDS_SATS * 1000
+    buyer.check_books()
+
+
+def test_a_backend_that_always_fails_ends_in_a_debt(relay, market):
+    provider, buyer = market
+    provider.start("provider", "--fails", fake=True)
+    buyer.start()
+    announced(relay, provider)
+    done = buyer.run("job", "submit", "-", "--wait", stdin="Is it hopeless?", timeout=60)
+    assert done.returncode == 1
+    assert "credited" in done.stderr
+    (sale,) = provider.sales()
+    assert (sale["state"], sale["attempts"]) == ("owed", 5)
+    assert provider.check_books()["accounts"]["owed_msats"] == PRICE_MSATS
+    buyer.check_books()
+    (request,) = fetch(relay, kinds=[5050], authors=[buyer.pubkey])
+    assert fetch(relay, kinds=[6050], tags={"e": [request.id]}) == []
+    (debt,) = [event for event in fetch(relay, kinds=[FEEDBACK], tags={"e": [request.id]}) if event.tag("credit")]
+    assert debt.tags_named("credit") == (("credit", str(PRICE_MSATS), request.id),)
+    assert len(buyer.charges()) == 1
