@@ -178,7 +178,7 @@ EVENT_BREAKS: dict[str, Callable[[dict[str, Any]], str]] = {
     "signature cut off": lambda event: _dump({**event, "sig": event["sig"][:-2]}),
     "signature changed": lambda event: _dump(
         {**event, "sig": event["sig"][:-2] + ("00" if event["sig"][-2:] != "00" else "01")}
-    ),  # noqa: E501
+    ),
     "content changed": lambda event: _dump({**event, "content": event["content"] + "!"}),
     "content null": _with("content", None),
     "content a number": _with("content", 5),

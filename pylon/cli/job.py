@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Any
 
@@ -37,7 +38,7 @@ def submit(
     Without a running daemon the command itself stays until the answer is there.
     """
     if prompt == "-":
-        prompt = click.get_text_stream("stdin").read()
+        prompt = sys.stdin.read()
     waits = wait or not _daemon_runs(state)
     params = {
         "prompt": prompt,
@@ -73,7 +74,7 @@ def _daemon_runs(state: State) -> bool:
 
 def _remedy(done: dict[str, Any]) -> str:
     if done["state"] == "lost":
-        return "it was paid; a late answer is still accepted: pylon job status " + done["id"][:16]
+        return f"it was paid; a late answer is still accepted: pylon job status {done['id'][:16]}"
     if done["state"] == "credited":
         return "the provider owes it to you and says so on the relays"
     return "raise the bid, ask for another model, or start a provider: pylon start -m provider"
@@ -134,4 +135,4 @@ def _details(row: dict[str, Any]) -> str:
         f"  {time.strftime('%H:%M:%S', time.localtime(step['at']))}  {step['from_state']} -> {step['to_state']}"
         for step in row["history"]
     ]
-    return "\n".join([*lines, "", row["text"] or ""]).rstrip()
+    return "\n".join([*lines, "", str(row["text"] or "")]).rstrip()

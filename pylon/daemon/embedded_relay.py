@@ -48,12 +48,15 @@ class EmbeddedRelay:
             await trio.sleep(_TRY_AGAIN)
 
     async def _serve(self, task_status: trio.TaskStatus[str]) -> None:
-        async with open_relay(self._path, clock=self._clock) as relay, trio.open_nursery() as nursery:
-            host, port = (await nursery.start(serve_relay, relay, self._bind.host, self._bind.port))[0][:2]
-            self.serving = True
-            url = f"ws://{Bind(host, port)}"
-            log.info("the embedded relay serves %s", url)
-            task_status.started(url)
+        async with open_relay(self._path, clock=self._clock) as relay:
+            await serve_relay(relay, self._bind.host, self._bind.port, task_status=_Bound(self, task_status))
+
+    def bound(self, host: str, port: int) -> str:
+        """The port is ours."""
+        self.serving = True
+        url = f"ws://{Bind(host, port)}"
+        log.info("the embedded relay serves %s", url)
+        return url
 
     async def _expect_pylon(self) -> None:
         software = await _software_at(f"http://{self._bind}")
@@ -63,6 +66,18 @@ class EmbeddedRelay:
                 "set [relay] bind to another port, or [relay] enabled = false",
             )
         log.info("%s is served by another home of this machine; using it", self._bind)
+
+
+class _Bound(trio.TaskStatus[list[tuple[str, int]]]):
+    """Passes on, as a URL, that the relay listens."""
+
+    def __init__(self, relay: EmbeddedRelay, outer: trio.TaskStatus[str]) -> None:
+        self._relay = relay
+        self._outer = outer
+
+    def started(self, value: list[tuple[str, int]] | None = None) -> None:
+        host, port = (value or [])[0]
+        self._outer.started(self._relay.bound(host, port))
 
 
 async def _software_at(url: str) -> str | None:

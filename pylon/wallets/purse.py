@@ -112,14 +112,22 @@ class Purse:
         now = self._clock.now()
         match outcome:
             case Settled(amount, fee, preimage):
-                intents.settle(tx, self._store.vault, intent.id, amount=amount, fee=fee, preimage=preimage, at=now)
+                settled = intents.settle(
+                    tx, self._store.vault, intent.id, amount=amount, fee=fee, preimage=preimage, at=now
+                )
+                # A wallet may tell another fee the second time it is asked; its first word was booked.
                 ledger.purchase_settled(
-                    tx, cause=intent.cause, payment_hash=intent.payment_hash, amount=amount, fee=fee, at=now
+                    tx,
+                    cause=settled.cause,
+                    payment_hash=settled.payment_hash,
+                    amount=settled.amount_msats,
+                    fee=settled.fee_msats or 0,
+                    at=now,
                 )
             case Failed(reason):
                 intents.fail(tx, intent.id, error=reason, at=now)
-            case Unknown():
-                pass
+            case Unknown(reason):
+                intents.mark_unknown(tx, intent.id, error=reason, at=now)
 
 
 def _outcome(payment: Payment) -> Outcome:

@@ -15,7 +15,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from protocols.nip01 import Filter
@@ -95,7 +95,7 @@ def _purchases(world: World, purchases: list[Purchase]) -> Iterator[str]:
             yield f"charged_once: payment {payment.payment_hash[:8]} belongs to no purchase's present quote"
 
 
-def _sales(world: World, sales: dict[str, tuple[Node, Sale]]) -> Iterator[str]:
+def _sales(world: World, sales: Mapping[str, tuple[Node, Sale]]) -> Iterator[str]:
     results: dict[str, set[str]] = {}
     for event in world.relay.events(Filter(kinds=[6050])):
         seller, _ = sales.get(event.tag("e") or "", (None, None))
@@ -115,7 +115,7 @@ def _sales(world: World, sales: dict[str, tuple[Node, Sale]]) -> Iterator[str]:
             yield f"one_result: {label} has {len(results[sale.id])}"
 
 
-def _both_sides(purchases: list[Purchase], sales: dict[str, tuple[Node, Sale]]) -> Iterator[str]:
+def _both_sides(purchases: list[Purchase], sales: Mapping[str, tuple[Node, Sale]]) -> Iterator[str]:
     for purchase in purchases:
         if purchase.paid:
             _, sale = sales.get(purchase.request_id or "", (None, None))

@@ -153,10 +153,14 @@ class World:
     # --- what goes wrong --------------------------------------------------------------------------------------
 
     def _script(self, seller: str) -> Callable[[InferenceRequest], Reply]:
+        broken = self.rng.random() < 0.2
+
         def script(request: InferenceRequest) -> Reply:
             right = answer_of(seller, request.messages[-1].content)
             pace = self.rng.choice([0.0, 0.01, 0.5])
             if self.trouble:
+                if broken:
+                    return self.rng.choice([Reply(error=InferenceError("out of memory")), EMPTY])
                 mood = self.rng.random()
                 if mood < 0.10:
                     return Reply(right, error=InferenceError("the engine died"), fail_after=self.rng.randint(0, 2))
