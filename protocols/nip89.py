@@ -87,7 +87,7 @@ def _is_small_number(text: str) -> bool:
 def _price(event: Event) -> int | None:
     """Whole msats, or ``None``: other software writes sats, ranges and prose there."""
     for tag in event.tags_named("price"):
-        if len(tag) > 1 and tag[1].isascii() and tag[1].isdigit() and len(tag[1]) <= 18:
+        if len(tag) > 1 and tag[1].isascii() and tag[1].isdigit() and len(tag[1]) <= 19:
             unit = tag[2] if len(tag) > 2 else "msats"
             if unit in ("msat", "msats"):
                 return int(tag[1])
