@@ -1,0 +1,165 @@
+"""Paid jobs: a provider, a buyer and our relay, three processes on one machine, a backend that answers at once.
+
+Every job is whole: discovery, request, invoice, payment, answer, each step committed to disk before its effect.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.floor import Floor, Needs, measure
+from benchmarks.processes import Child, child, pylon_relay
+from benchmarks.report import Table, percentile
+
+SEQUENTIAL = 60
+AT_ONCE = (20, 200)
+METERED = 60
+SLOTS = 8
+
+# Measured on this project's reference machine, see the README of the benchmarks.
+_DVM_RATE, _DVM_CPU, _DVM_SEQUENTIAL = 6.6, 48.0, 1_025.0
+_FIRST_RATE = 0.3
+
+_SIGNATURES = 4
+"""Request, quote, processing, result."""
+_VERIFICATIONS = 8
+"""Each event by the relay, and by who gets it."""
+_SIMNET_COMMITS = 2
+"""The invoice and the payment, in the simulated network's own file."""
+
+
+class Stage:
+    """The three processes."""
+
+    def __init__(self, relay: Child, provider: Child, buyer: Child) -> None:
+        self.parties = {"provider": provider, "buyer": buyer, "relay": relay}
+        self.provider, self.buyer = provider, buyer
+
+    def run(self, jobs: int, at_once: int) -> dict[str, Any]:
+        """Buy, and measure what it took: seconds of each job, CPU seconds of each process, commits."""
+        for party in (self.provider, self.buyer):
+            party.ask(do="reset")
+        cpu = {name: party.cpu_seconds() for name, party in self.parties.items()}
+        commits = self._commits()
+        found: dict[str, Any] = self.buyer.ask(do="buy", jobs=jobs, at_once=at_once)
+        if found["failed"]:
+            raise RuntimeError(f"{len(found['failed'])} of {jobs} jobs failed: {found['failed'][0]}")
+        found["cpu"] = {name: party.cpu_seconds() - cpu[name] for name, party in self.parties.items()}
+        found["commits"] = self._commits() - commits
+        found["jobs"] = jobs
+        return found
+
+    def _commits(self) -> int:
+        return sum(party.ask(do="tell")["commits"] for party in (self.provider, self.buyer))
+
+
+def run(*, sequential: int = SEQUENTIAL, at_once: Sequence[int] = AT_ONCE, metered: int = METERED) -> Table:
+    table = Table("Paid jobs: relay, provider and buyer as three processes, a backend that answers at once")
+    with tempfile.TemporaryDirectory(prefix="pylon-bench-") as name:
+        floor = measure(Path(name))
+        _measure(table, Path(name), floor, sequential, at_once)
+    if metered:
+        with tempfile.TemporaryDirectory(prefix="pylon-bench-") as name:
+            _budget(table, Path(name), metered)
+    return table
+
+
+def _measure(table: Table, directory: Path, floor: Floor, sequential: int, at_once: Sequence[int]) -> None:
+    with pylon_relay() as (relay, url), _party("provider", url, directory) as provider:
+        with _party("buyer", url, directory) as buyer:
+            stage = Stage(relay, provider, buyer)
+            stage.run(3, 1)
+            before = provider.rss_bytes()
+            _one_by_one(table, stage.run(sequential, 1), floor)
+            for count in at_once:
+                _together(table, stage.run(count, count), count, floor)
+            table.add("provider's memory before", before / 1e6, "MB")
+            table.add(
+                "provider's memory after", provider.rss_bytes() / 1e6, "MB", "nostr-dvm 107 idle, 134-178 after 20-40"
+            )
+    table.add("a bare commit (fsync)", floor.commit * 1e3, "ms")
+    table.add("a bare signature", floor.sign * 1e6, "us")
+    table.add("a bare verification", floor.verify * 1e6, "us")
+
+
+def _one_by_one(table: Table, found: dict[str, Any], floor: Floor) -> None:
+    p50, p90, p99 = (percentile(found["seconds"], share) * 1e3 for share in (0.5, 0.9, 0.99))
+    table.add("one by one, p50", p50, "ms", f"nostr-dvm {_DVM_SEQUENTIAL:,.0f} ({_DVM_SEQUENTIAL / p50:.0f} x)")
+    table.add("one by one, p90", p90, "ms")
+    table.add("one by one, p99", p99, "ms")
+    _against_floor(table, "one by one", found, floor)
+
+
+def _together(table: Table, found: dict[str, Any], count: int, floor: Floor) -> None:
+    rate = found["jobs"] / found["wall"]
+    beside = (
+        f"nostr-dvm {_DVM_RATE} ({rate / _DVM_RATE:.0f} x), the first Pylon {_FIRST_RATE} ({rate / _FIRST_RATE:.0f} x)"
+    )
+    table.add(f"{count} at once", rate, "jobs/s", beside)
+    table.add(f"{count} at once, p50", percentile(found["seconds"], 0.5) * 1e3, "ms")
+    table.add(f"{count} at once, p99", percentile(found["seconds"], 0.99) * 1e3, "ms")
+    for name, seconds in found["cpu"].items():
+        own = seconds / found["jobs"] * 1e3
+        beside = f"nostr-dvm {_DVM_CPU:.0f} ({_DVM_CPU / own:.1f} x)" if name == "provider" and own else ""
+        table.add(f"{count} at once, CPU of the {name}", own, "ms/job", beside)
+    _against_floor(table, f"{count} at once", found, floor)
+
+
+def _against_floor(table: Table, label: str, found: dict[str, Any], floor: Floor) -> None:
+    commits = found["commits"] / found["jobs"]
+    needs = Needs(commits + _SIMNET_COMMITS, _SIGNATURES, _VERIFICATIONS)
+    bare, took = floor.seconds(needs), found["wall"] / found["jobs"]
+    table.add(f"{label}, commits", needs.commits, "/job")
+    table.add(
+        f"{label}, the same commits and signatures bare", bare * 1e3, "ms/job", f"{took / bare:.1f} x of it taken"
+    )
+
+
+def _budget(table: Table, directory: Path, jobs: int) -> None:
+    """The same jobs with the clocks in: dearer by the clocks, so for the shares only."""
+    with pylon_relay() as (relay, url), _party("provider", url, directory, metered=True) as provider:
+        with _party("buyer", url, directory, metered=True) as buyer:
+            stage = Stage(relay, provider, buyer)
+            stage.run(3, 1)
+            found = stage.run(jobs, min(jobs, 20))
+            for name, party in (("provider", provider), ("buyer", buyer)):
+                rows = party.ask(do="tell")["rows"]
+                table.details.append(_budget_of(name, rows, jobs, found["cpu"][name]))
+
+
+def _budget_of(
+    name: str, rows: dict[str, dict[str, float]], jobs: int, cpu: float
+) -> tuple[Sequence[str], list[Sequence[Any]]]:
+    lines: list[Sequence[Any]] = [
+        (label, row["calls"] / jobs, row["cpu_ns"] / jobs / 1e3, row["wall_ns"] / jobs / 1e3)
+        for label, row in sorted(rows.items(), key=lambda item: -item[1]["cpu_ns"])
+        if row["calls"]
+    ]
+    metered = sum(row["cpu_ns"] for row in rows.values())
+    lines.append(("scheduling and the rest", "", (cpu * 1e9 - metered) / jobs / 1e3, ""))
+    lines.append(("all", "", cpu * 1e6 / jobs, ""))
+    return (f"{name}, 20 at once, with the clocks in", "calls/job", "us CPU/job", "us wall/job"), lines
+
+
+def _party(role: str, url: str, directory: Path, *, metered: bool = False) -> Any:
+    settings = {"relay": url, "directory": str(directory), "metered": metered, "slots": SLOTS}
+    return _ready(["-m", "benchmarks.parties", role, json.dumps(settings)])
+
+
+class _ready:
+    """A party that has said that it is ready."""
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        self._child = child(arguments)
+
+    def __enter__(self) -> Child:
+        party = self._child.__enter__()
+        party.line()
+        return party
+
+    def __exit__(self, *exc: Any) -> None:
+        self._child.__exit__(*exc)

@@ -1,0 +1,25 @@
+"""The benchmarks can be run. What they measure is never asserted."""
+
+from __future__ import annotations
+
+import importlib
+import json
+
+from benchmarks import market, report
+from benchmarks.__main__ import NAMES
+
+
+def test_every_benchmark_can_be_imported():
+    for name in NAMES:
+        assert callable(importlib.import_module(f"benchmarks.{name}").run)
+
+
+def test_three_paid_jobs():
+    table = market.run(sequential=3, at_once=(3,), metered=3)
+
+    names = {figure.name for figure in table.figures}
+    assert {"one by one, p50", "3 at once", "3 at once, CPU of the provider"} <= names
+    assert all(figure.value >= 0 for figure in table.figures)
+    assert [heading[0].split(",")[0] for heading, _ in table.details] == ["provider", "buyer"]
+    assert "3 at once" in report.as_text([table])
+    assert json.loads(report.as_json([table]))["benchmarks"][0]["title"] == table.title
