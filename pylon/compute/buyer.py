@@ -12,6 +12,7 @@ import trio
 from protocols import entropy
 from protocols.keys import PublicKey, SecretKey
 from protocols.nip01 import Event, Filter
+from protocols.nip89 import Announcement
 from protocols.nip90 import (
     FEEDBACK,
     JOB_TEXT,
@@ -56,6 +57,8 @@ class BuyerSettings:
     invoice_prefix: str
     """The network part of a payable invoice's prefix."""
     discovery_seconds: float = 3.0
+    patience_seconds: float = 10.0
+    """How long to go on looking while nobody announces anything at all."""
     quote_seconds: float = 10.0
     answer_seconds: float = 180.0
 
@@ -150,7 +153,7 @@ class Buyer:
     # --- effects ----------------------------------------------------------------------------------------------
 
     async def _discover(self, record: Purchase) -> machine.Chosen | machine.NoneLeft:
-        found = await announcements(self._pool, JOB_TEXT, self._settings.discovery_seconds)
+        found = await self._announced()
         offers = rank(
             found,
             bid=record.bid,
@@ -179,6 +182,15 @@ class Buyer:
         )
         self._signed[request.id] = request
         return machine.Chosen(offer.provider, offer.ceiling, request.id, now + self._settings.quote_seconds)
+
+    async def _announced(self) -> list[Announcement]:
+        """Who sells. Where nobody does, look again for a while: a provider may just be starting, a relay coming back."""
+        end = self._clock.monotonic() + self._settings.patience_seconds
+        while True:
+            found = await announcements(self._pool, JOB_TEXT, self._settings.discovery_seconds)
+            if found or self._clock.monotonic() >= end:
+                return found
+            await trio.sleep(self._rng.uniform(0.5, 1.5))
 
     async def _pay(self, record: Purchase) -> object:
         outcome = await self._purse.send(intents.by_hash(self._store, _hash(record)), _bolt11(record))

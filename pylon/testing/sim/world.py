@@ -153,7 +153,7 @@ class World:
     # --- what goes wrong --------------------------------------------------------------------------------------
 
     def _script(self, seller: str) -> Callable[[InferenceRequest], Reply]:
-        broken = self.rng.random() < 0.2
+        broken = self.rng.random() < 0.15
 
         def script(request: InferenceRequest) -> Reply:
             right = answer_of(seller, request.messages[-1].content)
