@@ -42,6 +42,7 @@ check: $(VENV)/.check
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/python docs/generate.py --check
 
 sim: $(VENV)/.test
 	@$(BIN)/python -m pylon.testing.sim --seed $(SEED)

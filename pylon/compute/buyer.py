@@ -184,7 +184,7 @@ class Buyer:
         return machine.Chosen(offer.provider, offer.ceiling, request.id, now + self._settings.quote_seconds)
 
     async def _announced(self) -> list[Announcement]:
-        """Who sells. Where nobody does, look again for a while: a provider may just be starting, a relay coming back."""
+        """Who sells. Where nobody does, look again for a while: a provider may be starting, a relay coming back."""
         end = self._clock.monotonic() + self._settings.patience_seconds
         while True:
             found = await announcements(self._pool, JOB_TEXT, self._settings.discovery_seconds)
