@@ -182,6 +182,8 @@ WAYS: dict[str, Callable[[dict[str, Any], Any], str]] = {
     "amount over what exists": _readable_part("21000001"),
     "amount with leading zero": _readable_part("010u"),
     "amount zero": _readable_part("0"),
+    "amount with more behind": _readable_part("10m5"),
+    "amount with a point": _readable_part("2.5m"),
     "another payee named": _another_payee,
     "changed character": _changed_character,
     "cut off": _cut_off,
