@@ -277,10 +277,11 @@ def build_feedback(
     bolt11: str | None = None,
     credit_msats: int | None = None,
     content: str = "",
+    encrypt: bool = False,
     created_at: int,
     expiration: int | None = None,
 ) -> Event:
-    """A kind 7000 event. ``credit_msats``: what we owe the customer for this request."""
+    """A kind 7000 event. ``credit_msats``: what we owe the customer for this request; ``encrypt``: the content."""
     tags = [["status", status.value, *([message] if message else [])], ["e", request], ["p", customer]]
     if amount_msats is not None:
         tags.append(["amount", str(amount_msats), *([bolt11] if bolt11 else [])])
@@ -288,11 +289,17 @@ def build_feedback(
         tags.append(["credit", str(credit_msats), request])
     if expiration is not None:
         tags.append(["expiration", str(expiration)])
+    if encrypt:
+        tags.append(["encrypted", SCHEME])
+        content = _seal(content, secret, _customer_key(customer))
     return sign_event(secret, kind=FEEDBACK, content=content, tags=tags, created_at=created_at)
 
 
-def parse_feedback(event: Event) -> Feedback:
-    """From a verified event. Raises ``JobInvalid``; amounts that are none are ``None``."""
+def parse_feedback(event: Event, secret: SecretKey | None = None) -> Feedback:
+    """From a verified event, its content opened with ``secret`` where it is encrypted; without one it stays empty.
+
+    Raises ``JobInvalid``; amounts that are none are ``None``.
+    """
     if event.kind != FEEDBACK:
         raise JobInvalid("not job feedback")
     status = event.tags_named("status")
@@ -302,6 +309,9 @@ def parse_feedback(event: Event) -> Feedback:
         known = FeedbackStatus(status[0][1])
     except ValueError:
         raise JobInvalid("feedback with an unknown status") from None
+    content = event.content
+    if event.tags_named("encrypted"):
+        content = "" if secret is None else _open(event.content, secret, event.pubkey)
     amount, bolt11 = _amount(event)
     credit = next((tag for tag in event.tags_named("credit") if len(tag) > 1), None)
     return Feedback(
@@ -314,7 +324,7 @@ def parse_feedback(event: Event) -> Feedback:
         amount_msats=amount,
         bolt11=bolt11,
         credit_msats=None if credit is None else _msats(credit[1]),
-        content=event.content,
+        content=content,
     )
 
 
@@ -335,10 +345,7 @@ def build_result(
     tags: list[Sequence[str]] = [["e", request_id], ["p", customer]]
     if encrypt:
         tags.append(["encrypted", SCHEME])
-        try:
-            content = _seal(text, secret, PublicKey.from_hex(customer))
-        except KeyInvalid as error:
-            raise JobInvalid(f"the customer's key: {error}") from None
+        content = _seal(text, secret, _customer_key(customer))
     else:
         content = text
         if isinstance(request, Event):
@@ -391,6 +398,13 @@ def _msats(text: Any) -> int | None:
     if not digits.isascii() or not digits.isdigit() or len(digits) > 19:
         return None
     return amount if (amount := int(digits)) <= MAX_MSATS else None
+
+
+def _customer_key(customer: str) -> PublicKey:
+    try:
+        return PublicKey.from_hex(customer)
+    except KeyInvalid as error:
+        raise JobInvalid(f"the customer's key: {error}") from None
 
 
 def _seal(text: str, secret: SecretKey, other: PublicKey) -> str:

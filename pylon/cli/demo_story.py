@@ -75,6 +75,7 @@ class Story:
         self._model_file = model_file
         self._ledger = directory / "simnet.db"
         self._told_paid = False
+        self._words = ""
         self._sellers = [
             Seller("cheap", Home(directory / "cheap"), sats(10)),
             Seller("dear", Home(directory / "dear"), sats(25)),
@@ -208,18 +209,38 @@ class Story:
         record = await buyer.buy(prompt, bid=_BID, max_tokens=64)
         told: PurchaseState | None = None
         self._told_paid = False
-        with runtime.store.listen(f"purchases:{record.id}") as changed:
-            while True:
-                record = buyer.records.load(runtime.store, record.id) or record
-                if record.state is not told:
-                    told = record.state
-                    self._scene(record)
-                if record.state in PURCHASE.final:
-                    break
-                await changed.receive()
+        self._words = ""
+        with runtime.store.listen(f"purchases:{record.id}") as changed, buyer.watch(record.id) as words:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._hear, words)
+                while True:
+                    record = buyer.records.load(runtime.store, record.id) or record
+                    if record.state is not told:
+                        told = record.state
+                        self._scene(record)
+                    if record.state in PURCHASE.final:
+                        break
+                    await changed.receive()
+                nursery.cancel_scope.cancel()
         if record.state is not PurchaseState.ANSWERED:
             raise MarketError(f"job {number} {record.state.value}: {record.reason}")
         return record
+
+    async def _hear(self, words: trio.MemoryReceiveChannel[str]) -> None:
+        """The model's words while it speaks: whole lines as soon as they cannot change any more."""
+        async for text in words:
+            self._speak(text, complete=False)
+
+    def _speak(self, text: str, *, complete: bool) -> None:
+        lines = textwrap.wrap(" ".join(text.split()), 78)
+        spoken = self._words.splitlines()
+        if lines[: len(spoken)] != spoken:  # another attempt, with other words
+            if not complete:
+                return
+            spoken = []
+        for line in lines[len(spoken) :] if complete else lines[len(spoken) : -1]:
+            self._words += line + "\n"
+            self._tell(f"          {line}")
 
     def _scene(self, record: Purchase) -> None:
         match record.state:
@@ -235,9 +256,8 @@ class Story:
             case PurchaseState.ANSWERED:
                 if record.paid and not self._told_paid:
                     self._tell(f"paid      {format_msat(record.paid)} + {format_msat(record.fee)} fee")
+                self._speak(record.text or "", complete=True)
                 self._tell(f"answered  {_short(record.result_id)} (kind 6050)")
-                words = " ".join((record.text or "").split())
-                self._tell(textwrap.indent(textwrap.fill(words, 78), "          "))
                 self._tell(f"earned    {format_msat(record.paid)} by {self._name(record.provider)}")
             case _:
                 pass

@@ -49,16 +49,45 @@ def submit(
         "wait": waits,
     }
 
+    words = Words()
+
     def progress(method: str, data: Any) -> None:
-        if method == "job" and not state.json:
+        if state.json:
+            return
+        if method == "job" and data["state"] != "answered":
             note(_line(data))
+        elif method == "partial" and sys.stdout.isatty():
+            words.show(data["text"])
 
     done = run_verb(state, "job.submit", params, online=True, on_progress=progress, timeout=None)
     if waits and done["state"] != "answered":
         raise MarketError(
             f"job {done['id'][:16]} {done['state']}: {done['reason'] or 'no reason given'}", _remedy(done)
         )
-    emit(state, done, lambda: done["text"] if waits else done["id"])
+    if waits and words.shown and not state.json:
+        words.finish(done["text"])
+    else:
+        emit(state, done, lambda: done["text"] if waits else done["id"])
+
+
+class Words:
+    """An answer on a terminal, as it grows: each call brings all the words so far."""
+
+    def __init__(self) -> None:
+        self.shown = ""
+
+    def show(self, text: str) -> None:
+        if len(text) > len(self.shown) and text.startswith(self.shown):
+            click.echo(text[len(self.shown) :], nl=False)
+            self.shown = text
+
+    def finish(self, text: str) -> None:
+        """The answer itself. Words that it did not keep (a second attempt may differ) stand above it."""
+        if not text.startswith(self.shown):
+            click.echo()
+            self.shown = ""
+        self.show(text)
+        click.echo()
 
 
 def _daemon_runs(state: State) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import attrs
@@ -87,6 +89,7 @@ class Buyer:
         self._rng = rng
         self._settings = settings
         self._signed: dict[str, Event] = {}
+        self._watchers: dict[str, set[trio.MemorySendChannel[str]]] = {}
         self.records = purchase_records(store)
         self._driver = Driver(
             self.records,
@@ -138,6 +141,20 @@ class Buyer:
         begun = await self._driver.begin(fresh, machine.Begun())
         assert begun is not None, "nothing bars a new purchase"
         return begun
+
+    @contextlib.contextmanager
+    def watch(self, purchase_id: str) -> Iterator[trio.MemoryReceiveChannel[str]]:
+        """Partial results as they come, each all the words so far. Some may be missing, or come twice."""
+        put, got = trio.open_memory_channel[str](16)
+        watchers = self._watchers.setdefault(purchase_id, set())
+        watchers.add(put)
+        try:
+            with put, got:
+                yield got
+        finally:
+            watchers.discard(put)
+            if not watchers:
+                self._watchers.pop(purchase_id, None)
 
     async def finished(self, purchase_id: str) -> Purchase:
         """Wait until a purchase has ended (``lost`` and ``credited`` are ends too)."""
@@ -245,9 +262,12 @@ class Buyer:
         if row is None or row["provider"] != event.pubkey:
             return
         record = self.records.load(self._store, row["purchase_id"])
-        if record is None or record.request_id != request_id:
+        if record is None or record.request_id != request_id or inbox.seen(self._store, _CONSUMER, event.id):
             return
         message = self._understand(record, event)
+        if isinstance(message, Feedback):
+            self._pass_on(record, message.content)
+            return
 
         def admit(tx: Tx) -> bool:
             cursors.advance(tx, _CONSUMER, min(event.created_at, int(self._clock.now())))
@@ -262,12 +282,19 @@ class Buyer:
             log.warning("purchase %s: quote refused: %s", record.id[:16], error.message)
             await self._driver.advance(record.id, machine.TurnedAway(event.tag("e") or "", error.message), admit)
 
+    def _pass_on(self, record: Purchase, text: str) -> None:
+        """Words on their way: for whoever watches, and kept nowhere."""
+        for watcher in self._watchers.get(record.id, ()):
+            with contextlib.suppress(trio.WouldBlock, trio.BrokenResourceError):
+                watcher.send_nowait(text)
+
     def _understand(self, record: Purchase, event: Event) -> object | None:
+        """The input that a reply is; a ``Feedback`` for a partial result; ``None`` for what means nothing."""
         try:
             if event.kind != FEEDBACK:
                 result = parse_result(event, self._secret)
                 return machine.Answered(result.request_id, event.id, result.text)
-            feedback = parse_feedback(event)
+            feedback = parse_feedback(event, self._secret)
         except JobInvalid as error:
             log.warning("purchase %s: unreadable reply: %s", record.id[:16], error)
             return None
@@ -284,6 +311,8 @@ class Buyer:
                     own_payee=self._wallet.node_pubkey,
                     answer_seconds=self._settings.answer_seconds,
                 )
+            case FeedbackStatus.PARTIAL:
+                return feedback
             case FeedbackStatus.ERROR if feedback.credit_msats:
                 return machine.Credited(feedback.request_id, Msat(feedback.credit_msats), feedback.message)
             case FeedbackStatus.ERROR:

@@ -21,6 +21,9 @@ from pylon.paths import Home
 
 log = logging.getLogger(__name__)
 
+_LOOKS_INTO_THE_BOOKS = 5
+"""At the start, a second apart."""
+
 _STOP_WITHIN = 10.0
 """Seconds for everything to end after a signal."""
 
@@ -45,13 +48,15 @@ def run_daemon(
 
 async def _serve(home: Home, config: Config, mode: str, say: Callable[[str], None], backend: Backend | None) -> None:
     async with open_runtime(home, config, mode=mode, backend=backend) as runtime:
-        await _check_books(runtime, say)
+        if runtime.wallet is not None:
+            await books.book_deposits(runtime.store, runtime.wallet, runtime.clock.now())
         verbs = Verbs(config, runtime.clock, runtime.store, runtime.wallet, runtime.buyer, runtime)
         async with trio.open_nursery() as nursery:
             await nursery.start(serve_control, home, verbs.table())
             for line in _greeting(runtime):
                 say(line)
             log.info("ready")
+            nursery.start_soon(_check_books, runtime, say)
             await until_signal()
             say("stopping")
             log.info("stopping")
@@ -60,11 +65,15 @@ async def _serve(home: Home, config: Config, mode: str, say: Callable[[str], Non
 
 
 async def _check_books(runtime: Runtime, say: Callable[[str], None]) -> None:
-    balance = None
-    if runtime.wallet is not None:
-        await books.book_deposits(runtime.store, runtime.wallet, runtime.clock.now())
-        balance = await runtime.wallet.balance()
-    for problem in books.report(runtime.store, balance).problems:
+    """Say what is wrong with the books. What a crash has left open is being put right by now: that gets its time."""
+    problems: tuple[str, ...] = ()
+    for _ in range(_LOOKS_INTO_THE_BOOKS):
+        balance = None if runtime.wallet is None else await runtime.wallet.balance()
+        problems = books.report(runtime.store, balance).problems
+        if not problems:
+            return
+        await trio.sleep(1.0)
+    for problem in problems:
         log.error("books: %s", problem)
         say(f"warning: books: {problem}")
 

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import attrs
+import trio
 
 from protocols.nip19 import Nip19Error, decode_public_key
 from pylon.clock import Clock
@@ -58,7 +59,7 @@ class Verbs:
     # --- jobs -------------------------------------------------------------------------------------------------
 
     async def job_submit(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
-        """Buy an answer. ``wait``: return when it is there, with a ``job`` notification for every change before."""
+        """Buy an answer. ``wait``: return when it is there, with ``job`` and ``partial`` notifications before."""
         if self.buyer is None:
             require_simnet(self.config, "buying")
             raise UsageError("this daemon does not buy", "start it with -m host or -m both")
@@ -76,10 +77,19 @@ class Verbs:
         )
         if not params.get("wait"):
             return job_json(purchase)
+        with self.buyer.watch(purchase.id) as words:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_tell_words, purchase.id, words, notify)
+                done = await self._follow(self.buyer, purchase, notify)
+                nursery.cancel_scope.cancel()
+        return done
+
+    async def _follow(self, buyer: Buyer, purchase: Purchase, notify: Notify) -> dict[str, Any]:
+        """A ``job`` notification for every change of state, until the end."""
         with self.store.listen(f"purchases:{purchase.id}") as changed:
             shown = None
             while True:
-                record = self.buyer.records.load(self.store, purchase.id) or purchase
+                record = buyer.records.load(self.store, purchase.id) or purchase
                 if record.state is not shown:
                     shown = record.state
                     await notify("job", job_json(record))
@@ -207,6 +217,11 @@ class Verbs:
                 for child in runtime.supervisor.statuses()
             ],
         }
+
+
+async def _tell_words(purchase_id: str, words: trio.MemoryReceiveChannel[str], notify: Notify) -> None:
+    async for text in words:
+        await notify("partial", {"id": purchase_id, "text": text})
 
 
 def job_json(record: Purchase) -> dict[str, Any]:

@@ -43,6 +43,9 @@ _OVERLAP = 900
 _EXPIRY_GRACE = 5.0
 """Seconds after an invoice's expiry before it is given up: a payment may have been under way."""
 _LATE_PAYMENT = 86_400.0
+_PARTIAL_SECONDS = 0.5
+"""Between two partial results of a job: what the limits of public relays bear."""
+_PARTIAL_LIFE = 60
 _POLL_SECONDS = 30.0
 """Wallets may miss telling us of a payment; open invoices are asked about this often."""
 
@@ -174,12 +177,38 @@ class Provider:
         )
         async with self._slots:
             try:
-                done = await self.router.complete(request)
+                return await self._think(sale, request)
             except InferenceError as error:
                 log.warning("sale %s: attempt %d failed: %s", sale.id[:16], sale.attempts + 1, error.message)
                 return machine.AttemptFailed(error.message)
-        tokens = (done.usage.prompt_tokens, done.usage.completion_tokens) if done.usage else (None, None)
-        return machine.Answered(done.text, *tokens)
+
+    async def _think(self, sale: Sale, request: InferenceRequest) -> machine.Answered:
+        text, usage, told = "", None, trio.current_time()
+        async with self.router.stream(request) as chunks:
+            async for chunk in chunks:
+                text += chunk.text
+                usage = chunk.usage or usage
+                if trio.current_time() - told >= _PARTIAL_SECONDS and chunk.finish_reason is None:
+                    told = trio.current_time()
+                    await self._tell_partial(sale, text)
+        tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (None, None)
+        return machine.Answered(text, *tokens)
+
+    async def _tell_partial(self, sale: Sale, text: str) -> None:
+        """All words so far, to whoever listens now: partials are not kept, and nothing depends on them."""
+        now = int(self._clock.now())
+        await self._pool.send_ephemeral(
+            build_feedback(
+                self._secret,
+                request=sale.id,
+                customer=sale.customer,
+                status=FeedbackStatus.PARTIAL,
+                content=text,
+                encrypt=sale.encrypted,
+                created_at=now,
+                expiration=now + _PARTIAL_LIFE,
+            )
+        )
 
     async def _attend(self, sale: Sale) -> object | None:
         """An invoice's time is over: expired, unless the wallet knows better. A wallet that cannot tell: later."""
