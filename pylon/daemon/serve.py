@@ -65,15 +65,16 @@ async def _serve(home: Home, config: Config, mode: str, say: Callable[[str], Non
 
 
 async def _check_books(runtime: Runtime, say: Callable[[str], None]) -> None:
-    """Say what is wrong with the books. What a crash has left open is being put right by now: that gets its time."""
-    problems: tuple[str, ...] = ()
+    """Say what is wrong with the books, and stays so: what a crash has left open is being put right just now."""
+    lasting: list[str] | None = None
     for _ in range(_LOOKS_INTO_THE_BOOKS):
         balance = None if runtime.wallet is None else await runtime.wallet.balance()
-        problems = books.report(runtime.store, balance).problems
-        if not problems:
+        found = books.report(runtime.store, balance).problems
+        lasting = [problem for problem in found if lasting is None or problem in lasting]
+        if not lasting:
             return
         await trio.sleep(1.0)
-    for problem in problems:
+    for problem in lasting or ():
         log.error("books: %s", problem)
         say(f"warning: books: {problem}")
 

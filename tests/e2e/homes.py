@@ -12,26 +12,27 @@ import os
 import random
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-import trio
+from wsproto import ConnectionType, WSConnection
+from wsproto.events import AcceptConnection, Ping, Request, TextMessage
 
 from protocols.nip01 import Event, Filter
 from pylon import identity
 from pylon.cli.client import call
-from pylon.clock import SystemClock
 from pylon.compute.purchase import PURCHASE
 from pylon.paths import Home
 from pylon.provider.sale import SALE
-from pylon.relays.pool import RelayPool
-from pylon.relays.websocket import connect
 from pylon.wallets.simnet_ledger import Fault, LedgerFile, Side
 
 READY_WITHIN = 40.0
@@ -284,13 +285,10 @@ class World:
     def node(self, name: str) -> Node:
         return Node(self, name)
 
-    def market(self, relay: str, *, fund: bool = True) -> tuple[Node, Node]:
-        """A provider and a customer with funds, both stopped."""
+    def market(self, relay: str) -> tuple[Node, Node]:
+        """A provider and a customer, both stopped."""
         provider = self.node("provider").configure(relays=[relay], top=f"min_price_msats = {PRICE_MSATS}")
-        buyer = self.node("buyer").configure(relays=[relay])
-        if fund:
-            buyer.fund()
-        return provider, buyer
+        return provider, self.node("buyer").configure(relays=[relay])
 
     def inject(self, fault: Fault, payer: Node, count: int = 1) -> None:
         """Let the next payments of ``payer`` go wrong."""
@@ -298,19 +296,73 @@ class World:
             ledger.inject(fault, payer.node, Side.PAYER, count)
 
 
-def fetch(relay: str, **wanted: Any) -> list[Event]:
-    """What a relay has stored, asked by a stranger."""
+class Stranger:
+    """A client of a relay that shares nothing with Pylon's: wsproto on a blocking socket."""
 
-    async def ask() -> list[Event]:
-        pool = RelayPool([relay], connect=connect, clock=SystemClock(), rng=random.Random())
-        async with trio.open_nursery() as nursery:
-            await nursery.start(pool.run)
-            await pool.connected()
-            found = await pool.fetch([Filter(**wanted)], 5.0)
-            nursery.cancel_scope.cancel()
+    def __init__(self, relay: str) -> None:
+        parts = urlsplit(relay)
+        self._socket = socket.create_connection((str(parts.hostname), parts.port), timeout=10)
+        self._session = WSConnection(ConnectionType.CLIENT)
+        self._frames: deque[list[Any]] = deque()
+        self._partial = ""
+        self._open = False
+        self._socket.sendall(self._session.send(Request(host=parts.netloc, target="/")))
+        while not self._open:
+            self._receive()
+
+    def __enter__(self) -> Stranger:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._socket.close()
+
+    def say(self, *frame: Any) -> None:
+        self._socket.sendall(self._session.send(TextMessage(json.dumps(frame))))
+
+    def hear(self) -> list[Any]:
+        """The relay's next frame. Raises ``TimeoutError`` after 10 s of silence."""
+        while not self._frames:
+            self._receive()
+        return self._frames.popleft()
+
+    def publish(self, event: Event) -> None:
+        self.say("EVENT", event.to_dict())
+        while (frame := self.hear())[:2] != ["OK", event.id]:
+            pass
+        assert frame[2] is True, frame
+
+    def fetch(self, **wanted: Any) -> list[Event]:
+        """What is stored."""
+        self.say("REQ", "stored", Filter(**wanted).to_dict())
+        found = []
+        while (frame := self.hear())[:2] != ["EOSE", "stored"]:
+            if frame[:2] == ["EVENT", "stored"]:
+                event = Event.parse(frame[2])
+                event.check()
+                found.append(event)
+        self.say("CLOSE", "stored")
         return found
 
-    return trio.run(ask)
+    def _receive(self) -> None:
+        data = self._socket.recv(65_536)
+        assert data, "the relay hung up"
+        self._session.receive_data(data)
+        for event in self._session.events():
+            if isinstance(event, AcceptConnection):
+                self._open = True
+            elif isinstance(event, Ping):
+                self._socket.sendall(self._session.send(event.response()))
+            elif isinstance(event, TextMessage):
+                self._partial += event.data
+                if event.message_finished:
+                    self._frames.append(json.loads(self._partial))
+                    self._partial = ""
+
+
+def fetch(relay: str, **wanted: Any) -> list[Event]:
+    """What a relay has stored."""
+    with Stranger(relay) as stranger:
+        return stranger.fetch(**wanted)
 
 
 def _rows(path: Path, sql: str, *params: Any) -> list[dict[str, Any]]:

@@ -37,6 +37,7 @@ def test_a_trade_over_a_foreign_relay(relay, market):
     provider, buyer = market
     provider.start("provider", fake=True)
     buyer.start()
+    buyer.fund()
     announced(relay, provider)
     job = buyer.json("job", "submit", "-", "--wait", stdin="What is a relay?")
     assert (job["state"], job["provider"]) == ("answered", provider.pubkey)
@@ -53,6 +54,7 @@ def test_without_a_daemon_the_command_buys_by_itself(relay, market):
     provider, buyer = market
     provider.start("provider", fake=True)
     announced(relay, provider)
+    buyer.fund()
     done = buyer.run("job", "submit", "-", stdin="Who asks?")
     assert (done.returncode, done.stdout) == (0, answer("Who asks?") + "\n")
     provider.sale_ended()
@@ -65,6 +67,7 @@ def test_a_request_published_while_the_provider_was_down_is_served(relay, market
     announced(relay, provider)
     provider.daemon.kill()
     buyer.start()
+    buyer.fund()
     buyer.submit("Are you there?")
     until(lambda: fetch(relay, kinds=[5050], authors=[buyer.pubkey]), 5, "the request")
     provider.start("provider", fake=True)
@@ -79,6 +82,7 @@ def test_a_quote_that_comes_too_late_is_not_paid(relay, market):
     announced(relay, provider)
     provider.daemon.kill()
     buyer.start()
+    buyer.fund()
     buyer.submit("Are you there?")
     ended = buyer.purchase_ended()
     assert ended["state"] == "failed"
@@ -99,6 +103,7 @@ def test_a_backend_that_always_fails_ends_in_a_debt(relay, market):
     provider, buyer = market
     provider.start("provider", "--fails", fake=True)
     buyer.start()
+    buyer.fund()
     announced(relay, provider)
     done = buyer.run("job", "submit", "-", "--wait", stdin="Is it hopeless?", timeout=60)
     assert done.returncode == 1
