@@ -83,7 +83,14 @@ class Challenge:
 
 @attrs.frozen
 class Unasked:
-    """An event for no subscription of ours, or outside its filters."""
+    """An event for no subscription of ours, or outside the filters of one."""
+
+    event_id: str
+
+
+@attrs.frozen
+class Late:
+    """An event for a subscription that has just ended: it was on its way."""
 
     event_id: str
 
@@ -93,7 +100,9 @@ class Malformed:
     reason: str
 
 
-Happening = EventReceived | Stored | Closed | Published | Notice | Challenge | Unasked | Malformed
+_ENDED_REMEMBERED = 1_000
+
+Happening = EventReceived | Stored | Closed | Published | Notice | Challenge | Unasked | Late | Malformed
 
 
 def reason_of(message: str) -> str:
@@ -102,28 +111,44 @@ def reason_of(message: str) -> str:
     return prefix if colon and prefix and " " not in prefix else ""
 
 
+def narrowed(filters: tuple[Filter, ...], since: int | None) -> tuple[Filter, ...]:
+    """The filters, for nothing older than ``since`` (Unix seconds)."""
+    if since is None:
+        return filters
+    return tuple(attrs.evolve(wanted, since=max(since, wanted.since or 0)) for wanted in filters)
+
+
 class ClientSession:
     """The client's end of one connection, or of one after the other: subscriptions outlive a reconnect."""
 
     def __init__(self, max_bytes: int = MAX_FRAME_BYTES) -> None:
         self._max_bytes = max_bytes
         self._open: dict[str, tuple[Filter, ...]] = {}
+        self._ended: dict[str, None] = {}
 
     @property
     def subscriptions(self) -> Mapping[str, tuple[Filter, ...]]:
         return self._open
 
-    def subscribe(self, subscription_id: str, *filters: Filter) -> str:
-        """The REQ frame. The same id again replaces the subscription."""
+    def subscribe(self, subscription_id: str, *filters: Filter, since: int | None = None) -> str:
+        """The REQ frame. The same id again replaces the subscription.
+
+        ``since`` narrows what the relay is asked for, not what counts as asked for: an answer to an earlier REQ under
+        the same id may still be on its way.
+        """
         if not 0 < len(subscription_id) <= MAX_SUBSCRIPTION_ID:
             raise ValueError(f"a subscription id has 1 to {MAX_SUBSCRIPTION_ID} characters")
+        self._ended.pop(subscription_id, None)
         self._open[subscription_id] = filters
-        return ClientReq(subscription_id, filters).encode()
+        return ClientReq(subscription_id, narrowed(filters, since)).encode()
 
     def unsubscribe(self, subscription_id: str) -> str | None:
         """The CLOSE frame, or ``None`` if nothing is open under this id."""
         if self._open.pop(subscription_id, None) is None:
             return None
+        self._ended[subscription_id] = None
+        if len(self._ended) > _ENDED_REMEMBERED:
+            del self._ended[next(iter(self._ended))]
         return ClientClose(subscription_id).encode()
 
     def publish(self, event: Event) -> str:
@@ -138,9 +163,7 @@ class ClientSession:
         frames = []
         for subscription_id, filters in self._open.items():
             start = (since or {}).get(subscription_id)
-            if start is not None:
-                filters = tuple(attrs.evolve(wanted, since=max(start, wanted.since or 0)) for wanted in filters)
-            frames.append(ClientReq(subscription_id, filters).encode())
+            frames.append(ClientReq(subscription_id, narrowed(filters, start)).encode())
         return frames
 
     def peek(self, frame: str) -> tuple[str, str] | None:
@@ -160,10 +183,9 @@ class ClientSession:
         match parsed:
             case RelayEvent(subscription_id, event):
                 filters = self._open.get(subscription_id, ())
-                # ``since`` was narrowed on the wire only; an older event is still within what was asked for.
                 if any(wanted.matches(event) for wanted in filters):
                     return EventReceived(subscription_id, event)
-                return Unasked(event.id)
+                return Late(event.id) if subscription_id in self._ended else Unasked(event.id)
             case RelayEose(subscription_id):
                 return Stored(subscription_id)
             case RelayClosed(subscription_id, message):

@@ -2,15 +2,19 @@
 
 A connection is cut when a frame cannot be written within 10 s, when nothing at all has come for 90 s (pings go out
 every 30 s), or when the relay talks nonsense. Reconnects back off from 1 s to 60 s, jittered; the wait starts over
-only after an uptime of five times the last one. After a reconnect every subscription is asked again, from the newest
+only after an uptime of five times the next one. After a reconnect every subscription is asked again, from the newest
 event seen on it minus an overlap.
+
+One task writes, from a queue: whoever is cancelled while its frame goes out cancels nothing for the others.
 """
 
 from __future__ import annotations
 
 import enum
 import logging
+import math
 import random
+from collections import deque
 from collections.abc import Callable
 
 import attrs
@@ -18,7 +22,7 @@ import trio
 
 from protocols import session as wire
 from protocols.keys import SecretKey
-from protocols.nip01 import Event, sign_event
+from protocols.nip01 import MAX_TIME, Event, Filter, sign_event
 from pylon.clock import Clock
 from pylon.errors import RelayError
 from pylon.relays.subscription import Subscription
@@ -31,10 +35,20 @@ SILENCE_SECONDS = 90.0
 WRITE_SECONDS = 10.0
 FIRST_BACKOFF = 1.0
 LONGEST_BACKOFF = 60.0
+CONNECT_SECONDS = 20.0
+"""For a transport that has no deadline of its own."""
 MAX_NONSENSE = 100
 """Malformed, unasked or forged frames in one connection before it is cut."""
 
 _AUTH = 22242
+_AUTH_SECONDS = 5.0
+"""How long a refused event waits for an authentication that is under way."""
+_MAX_CHALLENGES = 10
+_LONGEST_CHALLENGE = 1_024
+_MAX_UNSENT = 10_000
+_FULL_PAGE = 100
+"""Relays cap an answer, at 500 events or so. After one of at least this size there may be more: ask further back."""
+_MAX_PAGES = 1_000
 
 
 class ConnectionState(enum.StrEnum):
@@ -65,6 +79,64 @@ class Verdict:
     message: str
 
 
+@attrs.define(eq=False)
+class _Frame:
+    text: str
+    sent: bool = False
+    done: trio.Event = attrs.field(factory=trio.Event)
+
+
+@attrs.define(eq=False)
+class _Answer:
+    """What somebody who has published waits for."""
+
+    verdict: Verdict | None = None
+    done: trio.Event = attrs.field(factory=trio.Event)
+
+
+@attrs.define(eq=False)
+class _Request:
+    """One REQ, and how much of what is stored it has brought."""
+
+    subscription: Subscription
+    filters: tuple[Filter, ...]
+    """As they went over the wire."""
+    at: float
+    page: int = 0
+    stored: bool = False
+    counts: list[int] = attrs.field(init=False)
+    oldest: list[int] = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.counts = [0] * len(self.filters)
+        self.oldest = [MAX_TIME] * len(self.filters)
+
+    @property
+    def skims(self) -> bool:
+        """Whether the time of a known event is all that matters of it."""
+        return self.stored or len(self.filters) == 1
+
+    def count(self, index: int, created_at: int) -> None:
+        self.counts[index] += 1
+        self.oldest[index] = min(self.oldest[index], created_at)
+
+    def count_event(self, event: Event) -> None:
+        for index, wanted in enumerate(self.filters):
+            if wanted.matches(event):
+                self.count(index, event.created_at)
+
+    def further_back(self) -> tuple[Filter, ...]:
+        """What to ask for next, given that an answer is capped for each filter alone; nothing if all has come."""
+        rest = []
+        for wanted, count, oldest in zip(self.filters, self.counts, self.oldest, strict=True):
+            if wanted.limit is None and count >= _FULL_PAGE and self.page < _MAX_PAGES:
+                # The second that was cut in two is asked for whole, unless it fills an answer alone.
+                until = oldest if wanted.until is None or oldest < wanted.until else oldest - 1
+                if until >= (wanted.since or 0):
+                    rest.append(attrs.evolve(wanted, until=until))
+        return tuple(rest)
+
+
 class Connection:
     """The client's end of one relay. ``admit`` checks an event's signature, once for all relays."""
 
@@ -93,10 +165,17 @@ class Connection:
         self._scope = trio.CancelScope()
         self._nursery: trio.Nursery | None = None
         self._heard = 0.0
+        self._connected_at: float | None = None
+        self._cut = ""
         self._nonsense = 0
-        self._waiting: dict[str, tuple[trio.Event, list[Verdict]]] = {}
-        self._unauthorised: set[str] = set()
-        self._auth_id = ""
+        self._pages = 0
+        self._requests: dict[str, _Request] = {}
+        self._unsent: deque[_Frame] = deque()
+        self._filled = trio.Event()
+        self._waiting: dict[str, list[_Answer]] = {}
+        self._unauthorised: dict[str, Subscription] = {}
+        self._auth_settled = trio.Event()
+        self._forget_authentication()
         self.status = RelayStatus(url, ConnectionState.CONNECTING, clock.now(), "", None, 0, 0)
 
     @property
@@ -108,23 +187,9 @@ class Connection:
         backoff = FIRST_BACKOFF
         while True:
             self._set(ConnectionState.CONNECTING)
-            began = trio.current_time()
-            try:
-                async with self._connect(self.url) as transport:
-                    await self._live(transport)
-                why = "the connection ended"
-            except RelayError as error:
-                why = error.message
-            except TransportClosed as error:
-                why = str(error)
-            except BaseExceptionGroup as group:
-                _, other = group.split((RelayError, TransportClosed, OSError))
-                if other is not None:
-                    raise
-                why = str(group.exceptions[0])
-            finally:
-                self._gone()
-            if trio.current_time() - began >= 5 * backoff:
+            why = await self._once()
+            # The time that it took to connect is no uptime.
+            if self._connected_at is not None and trio.current_time() - self._connected_at >= 5 * backoff:
                 backoff = FIRST_BACKOFF
             wait = backoff * self._rng.uniform(0.75, 1.25)
             self._set(ConnectionState.WAITING, why)
@@ -132,34 +197,82 @@ class Connection:
             await trio.sleep(wait)
             backoff = min(backoff * 2, LONGEST_BACKOFF)
 
+    async def _once(self) -> str:
+        """One connection from its beginning to its end; returns why it ended."""
+        self._cut = ""
+        self._connected_at = None
+        ended: BaseException | None = None
+        try:
+            with trio.CancelScope(deadline=trio.current_time() + CONNECT_SECONDS) as patience:
+                async with self._connect(self.url) as transport:
+                    patience.deadline = math.inf
+                    self._connected_at = trio.current_time()
+                    await self._live(transport)
+            if patience.cancelled_caught:
+                return f"{self.url}: no connection within {CONNECT_SECONDS:g} s"
+        except Exception as error:
+            ended = error
+        except BaseExceptionGroup as group:
+            # A connection may break while we are being cancelled: only the cancellation goes on.
+            _, rest = group.split(Exception)
+            if rest is not None:
+                raise rest from None
+        finally:
+            self._gone()
+        while isinstance(ended, ExceptionGroup):
+            ended = ended.exceptions[0]
+        if self._cut:
+            return self._cut
+        match ended:
+            case None:
+                return "the connection ended"
+            case RelayError():
+                return ended.message
+            case TransportClosed() | OSError():
+                return str(ended) or "the connection broke"
+        # A fault in what we do with one relay must not take the others down.
+        log.error("%s: a fault in its connection", self.url, exc_info=ended)
+        return f"a fault: {type(ended).__name__}"
+
     async def _live(self, transport: Transport) -> None:
         self._heard = trio.current_time()
         self._nonsense = 0
         self._session = wire.ClientSession()
         with trio.CancelScope() as self._scope:
             async with trio.open_nursery() as self._nursery:
+                self._nursery.start_soon(self._write, transport)
                 self._nursery.start_soon(self._listen, transport)
                 self._nursery.start_soon(self._keep_alive, transport)
                 self._transport = transport
                 for subscription in self._subscriptions():
-                    await self.ask(subscription)
+                    self.ask(subscription)
                 self._set(ConnectionState.CONNECTED)
 
     def _gone(self) -> None:
         self._transport = None
         self._nursery = None
-        self._auth_id = ""
+        self._requests.clear()
         self._unauthorised.clear()
-        for done, _ in self._waiting.values():
-            done.set()
-        for subscription in self._subscriptions():
-            subscription.relay_gone(self.url)
+        self._forget_authentication()
+        for frame in self._unsent:
+            frame.done.set()
+        self._unsent.clear()
+        for answers in self._waiting.values():
+            for answer in answers:
+                answer.done.set()
         self._changed()
+
+    def _forget_authentication(self) -> None:
+        self._auth_settled.set()
+        self._auth_id = ""
+        self._authenticated = False
+        self._auth_settled = trio.Event()
+        self._challenges: set[str] = set()
 
     def cut(self, why: str) -> None:
         """End this connection; ``run`` makes the next one."""
         log.info("%s: cut: %s", self.url, why)
-        self.status = attrs.evolve(self.status, last_error=why)
+        self._cut = self._cut or why
         self._scope.cancel()
 
     def _set(self, state: ConnectionState, error: str | None = None) -> None:
@@ -173,53 +286,100 @@ class Connection:
 
     # --- what we say ------------------------------------------------------------------------------------------
 
+    def send_soon(self, frame: str) -> _Frame:
+        """Queue a frame; nowhere without a connection."""
+        queued = _Frame(frame)
+        if self._transport is None or len(self._unsent) >= _MAX_UNSENT:
+            queued.done.set()
+            if self._transport is not None:
+                self.cut("it does not read")
+        else:
+            self._unsent.append(queued)
+            self._filled.set()
+        return queued
+
     async def send(self, frame: str) -> None:
         """Raises ``RelayError`` without a connection, or if it did not take the frame in time."""
-        transport = self._transport
-        if transport is None:
+        if self._transport is None:
             raise RelayError(f"{self.url}: not connected")
-        try:
-            with trio.fail_after(WRITE_SECONDS):
-                await transport.send(frame)
-        except trio.TooSlowError:
-            self.cut("it does not read")
-            raise RelayError(f"{self.url}: does not read") from None
-        except TransportClosed as error:
-            self._scope.cancel()
-            raise RelayError(f"{self.url}: {error}") from None
-        except BaseException:
-            # A frame may have gone out in part.
-            self._scope.cancel()
-            raise
+        queued = self.send_soon(frame)
+        with trio.move_on_after(2 * WRITE_SECONDS):
+            await queued.done.wait()
+        if not queued.sent:
+            raise RelayError(f"{self.url}: did not take what it was sent")
 
-    async def ask(self, subscription: Subscription) -> None:
-        """Send the REQ; quietly not if the connection is just ending, for the next one will ask."""
-        try:
-            await self.send(self._session.subscribe(subscription.id, *subscription.filters_for(self.url)))
-        except RelayError:
-            pass
+    async def _write(self, transport: Transport) -> None:
+        while True:
+            self._filled = trio.Event()
+            while self._unsent:
+                with trio.move_on_after(WRITE_SECONDS) as patience:
+                    await transport.send(self._unsent[0].text)
+                if patience.cancelled_caught:
+                    self.cut("it does not read")
+                    return
+                frame = self._unsent.popleft()
+                frame.sent = True
+                frame.done.set()
+            await self._filled.wait()
 
-    async def forget(self, subscription: Subscription) -> None:
-        frame = self._session.unsubscribe(subscription.id)
-        if frame is not None and self._transport is not None:
-            try:
-                await self.send(frame)
-            except RelayError:
-                pass
+    def ask(self, subscription: Subscription) -> None:
+        """Send the REQ; not if the connection is just ending, for the next one will ask."""
+        if self._transport is None or subscription.ended:
+            return
+        self._drop(subscription, pages_only=True)
+        since = subscription.asked(self.url)
+        self._requests[subscription.id] = _Request(
+            subscription, wire.narrowed(subscription.filters, since), trio.current_time()
+        )
+        self.send_soon(self._session.subscribe(subscription.id, *subscription.filters, since=since))
+
+    def forget(self, subscription: Subscription) -> None:
+        """Send the CLOSE of all that was asked for it."""
+        self._drop(subscription, pages_only=False)
+        self._unauthorised.pop(subscription.id, None)
+
+    def _drop(self, subscription: Subscription, *, pages_only: bool) -> None:
+        for name, request in list(self._requests.items()):
+            if request.subscription is subscription and (request.page or not pages_only):
+                self._close(name)
+
+    def _close(self, name: str) -> None:
+        del self._requests[name]
+        frame = self._session.unsubscribe(name)
+        if frame is not None:
+            self.send_soon(frame)
+
+    def send_event_soon(self, event: Event) -> None:
+        """Send an event without waiting for the relay's OK."""
+        self.send_soon(self._session.publish(event))
 
     async def publish(self, event: Event, timeout: float) -> Verdict:
-        """Send an event and wait for the relay's OK. Raises ``RelayError`` where none came."""
-        done, verdicts = trio.Event(), list[Verdict]()
-        self._waiting[event.id] = (done, verdicts)
+        """Send an event and wait for the relay's OK. Raises ``RelayError`` where none came.
+
+        An event that the relay would not take from a stranger goes out once more after an authentication.
+        """
+        verdict = await self._attempt(event, timeout)
+        if not verdict.accepted and verdict.reason == "auth-required" and self._signer is not None:
+            with trio.move_on_after(min(_AUTH_SECONDS, timeout)):
+                await self._auth_settled.wait()
+            if self._authenticated:
+                verdict = await self._attempt(event, timeout)
+        return verdict
+
+    async def _attempt(self, event: Event, timeout: float) -> Verdict:
+        answer = _Answer()
+        self._waiting.setdefault(event.id, []).append(answer)
         try:
             await self.send(self._session.publish(event))
             with trio.move_on_after(timeout):
-                await done.wait()
+                await answer.done.wait()
         finally:
-            self._waiting.pop(event.id, None)
-        if not verdicts:
+            self._waiting[event.id].remove(answer)
+            if not self._waiting[event.id]:
+                del self._waiting[event.id]
+        if answer.verdict is None:
             raise RelayError(f"{self.url}: did not say whether it has the event")
-        return verdicts[0]
+        return answer.verdict
 
     async def _keep_alive(self, transport: Transport) -> None:
         while True:
@@ -236,85 +396,131 @@ class Connection:
     # --- what we hear -----------------------------------------------------------------------------------------
 
     async def _listen(self, transport: Transport) -> None:
-        by_id = {subscription.id: subscription for subscription in self._subscriptions()}
         while True:
             frame = await transport.receive()
             self._heard = trio.current_time()
-            peeked = self._session.peek(frame)
-            if peeked is not None:
-                known = by_id.get(peeked[0])
-                if known is not None and known.had(peeked[1]):
-                    continue  # most of what several relays send is known: it costs no parsing
-            happening = self._session.feed(frame)
-            if isinstance(happening, wire.EventReceived | wire.Stored | wire.Closed):
-                subscription = by_id.get(happening.subscription_id)
-                if subscription is None or subscription.ended:
-                    by_id = {entry.id: entry for entry in self._subscriptions()}
-                    subscription = by_id.get(happening.subscription_id)
-                await self._about(subscription, happening)
-            else:
-                await self._handle(happening)
+            if not self._known(frame):
+                self._handle(self._session.feed(frame))
 
-    async def _about(
-        self, subscription: Subscription | None, happening: wire.EventReceived | wire.Stored | wire.Closed
-    ) -> None:
-        if subscription is None:
-            return  # the end of a subscription that we have closed
-        match happening:
-            case wire.EventReceived(_, event):
-                if subscription.had(event.id):
-                    return
-                if not self._admit(event):
-                    self._count_nonsense("a forged event")
-                    return
-                self.status = attrs.evolve(self.status, events_received=self.status.events_received + 1)
-                if not await subscription.deliver(event, self.url):
-                    self.cut("a subscriber does not keep up; what is missed is asked for again")
-            case wire.Stored():
-                subscription.relay_done(self.url)
-            case wire.Closed(subscription_id, reason, message):
-                self._session.unsubscribe(subscription_id)
-                subscription.relay_done(self.url)
-                log.info("%s: closed a subscription: %s", self.url, message[:200])
-                if reason == "auth-required":
-                    self._unauthorised.add(subscription_id)
-                elif reason != "restricted" and self._nursery is not None:
-                    self._nursery.start_soon(self._ask_again, subscription)
+    def _known(self, frame: str) -> bool:
+        """Most of what several relays send was delivered before: it costs no parsing."""
+        peeked = self._session.peek(frame)
+        request = None if peeked is None else self._requests.get(peeked[0])
+        if peeked is None or request is None or not request.skims:
+            return False
+        created_at = request.subscription.had(peeked[1])
+        if created_at is None:
+            return False
+        if not request.stored:
+            request.count(0, created_at)
+        request.subscription.saw(self.url, created_at)
+        return True
 
-    async def _handle(self, happening: wire.Happening) -> None:
+    def _handle(self, happening: wire.Happening) -> None:
         match happening:
+            case wire.EventReceived(name, event):
+                request = self._requests.get(name)
+                if request is not None:
+                    self._event(request, event)
+            case wire.Stored(name):
+                request = self._requests.get(name)
+                if request is not None and not request.stored:
+                    self._stored(name, request)
+            case wire.Closed(name, reason, message):
+                request = self._requests.pop(name, None)
+                if request is not None:
+                    log.info("%s: closed a subscription: %s", self.url, message[:200])
+                    self._session.unsubscribe(name)
+                    self._closed(request, reason)
             case wire.Published(event_id, accepted, reason, message):
-                if event_id == self._auth_id and accepted:
-                    await self._authorised()
-                waiting = self._waiting.get(event_id)
-                if waiting is not None:
-                    waiting[1].append(Verdict(accepted, reason, message))
-                    waiting[0].set()
-            case wire.Challenge(challenge) if self._signer is not None:
-                tags = [["relay", self.url], ["challenge", challenge]]
-                answer = sign_event(self._signer, kind=_AUTH, tags=tags, created_at=int(self._clock.now()))
-                self._auth_id = answer.id
-                await self.send(self._session.authenticate(answer))
+                if event_id == self._auth_id:
+                    self._authentication(accepted)
+                for answer in self._waiting.get(event_id, ()):
+                    answer.verdict = answer.verdict or Verdict(accepted, reason, message)
+                    answer.done.set()
+            case wire.Challenge(challenge):
+                self._challenged(challenge)
             case wire.Notice(message):
                 log.info("%s says: %s", self.url, message[:200])
             case wire.Malformed(reason):
                 self._count_nonsense(reason)
             case wire.Unasked():
                 self._count_nonsense("an event that nobody asked for")
-            case _:
+            case wire.Late():
                 pass
 
-    async def _authorised(self) -> None:
-        for subscription in self._subscriptions():
-            if subscription.id in self._unauthorised:
-                await self.ask(subscription)
-        self._unauthorised.clear()
+    def _event(self, request: _Request, event: Event) -> None:
+        subscription = request.subscription
+        if not self._admit(event):
+            self._count_nonsense("a forged event")
+            return
+        if not request.stored:
+            request.count_event(event)
+        if subscription.had(event.id) is not None:
+            subscription.saw(self.url, event.created_at)
+            return
+        self.status = attrs.evolve(self.status, events_received=self.status.events_received + 1)
+        if not subscription.deliver(event, self.url):
+            log.debug("%s: a subscriber does not keep up; what it misses is asked for again", self.url)
 
-    async def _ask_again(self, subscription: Subscription) -> None:
+    def _stored(self, name: str, request: _Request) -> None:
+        request.stored = True
+        subscription = request.subscription
+        rest = () if subscription.lags(self.url) else request.further_back()
+        if request.page:
+            self._close(name)
+        if rest:
+            self._pages += 1
+            page = f"{subscription.id}.{self._pages}"
+            self._requests[page] = _Request(subscription, rest, trio.current_time(), request.page + 1)
+            self.send_soon(self._session.subscribe(page, *rest))
+        else:
+            subscription.caught_up(self.url)
+
+    def _closed(self, request: _Request, reason: str) -> None:
+        subscription = request.subscription
+        if request.page:
+            # What it has not shown is asked for by the next connection: the mark has not moved.
+            subscription.relay_done(self.url)
+        elif reason == "auth-required" and self._signer is not None and not self._authenticated:
+            self._unauthorised[subscription.id] = subscription
+            if self._auth_settled.is_set():
+                subscription.relay_done(self.url)
+        else:
+            subscription.relay_done(self.url)
+            if (reason == "auth-required" and self._signer is None) or reason == "restricted":
+                return
+            if self._nursery is not None:
+                self._nursery.start_soon(self._ask_again, subscription, trio.current_time() - request.at)
+
+    async def _ask_again(self, subscription: Subscription, lasted: float) -> None:
         """After a CLOSED: once more, ever slower while the relay goes on closing."""
-        await trio.sleep(subscription.closed_backoff(self.url) * self._rng.uniform(0.75, 1.25))
-        if not subscription.ended:
-            await self.ask(subscription)
+        await trio.sleep(subscription.closed_backoff(self.url, lasted) * self._rng.uniform(0.75, 1.25))
+        if subscription.id not in self._requests:
+            self.ask(subscription)
+
+    def _challenged(self, challenge: str) -> None:
+        """NIP-42. Without a signer nobody is told who we are."""
+        if len(challenge) > _LONGEST_CHALLENGE or len(self._challenges) >= _MAX_CHALLENGES:
+            self._count_nonsense("too many challenges")
+        elif self._signer is not None and challenge not in self._challenges:
+            self._challenges.add(challenge)
+            tags = [["relay", self.url], ["challenge", challenge]]
+            answer = sign_event(self._signer, kind=_AUTH, tags=tags, created_at=int(self._clock.now()))
+            self._auth_id = answer.id
+            if self._auth_settled.is_set():
+                self._auth_settled = trio.Event()
+            self.send_soon(self._session.authenticate(answer))
+
+    def _authentication(self, accepted: bool) -> None:
+        self._authenticated = accepted
+        self._auth_settled.set()
+        waiting, self._unauthorised = self._unauthorised, {}
+        for subscription in waiting.values():
+            if accepted:
+                self.ask(subscription)
+            else:
+                subscription.relay_done(self.url)
 
     def _count_nonsense(self, what: str) -> None:
         self._nonsense += 1

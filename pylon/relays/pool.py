@@ -1,6 +1,6 @@
 """All relays of a home as one: subscriptions multiplexed over one connection each, every event verified once.
 
-An id counts as verified only after its signature was checked, and then its signature is not checked again; the id
+An id counts as verified only after its signature was checked, and then the same signature is not checked again; the id
 itself is recomputed each time, so that nobody can pass off other content under a known id. Delivery is never
 deduplicated between consumers: each has its own key in the inbox.
 """
@@ -25,6 +25,8 @@ from pylon.relays.transport import Connect
 __all__ = ["Received", "RelayPool", "Subscription"]
 
 _VERIFIED = 50_000
+_FETCHED = 50_000
+"""Where ``fetch`` stops, whatever more there is."""
 PUBLISH_SECONDS = 10.0
 
 
@@ -46,7 +48,7 @@ class RelayPool:
         self._signer = signer
         self._subscriptions: dict[str, Subscription] = {}
         self._names = 0
-        self._verified: OrderedDict[str, None] = OrderedDict()
+        self._verified: OrderedDict[str, str] = OrderedDict()
         self.verifications = 0
         self._nursery: trio.Nursery | None = None
         self._scopes: dict[str, trio.CancelScope] = {}
@@ -59,17 +61,20 @@ class RelayPool:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep all connections until cancelled."""
-        async with trio.open_nursery() as self._nursery:
-            for connection in self._connections.values():
-                self._nursery.start_soon(self._keep, connection)
-            task_status.started()
-            await trio.sleep_forever()
+        try:
+            async with trio.open_nursery() as self._nursery:
+                for connection in self._connections.values():
+                    self._start(connection)
+                task_status.started()
+                await trio.sleep_forever()
+        finally:
+            self._nursery = None
+            self._scopes.clear()
 
     def add_relay(self, url: str) -> None:
         if url not in self._connections:
             self._connections[url] = self._connection(url)
-            if self._nursery is not None:
-                self._nursery.start_soon(self._keep, self._connections[url])
+            self._start(self._connections[url])
             self._tell()
 
     def remove_relay(self, url: str) -> None:
@@ -109,19 +114,18 @@ class RelayPool:
         """Verified events that match, stored ones from ``since`` on (Unix seconds) and live ones, from every relay."""
         self._names += 1
         wanted = None if relays is None else set(relays)
-        subscription = Subscription(f"p{self._names}", list(filters), since, wanted, self._clock)
+        subscription = Subscription(f"p{self._names}", list(filters), since, wanted, self._clock, self._resume)
         self._subscriptions[subscription.id] = subscription
         try:
-            for url, connection in list(self._connections.items()):
-                if connection.connected and subscription.wants(url):
-                    await connection.ask(subscription)
+            for url, connection in self._connections.items():
+                if subscription.wants(url):
+                    connection.ask(subscription)
             yield subscription
         finally:
             del self._subscriptions[subscription.id]
             subscription.end()
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + 1.0):
-                for connection in list(self._connections.values()):
-                    await connection.forget(subscription)
+            for connection in self._connections.values():
+                connection.forget(subscription)
 
     async def fetch(
         self, filters: Sequence[Filter], timeout: float, relays: Iterable[str] | None = None
@@ -130,14 +134,15 @@ class RelayPool:
 
         Waits for every connected relay, at most ``timeout`` seconds; while none is connected, for the first one.
         """
+        kept: dict[str, Event] = {}
         async with self.subscribe(filters, relays=relays) as subscription:
             with trio.move_on_after(timeout):
-                while not self._all_stored(subscription):
-                    progress, changed = subscription.progress, self._changed
-                    async with trio.open_nursery() as nursery:
-                        nursery.start_soon(_first_of, progress, nursery.cancel_scope)
-                        nursery.start_soon(_first_of, changed, nursery.cancel_scope)
-            return _merge(subscription.drain())
+                # Read as it comes: what waits in the subscription is bounded, what a relay has stored is not.
+                while not self._all_stored(subscription) and len(kept) < _FETCHED:
+                    await subscription.progress.wait()
+                    _merge(kept, subscription.drain())
+            _merge(kept, subscription.drain())
+        return sorted(kept.values(), key=lambda event: (-event.created_at, event.id))
 
     def _all_stored(self, subscription: Subscription) -> bool:
         asked = [
@@ -156,13 +161,10 @@ class RelayPool:
 
     async def send_ephemeral(self, event: Event) -> None:
         """Hand an event to every connected relay, without waiting for anybody's answer."""
-        for url in self.urls:
-            connection = self._connections.get(url)
-            if connection is not None and connection.connected:
-                try:
-                    await connection.publish(event, 0.0)
-                except RelayError:
-                    continue
+        await trio.lowlevel.checkpoint()
+        for connection in self._connections.values():
+            if connection.connected:
+                connection.send_event_soon(event)
 
     # --- within -----------------------------------------------------------------------------------------------
 
@@ -178,38 +180,43 @@ class RelayPool:
             signer=self._signer,
         )
 
-    async def _keep(self, connection: Connection) -> None:
-        with trio.CancelScope() as scope:
-            self._scopes[connection.url] = scope
+    def _start(self, connection: Connection) -> None:
+        if self._nursery is not None:
+            # Made here and not in the task, so that a relay can be removed before its task has begun.
+            scope = self._scopes[connection.url] = trio.CancelScope()
+            self._nursery.start_soon(self._keep, connection, scope)
+
+    async def _keep(self, connection: Connection, scope: trio.CancelScope) -> None:
+        with scope:
             await connection.run()
+
+    def _resume(self, subscription: Subscription, urls: list[str]) -> None:
+        for url in urls:
+            if url in self._connections:
+                self._connections[url].ask(subscription)
 
     def _tell(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
+        for subscription in self._subscriptions.values():
+            subscription.tell()
 
     def _admit(self, event: Event) -> bool:
-        if event.id in self._verified:
-            return event.id == event_id(event.pubkey, event.created_at, event.kind, event.tags, event.content)
-        self.verifications += 1
         try:
+            if self._verified.get(event.id) == event.sig:
+                return event.id == event_id(event.pubkey, event.created_at, event.kind, event.tags, event.content)
+            self.verifications += 1
             event.check()
         except EventInvalid:
             return False
-        self._verified[event.id] = None
+        self._verified[event.id] = event.sig
         if len(self._verified) > _VERIFIED:
             self._verified.popitem(last=False)
         return True
 
 
-async def _first_of(event: trio.Event, scope: trio.CancelScope) -> None:
-    await event.wait()
-    scope.cancel()
-
-
-def _merge(events: list[Event]) -> list[Event]:
-    """Newest first, of each address only the version that counts."""
-    kept: dict[str, Event] = {}
+def _merge(kept: dict[str, Event], events: list[Event]) -> None:
+    """Add events, of each address only the version that counts."""
     for event in events:
         key = event.address or event.id
         kept[key] = newer(kept[key], event) if key in kept else event
-    return sorted(kept.values(), key=lambda event: (-event.created_at, event.id))

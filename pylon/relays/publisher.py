@@ -11,7 +11,7 @@ import random
 
 import trio
 
-from protocols.nip01 import Event
+from protocols.nip01 import Event, EventInvalid
 from pylon.clock import Clock
 from pylon.crashpoints import crash_point
 from pylon.errors import RelayError
@@ -27,6 +27,7 @@ IN_FLIGHT = 32
 
 _ANSWER_SECONDS = 10.0
 _LONGEST_NAP = 60.0
+_NAP_IN_FLIGHT = 1.0
 
 
 class Publisher:
@@ -81,7 +82,7 @@ class _RelayQueue:
                 self._in_flight.add(delivery.event_id)
                 nursery.start_soon(self._deliver, delivery)
         if self._in_flight:
-            return _LONGEST_NAP
+            return _NAP_IN_FLIGHT  # the earliest row may be one of them, so the time of the next is not known
         at = outbox.next_due(self._store, self._url)
         return _LONGEST_NAP if at is None else min(max(at - self._clock.now(), 0.01), _LONGEST_NAP)
 
@@ -114,6 +115,12 @@ class _RelayQueue:
         try:
             event = Event.from_json(delivery.event)
             verdict = await self._pool.publish(self._url, event, _ANSWER_SECONDS * self._rng.uniform(0.9, 1.1))
+        except EventInvalid as error:
+            # Too big, or a damaged row: it will be no better next time, and nothing else may wait for it.
+            why = f"invalid: {error}"
+            log.error("%s: cannot be published: %s", delivery.event_id[:16], error)
+            await self._store.write(lambda tx: outbox.acknowledge(tx, delivery.event_id, self._url, False, why, now()))
+            return
         except RelayError as error:
             why = error.message
             await self._store.write(lambda tx: outbox.postpone(tx, delivery.event_id, self._url, why, now()))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Callable
 
 import attrs
 import trio
@@ -16,9 +16,12 @@ OVERLAP = 900
 OVERLAP_WRAPPED = 3 * 86_400
 """The same for gift wraps (kind 1059), whose timestamps lie by up to two days."""
 
-_BUFFERED = 2_000
+BUFFERED = 2_000
+BUFFERED_CHARACTERS = 16 << 20
+"""What may wait for the consumer; the last event before the bound may exceed it."""
 _REMEMBERED = 20_000
-_SLOW_SECONDS = 10.0
+_FIRST_BACKOFF = 1.0
+_LONGEST_BACKOFF = 60.0
 
 
 @attrs.frozen
@@ -30,103 +33,150 @@ class Received:
 
 
 class Subscription:
-    """Filters on all relays of a pool, and the channel that their events go into.
+    """Filters on all relays of a pool, and the bounded queue that their events go into.
 
     The same event from five relays is delivered once while it is remembered here. That is a saving, no promise: after
-    a restart it comes again, and the consumer's inbox row decides. A consumer that does not keep up with its bounded
-    channel makes the relay's reader wait, then gives up that connection; the overlap brings what was missed.
+    a restart it comes again, and the consumer's inbox row decides. What finds the queue of a slow consumer full is
+    dropped and remembered as missed; when the consumer has caught up, the relay is asked again from there. So a slow
+    consumer waits for itself alone.
     """
 
     def __init__(
-        self, name: str, filters: list[Filter], since: int | None, relays: set[str] | None, clock: Clock
+        self,
+        name: str,
+        filters: list[Filter],
+        since: int | None,
+        relays: set[str] | None,
+        clock: Clock,
+        resume: Callable[[Subscription, list[str]], None],
     ) -> None:
+        """``resume`` is told which relays to ask again."""
         self.id = name
         self.relays = relays
         self.ended = False
-        self._filters = filters
-        self._since = since
+        self.filters = tuple(
+            wanted if since is None else attrs.evolve(wanted, since=max(since, wanted.since or 0)) for wanted in filters
+        )
         self._clock = clock
+        self._resume = resume
         self._overlap = OVERLAP_WRAPPED if any(1059 in (f.kinds or ()) for f in filters) else OVERLAP
+        self._had: OrderedDict[str, int] = OrderedDict()
+        # By relay. A relay shows what it has stored newest first: what is newest counts only when all of it has come.
         self._newest: dict[str, int] = {}
-        self._had: OrderedDict[str, None] = OrderedDict()
+        self._coming: dict[str, int] = {}
+        self._caught_up: set[str] = set()
+        self._missed: dict[str, int] = {}
+        self._lagging: set[str] = set()
         self._stored: set[str] = set()
-        self._closings: dict[str, int] = {}
-        self._put, self._got = trio.open_memory_channel[Received](_BUFFERED)
+        self._backoffs: dict[str, float] = {}
+        self._queue: deque[Received] = deque()
+        self._queued = 0
         self.progress = trio.Event()
+        """Set, and replaced, when something has arrived or a relay has come, gone, or sent all that it had stored."""
 
     def wants(self, url: str) -> bool:
         return self.relays is None or url in self.relays
 
-    def filters_for(self, url: str) -> list[Filter]:
-        """The filters as this relay is to be asked now: from where it left off, minus the overlap."""
+    # --- what a relay's connection tells ----------------------------------------------------------------------
+
+    def asked(self, url: str) -> int | None:
+        """The relay is being asked; returns the ``since`` to ask it with: where it left off, minus the overlap."""
+        self._lagging.discard(url)
+        self._caught_up.discard(url)
         newest = self._newest.get(url)
-        since = self._since if newest is None else max(newest - self._overlap, self._since or 0)
-        if since is None:
-            return self._filters
-        return [attrs.evolve(wanted, since=max(since, wanted.since or 0)) for wanted in self._filters]
+        return None if newest is None else max(min(newest - self._overlap, self._missed.get(url, newest)), 0)
 
-    def had(self, event_id: str) -> bool:
-        return event_id in self._had
+    def had(self, event_id: str) -> int | None:
+        """``created_at`` of an event that was delivered already."""
+        return self._had.get(event_id)
 
-    async def deliver(self, event: Event, url: str) -> bool:
-        """Whether the consumer took it in time."""
+    def saw(self, url: str, created_at: int) -> None:
+        """The relay has shown an event of this time."""
         # A timestamp from the future must not make us skip the present.
-        seen = min(event.created_at, int(self._clock.now()))
-        try:
-            self._put.send_nowait(Received(event, url))
-        except trio.WouldBlock:
-            with trio.move_on_after(_SLOW_SECONDS) as patience:
-                await self._put.send(Received(event, url))
-            if patience.cancelled_caught:
-                return False
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
+        seen = min(created_at, int(self._clock.now()))
+        marks = self._newest if url in self._caught_up else self._coming
+        marks[url] = max(seen, marks.get(url, 0))
+
+    def deliver(self, event: Event, url: str) -> bool:
+        """Queue an event for the consumer; false if there was no room, and it has to be asked for again."""
+        if self.ended:
             return True
-        self._had[event.id] = None
+        if len(self._queue) >= BUFFERED or self._queued >= BUFFERED_CHARACTERS:
+            self._missed[url] = min(event.created_at, self._missed.get(url, event.created_at))
+            self._lagging.add(url)
+            self._caught_up.discard(url)
+            return False
+        self._queue.append(Received(event, url))
+        self._queued += _size(event)
+        self._had[event.id] = event.created_at
         if len(self._had) > _REMEMBERED:
             self._had.popitem(last=False)
-        self._newest[url] = max(seen, self._newest.get(url, 0))
-        self._closings.pop(url, None)
+        self.saw(url, event.created_at)
+        self.tell()
         return True
 
-    def stored_from(self, url: str) -> bool:
-        """Whether this relay has sent what it had stored, or refused to."""
-        return url in self._stored
+    def lags(self, url: str) -> bool:
+        """Whether something from this relay was dropped that it was not asked for again."""
+        return url in self._lagging
+
+    def caught_up(self, url: str) -> None:
+        """The relay has sent all that it had stored."""
+        if url not in self._lagging:
+            self._missed.pop(url, None)
+            coming = self._coming.pop(url, None)
+            if coming is not None:
+                self._newest[url] = max(coming, self._newest.get(url, 0))
+            self._caught_up.add(url)
+        self.relay_done(url)
 
     def relay_done(self, url: str) -> None:
+        """The relay will send nothing stored any more: it has sent all, or refused to."""
         self._stored.add(url)
-        self._tell()
+        self.tell()
 
-    def relay_gone(self, url: str) -> None:
-        self._tell()
+    def stored_from(self, url: str) -> bool:
+        return url in self._stored
 
-    def _tell(self) -> None:
+    def closed_backoff(self, url: str, lasted: float) -> float:
+        """Seconds to wait before this relay, which closed the subscription after ``lasted`` seconds, is asked again."""
+        last = self._backoffs.get(url)
+        wait = _FIRST_BACKOFF if last is None or lasted >= 5 * last else min(2 * last, _LONGEST_BACKOFF)
+        self._backoffs[url] = wait
+        return wait
+
+    def tell(self) -> None:
         self.progress.set()
         self.progress = trio.Event()
 
-    def closed_backoff(self, url: str) -> float:
-        """Seconds to wait before this relay, which closed the subscription, is asked again."""
-        count = self._closings[url] = self._closings.get(url, 0) + 1
-        return float(min(2 ** (count - 1), 60))
+    # --- what the consumer does -------------------------------------------------------------------------------
+
+    def _take(self) -> Received:
+        received = self._queue.popleft()
+        self._queued -= _size(received.event)
+        if self._lagging and len(self._queue) <= BUFFERED // 2 and self._queued <= BUFFERED_CHARACTERS // 2:
+            self._resume(self, sorted(self._lagging))
+        return received
 
     def drain(self) -> list[Event]:
         """Everything that has arrived and was not read."""
-        events = []
-        while True:
-            try:
-                events.append(self._got.receive_nowait().event)
-            except (trio.WouldBlock, trio.EndOfChannel):
-                return events
+        return [self._take().event for _ in range(len(self._queue))]
 
     def end(self) -> None:
         self.ended = True
-        self._put.close()
-        self._got.close()
+        self._queue.clear()
+        self.tell()
 
     def __aiter__(self) -> AsyncIterator[Received]:
         return self
 
     async def __anext__(self) -> Received:
-        try:
-            return await self._got.receive()
-        except trio.EndOfChannel:
-            raise StopAsyncIteration from None
+        await trio.lowlevel.checkpoint()
+        while not self._queue:
+            if self.ended:
+                raise StopAsyncIteration
+            await self.progress.wait()
+        return self._take()
+
+
+def _size(event: Event) -> int:
+    return len(event.content) + sum(len(entry) for tag in event.tags for entry in tag)
