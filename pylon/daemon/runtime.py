@@ -18,7 +18,7 @@ from pylon.clock import Clock, SystemClock
 from pylon.compute.buyer import Buyer, BuyerSettings
 from pylon.config import Config
 from pylon.daemon.embedded_relay import EmbeddedRelay
-from pylon.errors import ModelMissing, NetworkUnsupported
+from pylon.errors import ConfigError, ModelMissing, NetworkUnsupported
 from pylon.identity import Identity
 from pylon.identity import load as load_identity
 from pylon.inference.llamacpp import EmbeddedLlama
@@ -132,6 +132,8 @@ async def open_runtime(
         if config.relay.enabled:
             relay = EmbeddedRelay(config.relay.bind, home.relay_database, clock)
             urls.insert(0, await nursery.start(relay.run))
+        if not urls:
+            raise ConfigError("no relay is configured", "name some in relays = [...], or set [relay] enabled = true")
         pool = RelayPool(urls, connect=connect, clock=clock, rng=rng)
         await nursery.start(pool.run)
         supervisor.start(ChildSpec("publisher", Publisher(pool, store, clock, rng).run))
