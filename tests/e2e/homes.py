@@ -190,8 +190,7 @@ class Node:
 
     def stop(self) -> None:
         """End it as a user does; it must end well."""
-        assert self.daemon is not None
-        assert self.daemon.terminate() == 0, self.daemon.said()
+        stop(self)
 
     def ask(self, verb: str, **params: Any) -> Any:
         """The control socket, for polling: a command costs a process."""
@@ -249,6 +248,16 @@ class Node:
     def wallet_msats(self) -> int:
         rows = _rows(self.world.ledger, "SELECT msats FROM accounts WHERE account = ?", self.node)
         return int(rows[0]["msats"]) if rows else 0
+
+
+def stop(*nodes: Node) -> None:
+    """End daemons as a user does, at the same time; they must end well."""
+    daemons = [node.daemon for node in nodes if node.daemon is not None]
+    assert len(daemons) == len(nodes)
+    for daemon in daemons:
+        daemon.process.terminate()
+    for daemon in daemons:
+        assert daemon.process.wait(20) == 0, daemon.said()
 
 
 class World:

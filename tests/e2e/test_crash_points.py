@@ -14,7 +14,7 @@ from pylon.compute.purchase import PURCHASE
 from pylon.provider.sale import SALE
 from pylon.testing.provider_process import answer
 from pylon.wallets.simnet_ledger import Fault, FaultKind
-from tests.e2e.homes import FEE_MSATS, FUNDS_SATS, PRICE_MSATS, fetch, until
+from tests.e2e.homes import FEE_MSATS, FUNDS_SATS, PRICE_MSATS, fetch, stop, until
 
 pytestmark = pytest.mark.e2e
 
@@ -155,6 +155,5 @@ def test_killed_at(point, world, shared_relay):
     relay = world.relay("--refuse", "6050") if scenario == "undelivered" else shared_relay
     market = Market(world, relay, point)
     outcome = PLAYS[scenario](market)
-    market.provider.stop()
-    market.buyer.stop()
+    stop(market.provider, market.buyer)
     print(f"{point:<32} {scenario:<12} {outcome:<28} {time.monotonic() - began:5.1f} s")

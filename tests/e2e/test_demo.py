@@ -1,0 +1,106 @@
+"""``pylon demo`` with its real model: what it prints for machines, and whether that is true."""
+
+import json
+import re
+import subprocess
+
+import pytest
+import trio
+
+from pylon.inference.models import DEFAULT_MODEL, PullFailed, models_directory, pull
+from pylon.paths import Home
+from tests.e2e.homes import command, environment
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
+
+JOB = {"request", "provider", "invoice_msats", "paid_msats", "fee_msats", "payment_hash", "result", "prompt", "text"}
+BOOKS = {"customer_paid_msats", "provider_earned_msats", "owed_msats", "fees_msats", "wallets_delta_msats", "balanced"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def model():
+    try:
+        return trio.run(pull, DEFAULT_MODEL, models_directory()).file
+    except PullFailed as error:
+        pytest.skip(f"no model: {error.message}")
+
+
+def play(*options):
+    done = subprocess.run(
+        [command(), "demo", "--json", *options],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+        env=environment(),
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 1
+    return json.loads(done.stdout), done.stderr
+
+
+def check(told, jobs):
+    assert set(told) == {"jobs", "notes", "books"}
+    assert told["notes"] == []
+    assert len(told["jobs"]) == jobs
+    for job in told["jobs"]:
+        assert set(job) == JOB
+        for key in ("request", "provider", "payment_hash", "result"):
+            assert re.fullmatch("[0-9a-f]{64}", job[key]), key
+        assert job["paid_msats"] == job["invoice_msats"] > 0
+        assert job["fee_msats"] > 0
+        assert job["prompt"].strip()
+        assert job["text"].strip()
+    for key in ("request", "payment_hash", "result"):
+        assert len({job[key] for job in told["jobs"]}) == jobs
+    # The cheaper one sells until it is killed; then the other one does.
+    first, *_, last = told["jobs"]
+    assert {job["provider"] for job in told["jobs"][:-1]} == {first["provider"]}
+    assert last["provider"] != first["provider"]
+    assert last["paid_msats"] > first["paid_msats"]
+
+    books = told["books"]
+    assert set(books) == BOOKS
+    paid, fees = (sum(job[key] for job in told["jobs"]) for key in ("paid_msats", "fee_msats"))
+    assert (books["customer_paid_msats"], books["fees_msats"]) == (paid, fees)
+    delta = books["wallets_delta_msats"]
+    assert all(type(amount) is int for amount in delta.values())
+    assert delta["customer"] == -(paid + fees)
+    sellers = [amount for name, amount in delta.items() if name != "customer"]
+    assert len(sellers) == 2
+    assert sum(sellers) == books["provider_earned_msats"] + books["owed_msats"] == paid
+    assert books["balanced"] is True
+
+
+def test_the_demo():
+    told, said = play()
+    check(told, 2)
+    assert "capital of France" in told["jobs"][0]["prompt"]
+    assert "not money" in said
+
+
+def test_the_demo_with_a_prompt_three_jobs_and_homes_to_keep(tmp_path):
+    directory = tmp_path / "kept"
+    told, said = play("--prompt", "Say one word about the sea.", "--jobs", "3", "--keep", str(directory))
+    check(told, 3)
+    assert {job["prompt"] for job in told["jobs"]} == {"Say one word about the sea."}
+    assert str(directory) in said
+    # What was kept says the same in its own words.
+    kept = {path.parent.name for path in directory.glob("*/pylon.db")}
+    assert kept == set(told["books"]["wallets_delta_msats"])
+    for name in kept:
+        home = Home(directory / name)
+        done = subprocess.run(
+            [command(), "--home", str(home.root), "books", "--check", "--json"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            env=environment(),
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        accounts = json.loads(done.stdout)["accounts"]
+        if name == "customer":
+            assert accounts["spent_msats"] == told["books"]["customer_paid_msats"]
+        else:
+            assert accounts["earned_msats"] == told["books"]["wallets_delta_msats"][name]
