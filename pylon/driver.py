@@ -19,6 +19,7 @@ import trio
 from protocols.nip01 import Event
 from pylon.clock import Clock
 from pylon.crashpoints import crash_point
+from pylon.errors import SealError, brief
 from pylon.machine import Effect
 from pylon.store import outbox
 from pylon.store.database import Store, Tx
@@ -34,6 +35,9 @@ Handler = Callable[[R], Awaitable[Any]]
 _FIRST_BACKOFF = 1.0
 _LONGEST_BACKOFF = 60.0
 _LONGEST_NAP = 30.0
+_ATTEND_SECONDS = 30.0
+"""How long one record may keep the others from being attended to."""
+_ATTEND_AGAIN = 5.0
 _RESUME_GRACE = 10.0
 """Seconds after a restart in which no deadline counts: what we waited for may lie on a relay already."""
 
@@ -79,14 +83,19 @@ class Driver(Generic[R]):
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Resume what was unfinished, then serve until cancelled."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            nursery.start_soon(self._watch_alarms)
-            for record in self.records.unfinished(self._store):
-                self._set_alarm(record, not_before=self._clock.now() + _RESUME_GRACE)
-                for effect in self.records.machine.resume_effects(record):
-                    nursery.start_soon(self._perform, effect, record)
-            task_status.started()
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                nursery.start_soon(self._watch_alarms)
+                for record in self.records.unfinished(self._store):
+                    self._set_alarm(record, not_before=self._clock.now() + _RESUME_GRACE)
+                    for effect in self.records.machine.resume_effects(record):
+                        nursery.start_soon(self._perform, effect, record)
+                task_status.started()
+        finally:
+            # What is begun or moved meanwhile is in its row, and resumed by the next run.
+            self._nursery = None
+            self._alarms.clear()
 
     async def begin(self, record: R, message: Any, admit: Callable[[Tx], bool] | None = None) -> R | None:
         """Write a new record moved by its first input; not if ``admit``, asked in the same transaction, says no."""
@@ -98,9 +107,7 @@ class Driver(Generic[R]):
 
         return self._act(await self._store.write(job))
 
-    async def advance(
-        self, record_id: str, message: Any, admit: Callable[[Tx], bool] | None = None
-    ) -> R | None:
+    async def advance(self, record_id: str, message: Any, admit: Callable[[Tx], bool] | None = None) -> R | None:
         """Move a record by an input; ``None`` if that meant nothing. ``admit`` as in ``begin``."""
 
         def job(tx: Tx) -> Step[R] | None:
@@ -154,16 +161,27 @@ class Driver(Generic[R]):
                 if outcome is not None:
                     await self.advance(record.id, outcome)
                 return
-            except Exception:
-                log.exception("%s of %s failed unexpectedly; again in about %.0f s", point, record.id[:16], backoff)
+            except Exception as error:
+                log.error("%s of %s: %s; again in about %.0f s", point, record.id[:16], brief(error), backoff)
             await trio.sleep(backoff * (0.5 + self._rng.random()))
             backoff = min(backoff * 2, _LONGEST_BACKOFF)
-            fresh = self.records.load(self._store, record.id)
+            fresh = self._reload(record)
             if fresh is None or fresh.state is not record.state:
                 return
             record = fresh
             effect = next(iter(self.records.machine.resume_effects(record)), effect)
             point = f"{self.records.machine.name}.{effect.value}"
+
+    def _reload(self, record: R) -> R | None:
+        """As it stands now; the one at hand where the store cannot tell at the moment."""
+        try:
+            return self.records.load(self._store, record.id)
+        except SealError as error:
+            log.error("giving up %s %s: %s", self.records.machine.name, record.id[:16], error.message)
+            return None
+        except Exception as error:
+            log.error("%s %s cannot be read: %s", self.records.machine.name, record.id[:16], brief(error))
+            return record
 
     def _set_alarm(self, record: R, not_before: float = 0.0) -> None:
         at = self._due(record)
@@ -177,24 +195,29 @@ class Driver(Generic[R]):
             self._alarm_set = trio.Event()
             now = self._clock.now()
             while self._alarms and self._alarms[0][0] <= now:
-                _, record_id = heapq.heappop(self._alarms)
-                record = self.records.load(self._store, record_id)
-                at = None if record is None else self._due(record)
-                if record is None or at is None:
-                    continue
-                if at > now:
-                    heapq.heappush(self._alarms, (at, record_id))
-                else:
-                    await self._ring(record, now)
+                await self._ring(heapq.heappop(self._alarms)[1], now)
             nap = min(self._alarms[0][0] - now, _LONGEST_NAP) if self._alarms else float("inf")
             with trio.move_on_after(max(nap, 0.001)):
                 await self._alarm_set.wait()
 
-    async def _ring(self, record: R, now: float) -> None:
+    async def _ring(self, record_id: str, now: float) -> None:
+        """Attend to one record, if its time has come indeed; whatever fails is tried again soon."""
+        again = now + _ATTEND_AGAIN
         try:
-            outcome = await self._attend(record)
-            if outcome is None or await self.advance(record.id, outcome) is None:
-                heapq.heappush(self._alarms, (now + 5.0, record.id))
-        except Exception:
-            log.exception("attending to %s %s failed; again in 5 s", self.records.machine.name, record.id[:16])
-            heapq.heappush(self._alarms, (now + 5.0, record.id))
+            record = self.records.load(self._store, record_id)
+            at = None if record is None else self._due(record)
+            if record is None or at is None:
+                return
+            if at > now:
+                again = at
+            else:
+                with trio.fail_after(_ATTEND_SECONDS):
+                    outcome = await self._attend(record)
+                if outcome is not None and await self.advance(record_id, outcome) is not None:
+                    return
+        except SealError as error:
+            log.error("giving up %s %s: %s", self.records.machine.name, record_id[:16], error.message)
+            return
+        except Exception as error:
+            log.error("attending to %s %s: %s", self.records.machine.name, record_id[:16], brief(error))
+        heapq.heappush(self._alarms, (again, record_id))

@@ -155,3 +155,21 @@ class MarketError(PylonError):
     """A purchase that found no provider, or was refused by all of them."""
 
     code = "market"
+
+
+def brief(error: BaseException) -> str:
+    """An unexpected exception for a log: its class and where it arose.
+
+    Its text is told only where it is ours: that of a foreign one may quote a prompt, a reply or a key.
+    """
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    if isinstance(error, PylonError):
+        return f"{type(error).__name__}: {error.message}"
+    frames, trace = [], error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        frames.append(f"{code.co_filename.rpartition('/')[2]}:{trace.tb_lineno} {code.co_name}")
+        trace = trace.tb_next
+    way = " > ".join(frames[-4:])
+    return f"{type(error).__name__} at {way}" if way else type(error).__name__

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import random
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import attrs
 import trio
@@ -41,15 +41,14 @@ from pylon.store.records import RecordTable, Step
 from pylon.wallets.port import WalletInfo
 from pylon.wallets.purse import Failed, Outcome, Purse, Settled, Unknown
 
-if TYPE_CHECKING:
-    pass
-
 log = logging.getLogger(__name__)
 
 _CONSUMER = "buyer"
 _OVERLAP = 900
 _REQUEST_LIFE = 3_600
 """Seconds after which a request asks to be forgotten (NIP-40)."""
+_DISTRUST = 7 * 86_400.0
+"""Seconds for which a provider that kept our money is asked last."""
 
 
 @attrs.frozen
@@ -117,7 +116,8 @@ class Buyer:
             await nursery.start(self._driver.run)
             task_status.started()
             async for received in replies:
-                await self._take(received.event)
+                event = received.event
+                await inbox.deliver(self._store, _CONSUMER, event.id, functools.partial(self._take, event))
 
     async def buy(
         self,
@@ -178,6 +178,7 @@ class Buyer:
             network=self._settings.network,
             excluded=(*record.tried, self._secret.public.hex),
             wanted=record.wanted,
+            distrusted=self._distrusted(),
         )
         if not offers:
             return machine.NoneLeft(
@@ -197,7 +198,8 @@ class Buyer:
             created_at=int(now),
             expiration=int(now) + _REQUEST_LIFE,
         )
-        self._signed[request.id] = request
+        # One at a time for a purchase: one that was not taken up by the machine is of no more use.
+        self._signed[record.id] = request
         return machine.Chosen(offer.provider, offer.ceiling, request.id, now + self._settings.quote_seconds)
 
     async def _announced(self) -> list[Announcement]:
@@ -209,11 +211,18 @@ class Buyer:
                 return found
             await trio.sleep(self._rng.uniform(0.5, 1.5))
 
+    def _distrusted(self) -> list[str]:
+        rows = self._store.read(
+            "SELECT DISTINCT provider FROM purchases WHERE state = ? AND updated_at > ?",
+            (PurchaseState.LOST.value, self._clock.now() - _DISTRUST),
+        )
+        return [row["provider"] for row in rows]
+
     async def _pay(self, record: Purchase) -> object:
         outcome = await self._purse.send(intents.by_hash(self._store, _hash(record)), _bolt11(record))
         if isinstance(outcome, Unknown):
             return await self._reconcile(record)
-        return _payment_input(outcome)
+        return self._payment_input(outcome)
 
     async def _reconcile(self, record: Purchase) -> object:
         """Ask until the wallet knows; a pending payment may take as long as it likes."""
@@ -222,7 +231,7 @@ class Buyer:
             intent = intents.by_hash(self._store, _hash(record))
             outcome = await self._purse.reconcile(intent, _bolt11(record))
             if not isinstance(outcome, Unknown):
-                return _payment_input(outcome)
+                return self._payment_input(outcome)
             await trio.sleep(wait * (0.5 + self._rng.random()))
             wait = min(wait * 2, 30.0)
 
@@ -232,8 +241,17 @@ class Buyer:
         return machine.AnswerOverdue()
 
     def _compose(self, record: Purchase, effect: object) -> Event:
-        assert record.request_id is not None
-        return self._signed.pop(record.request_id)
+        return self._signed.pop(record.id)
+
+    def _payment_input(self, outcome: Settled | Failed) -> object:
+        match outcome:
+            case Settled(amount, fee, preimage):
+                answer_by = self._clock.now() + self._settings.answer_seconds
+                return machine.PaymentSettled(amount, fee, preimage, answer_by)
+            case Failed(reason, ours=True):
+                return machine.PaymentRefused(reason)
+            case Failed(reason):
+                return machine.PaymentFailed(reason)
 
     def _book(self, tx: Tx, step: Step[Purchase]) -> None:
         before, after = step.before, step.after
@@ -314,9 +332,9 @@ class Buyer:
             case FeedbackStatus.PARTIAL:
                 return feedback
             case FeedbackStatus.ERROR if feedback.credit_msats:
-                return machine.Credited(feedback.request_id, Msat(feedback.credit_msats), feedback.message)
+                return machine.Credited(feedback.request_id, Msat(feedback.credit_msats), _printable(feedback.message))
             case FeedbackStatus.ERROR:
-                return machine.TurnedAway(feedback.request_id, feedback.message or "refused")
+                return machine.TurnedAway(feedback.request_id, _printable(feedback.message) or "refused")
             case _:
                 return None
 
@@ -345,16 +363,6 @@ def _due(record: Purchase) -> float | None:
     return record.answer_by if record.state is PurchaseState.PAID else None
 
 
-def _payment_input(outcome: Settled | Failed) -> object:
-    match outcome:
-        case Settled(amount, fee, preimage):
-            return machine.PaymentSettled(amount, fee, preimage)
-        case Failed(reason, ours=True):
-            return machine.PaymentRefused(reason)
-        case Failed(reason):
-            return machine.PaymentFailed(reason)
-
-
 def _hash(record: Purchase) -> str:
     assert record.payment_hash is not None, "a quote was taken"
     return record.payment_hash
@@ -363,3 +371,8 @@ def _hash(record: Purchase) -> str:
 def _bolt11(record: Purchase) -> str:
     assert record.bolt11 is not None, "a quote was taken"
     return record.bolt11
+
+
+def _printable(words: str) -> str:
+    """A stranger's words, fit for a terminal: without control and direction characters, and cut."""
+    return "".join(char if char.isprintable() else " " for char in words[:300]).strip()

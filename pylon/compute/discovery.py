@@ -46,18 +46,21 @@ def rank(
     network: str,
     excluded: Iterable[str],
     wanted: str | None,
+    distrusted: Iterable[str] = (),
 ) -> list[Offer]:
     """Providers that fit, cheapest first; price and the fee that goes with it count, then the newest announcement.
 
     An announcement without a price may ask up to the bid and ranks as if it did. A provider that was named
-    (``wanted``) is asked even if it announced nothing.
+    (``wanted``) is asked even if it announced nothing. Those ``distrusted`` come last, whatever they ask.
     """
-    barred = set(excluded)
-    best: dict[str, tuple[int, int, str, Offer]] = {}
+    barred, doubtful = set(excluded), set(distrusted)
+    best: dict[str, tuple[bool, int, int, str, Offer]] = {}
+    heard = False
     for announcement in found:
         provider = announcement.provider
         if provider in barred or (wanted is not None and provider != wanted):
             continue
+        heard = True
         if announcement.network and announcement.network != network:
             continue
         if model is not None and model not in announcement.models:
@@ -65,9 +68,9 @@ def rank(
         price = bid if announcement.price_msats is None else Msat(announcement.price_msats)
         if price > bid:
             continue
-        key = (price + max_fee(price), -announcement.created_at, provider)
-        if provider not in best or key < best[provider][:3]:
+        key = (provider in doubtful, price + max_fee(price), -announcement.created_at, provider)
+        if provider not in best or key < best[provider][:4]:
             best[provider] = (*key, Offer(provider, price, announced=True))
-    if wanted is not None and wanted not in best and wanted not in barred:
+    if wanted is not None and not heard and wanted not in barred:
         return [Offer(wanted, bid, announced=False)]
-    return [entry[3] for entry in sorted(best.values(), key=lambda entry: entry[:3])]
+    return [entry[4] for entry in sorted(best.values(), key=lambda entry: entry[:4])]

@@ -3,13 +3,15 @@
 Rules
 -----
 1. Providers are tried one after the other, cheapest first; each gets a request of its own, addressed to it alone.
+   After ``MAX_PROVIDERS`` it is enough: announcing costs nothing, and each of them sees the prompt.
 2. A quote is paid only if it comes from the provider that was chosen, for the request that it was sent, and does not
    exceed what that provider announced nor the bid. Anything else makes us turn to the next provider.
 3. Payment happens once. The intent is committed before the wallet is called. *Unknown* is not *failed*: while the
    wallet does not say "failed", this purchase turns to nobody else.
 4. Only when the wallet says that a payment failed for good does the search go on.
-5. Paid and not answered by the deadline is *lost*: counted as spent; a late answer or a credit is still accepted.
-6. An answer is accepted once, from the chosen provider, for the current request.
+5. Paid and not answered by the deadline, which runs from the settlement, is *lost*: counted as spent; a late answer
+   or a credit is still accepted. A credit counts only if it covers what was paid, and for no more than that.
+6. An answer is accepted once, from the chosen provider, for the current request; also where it came for nothing.
 
 The machine is pure (``pylon.machine``). What a quote must satisfy is checked by ``pylon.compute.quotes``.
 """
@@ -20,6 +22,9 @@ import attrs
 
 from pylon.machine import Arrow, Effect, Machine, State, arrows
 from pylon.money import Msat
+
+MAX_PROVIDERS = 10
+"""The most that one purchase asks."""
 
 
 class PurchaseState(State):
@@ -118,6 +123,7 @@ class PaymentSettled:
     amount: Msat
     fee: Msat
     preimage: str | None = attrs.field(repr=False)
+    answer_by: float = 0.0
 
 
 @attrs.frozen
@@ -183,8 +189,13 @@ def _quote(purchase: Purchase, message: Quoted) -> Purchase:
     )
 
 
-def _note(purchase: Purchase, message: NoneLeft | TurnedAway | PaymentFailed | PaymentRefused) -> Purchase:
-    return attrs.evolve(purchase, reason=message.reason)
+def _note(purchase: Purchase, message: TurnedAway | PaymentFailed | PaymentRefused) -> Purchase:
+    return attrs.evolve(purchase, reason=message.reason, credit=Msat(0))
+
+
+def _give_up(purchase: Purchase, message: TurnedAway | PaymentFailed) -> Purchase:
+    said = f"{len(purchase.tried)} providers were asked; last: {message.reason}"
+    return attrs.evolve(purchase, reason=said, credit=Msat(0))
 
 
 def _give_reason(purchase: Purchase, message: NoneLeft) -> Purchase:
@@ -194,7 +205,15 @@ def _give_reason(purchase: Purchase, message: NoneLeft) -> Purchase:
 
 
 def _settle(purchase: Purchase, message: PaymentSettled) -> Purchase:
-    return attrs.evolve(purchase, paid=message.amount, fee=message.fee, preimage=message.preimage, reason="")
+    return attrs.evolve(
+        purchase,
+        paid=message.amount,
+        fee=message.fee,
+        preimage=message.preimage,
+        answer_by=max(purchase.answer_by, message.answer_by),
+        credit=Msat(min(purchase.credit, message.amount)),
+        reason=purchase.reason if purchase.credit else "",
+    )
 
 
 def _answer(purchase: Purchase, message: Answered) -> Purchase:
@@ -202,15 +221,33 @@ def _answer(purchase: Purchase, message: Answered) -> Purchase:
 
 
 def _credit(purchase: Purchase, message: Credited) -> Purchase:
-    return attrs.evolve(purchase, credit=message.credit, reason=message.reason)
+    return attrs.evolve(purchase, credit=Msat(min(message.credit, _price(purchase))), reason=message.reason)
 
 
 def _lose(purchase: Purchase, message: AnswerOverdue) -> Purchase:
     return attrs.evolve(purchase, reason="paid, and not answered in time")
 
 
+def _price(purchase: Purchase) -> Msat:
+    """What was paid, or is being paid."""
+    return purchase.paid or purchase.quoted
+
+
 def _current(purchase: Purchase, message: TurnedAway | Answered | Credited) -> bool:
     return message.request_id == purchase.request_id
+
+
+def _makes_good(purchase: Purchase, message: Credited) -> bool:
+    """A provider that keeps money and "credits" one msat of it has not made anything good."""
+    return _current(purchase, message) and message.credit >= _price(purchase)
+
+
+def _more_to_ask(purchase: Purchase, message: PaymentFailed) -> bool:
+    return len(purchase.tried) < MAX_PROVIDERS
+
+
+def _current_and_more_to_ask(purchase: Purchase, message: TurnedAway) -> bool:
+    return _current(purchase, message) and len(purchase.tried) < MAX_PROVIDERS
 
 
 def _untried(purchase: Purchase, message: Chosen) -> bool:
@@ -225,8 +262,8 @@ def _has_answer(purchase: Purchase, message: object) -> bool:
     return purchase.text is not None
 
 
-def _has_credit(purchase: Purchase, message: object) -> bool:
-    return purchase.credit > 0
+def _has_credit(purchase: Purchase, message: PaymentSettled) -> bool:
+    return 0 < message.amount <= purchase.credit
 
 
 def _says_something(purchase: Purchase, message: Answered) -> bool:
@@ -239,6 +276,8 @@ def _says_something(purchase: Purchase, message: Answered) -> bool:
 _S, _E = PurchaseState, PurchaseEffect
 
 _accept = Arrow(_S.ANSWERED, (), _answer, _says_something, "current request, not empty")
+_for_nothing = Arrow[Purchase](_S.ANSWERED, guard=_has_answer, label="answer is here")
+_make_good = Arrow(_S.CREDITED, (), _credit, _makes_good, "current request, all that was paid")
 
 PURCHASE: Machine[Purchase] = Machine(
     name="purchase",
@@ -248,21 +287,27 @@ PURCHASE: Machine[Purchase] = Machine(
         (_S.SEEKING, Chosen, Arrow(_S.REQUESTED, (_E.PUBLISH_REQUEST,), _choose, _untried, "untried, within the bid")),
         (_S.SEEKING, NoneLeft, Arrow(_S.FAILED, (), _give_reason)),
         (_S.REQUESTED, Quoted, Arrow(_S.PAYING, (_E.PAY,), _quote, _acceptable, "at most the ceiling")),
-        (_S.REQUESTED, TurnedAway, Arrow(_S.SEEKING, (_E.DISCOVER,), _note, _current, "current request")),
+        (
+            *(_S.REQUESTED, TurnedAway),
+            Arrow(_S.SEEKING, (_E.DISCOVER,), _note, _current_and_more_to_ask, "current request, more to ask"),
+        ),
+        (_S.REQUESTED, TurnedAway, Arrow(_S.FAILED, (), _give_up, _current, "current request")),
         (_S.REQUESTED, Answered, _accept),
         (_S.PAYING, PaymentSettled, Arrow(_S.ANSWERED, (), _settle, _has_answer, "answer is here")),
         (_S.PAYING, PaymentSettled, Arrow(_S.CREDITED, (), _settle, _has_credit, "credit is here")),
         (_S.PAYING, PaymentSettled, Arrow(_S.PAID, (), _settle)),
-        (_S.PAYING, PaymentFailed, Arrow(_S.ANSWERED, (), guard=_has_answer, label="answer is here")),
-        (_S.PAYING, PaymentFailed, Arrow(_S.SEEKING, (_E.DISCOVER,), _note)),
+        (_S.PAYING, PaymentFailed, _for_nothing),
+        (_S.PAYING, PaymentFailed, Arrow(_S.SEEKING, (_E.DISCOVER,), _note, _more_to_ask, "more to ask")),
+        (_S.PAYING, PaymentFailed, Arrow(_S.FAILED, (), _give_up)),
+        (_S.PAYING, PaymentRefused, _for_nothing),
         (_S.PAYING, PaymentRefused, Arrow(_S.FAILED, (), _note)),
         (_S.PAYING, Answered, Arrow(_S.PAYING, (), _answer, _says_something, "current request, not empty")),
-        (_S.PAYING, Credited, Arrow(_S.PAYING, (), _credit, _current, "current request")),
+        (_S.PAYING, Credited, attrs.evolve(_make_good, to=_S.PAYING)),
         (_S.PAID, Answered, _accept),
-        (_S.PAID, Credited, Arrow(_S.CREDITED, (), _credit, _current, "current request")),
+        (_S.PAID, Credited, _make_good),
         (_S.PAID, AnswerOverdue, Arrow(_S.LOST, (), _lose)),
         (_S.LOST, Answered, _accept),
-        (_S.LOST, Credited, Arrow(_S.CREDITED, (), _credit, _current, "current request")),
+        (_S.LOST, Credited, _make_good),
         (_S.CREDITED, Answered, _accept),
     ),
     resume={_S.SEEKING: (_E.DISCOVER,), _S.PAYING: (_E.RECONCILE,)},

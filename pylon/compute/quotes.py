@@ -13,6 +13,10 @@ from pylon.money import Msat, format_msat
 
 MINIMUM_INVOICE_LIFE = 5.0
 """Seconds an invoice must still live when we start to pay it."""
+MAX_CLOCK_SKEW = 600.0
+"""Seconds that a provider's clock may be ahead of ours."""
+MAX_FINAL_CLTV = 1_008
+"""Blocks (a week) for which a payee may make us hold a payment open."""
 
 
 def check_quote(
@@ -48,8 +52,10 @@ def check_quote(
         return away(f"it asks {format_msat(amount)}, at most {format_msat(purchase.ceiling)} was announced or bid")
     if invoice.expires_at - now < MINIMUM_INVOICE_LIFE:
         return away("its invoice has expired")
-    if invoice.timestamp > now + 600:
+    if invoice.timestamp > now + MAX_CLOCK_SKEW:
         return away("its invoice was made in the future")
+    if invoice.min_final_cltv > MAX_FINAL_CLTV:
+        return away(f"its invoice may hold the payment for {invoice.min_final_cltv} blocks")
     if invoice.payee == own_payee:
         return away("its invoice would pay this very wallet")
     return Quoted(

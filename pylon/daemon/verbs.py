@@ -72,7 +72,7 @@ class Verbs:
             prompt,
             bid=Msat(_whole(params, "bid_msats", 1, MAX_MSAT)),
             max_tokens=_whole(params, "max_tokens", 1, 1_000_000),
-            model=params.get("model"),
+            model=None if params.get("model") is None else _text(params, "model"),
             provider=_public_key(params.get("provider")),
         )
         if not params.get("wait"):
@@ -163,11 +163,7 @@ class Verbs:
         }
 
     async def books(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
-        balance = None
-        if self.wallet is not None:
-            await books.book_deposits(self.store, self.wallet, self.clock.now())
-            balance = await self.wallet.balance()
-        found = books.report(self.store, balance)
+        found = await books.audit(self.store, self.wallet, self.clock)
         return {
             "accounts": {f"{name}_msats": amount for name, amount in found.balances.items()},
             "wallet_msats": found.wallet_msats,
@@ -252,6 +248,10 @@ def _text(params: Mapping[str, Any], name: str) -> str:
     value = params.get(name)
     if not isinstance(value, str):
         raise UsageError(f"{name} must be a text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{name} is not Unicode text", "is the terminal's encoding right?") from None
     return value
 
 

@@ -2,11 +2,26 @@
 
 The key is written in the transaction of what the event causes, so that both happen or neither. The pool may deliver
 an event as often as it likes.
+
+An event that breaks its consumer is put aside after a few tries: else it would come again at each restart, and break
+it each time.
 """
 
 from __future__ import annotations
 
-from pylon.store.database import Reads, Tx
+import logging
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from pylon.errors import StoreError, brief
+from pylon.store.database import Reads, Store, Tx
+
+log = logging.getLogger(__name__)
+
+TRIES = 3
+_FIRST_WAIT = 0.1
+_LONGEST_WAIT = 60.0
 
 
 def take(tx: Tx, consumer: str, event_id: str, at: float) -> bool:
@@ -26,3 +41,28 @@ def seen(source: Reads, consumer: str, event_id: str) -> bool:
 def prune(tx: Tx, before: float) -> int:
     """Forget what was taken before this time; returns how many. Keep more than any subscription looks back."""
     return tx.execute("DELETE FROM inbox WHERE at < ?", (before,)).rowcount
+
+
+async def deliver(store: Store, consumer: str, event_id: str, handle: Callable[[], Awaitable[None]]) -> None:
+    """Have ``handle`` take an event, whatever that raises.
+
+    After ``TRIES`` failures the event is noted as taken, and goes. Where not even that can be written, it is not the
+    event's fault: a full disk, say. Then nothing else is taken either, until this event was.
+    """
+    tries, wait = 0, _FIRST_WAIT
+    while True:
+        try:
+            await handle()
+            return
+        except Exception as error:
+            tries += 1
+            log.error("%s cannot take event %s (try %d): %s", consumer, event_id[:16], tries, brief(error))
+        if tries >= TRIES:
+            try:
+                await store.write(lambda tx: take(tx, consumer, event_id, tx.clock.now()))
+                log.error("%s has put event %s aside", consumer, event_id[:16])
+                return
+            except StoreError as error:
+                log.error("%s waits for the store: %s", consumer, error.message)
+        await trio.sleep(wait)
+        wait = min(wait * 4, _LONGEST_WAIT)

@@ -6,6 +6,7 @@ The state of a record changes only through ``RecordTable.step``, which also writ
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -13,12 +14,15 @@ import attrs
 import cattrs
 import orjson
 
+from pylon.errors import SealError
 from pylon.machine import Effect, Machine
 from pylon.store.database import Store, Tx
 from pylon.store.vault import Vault
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+log = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=Any)
 
@@ -63,17 +67,40 @@ class RecordTable(Generic[R]):
         return self._vault.seal(text, f"{self.table}.record:{record.id}")
 
     def _open(self, row: Any) -> R:
-        text = self._vault.open(row["record"], f"{self.table}.record:{row['id']}")
-        return _converter().structure(orjson.loads(text), self._type)
+        place = f"{self.table}.record:{row['id']}"
+        text = self._vault.open(row["record"], place)
+        try:
+            return _converter().structure(orjson.loads(text), self._type)
+        except Exception as error:
+            # The converter's texts quote values, which are prompts and replies.
+            raise SealError(
+                f"the record at {place} does not read ({type(error).__name__})", "restore a backup of the home"
+            ) from None
 
     def load(self, source: Store | Tx, record_id: str) -> R | None:
+        """Raises ``SealError`` for a record that is damaged, or sealed with another key."""
         row = source.one(f"SELECT id, record FROM {self.table} WHERE id = ?", (record_id,))
         return None if row is None else self._open(row)
 
-    def where(self, source: Store, condition: str, params: tuple[Any, ...] = ()) -> Iterator[R]:
-        """Records by a condition on the plain columns; ``condition`` is SQL of ours, never of the network."""
+    def where(
+        self,
+        source: Store,
+        condition: str,
+        params: tuple[Any, ...] = (),
+        *,
+        damaged: Callable[[str, SealError], None] | None = None,
+    ) -> Iterator[R]:
+        """Records by a condition on the plain columns; ``condition`` is SQL of ours, never of the network.
+
+        One that does not open is left out, so that it harms no other: ``damaged`` is told its id and why, or the log.
+        """
         for row in source.read(f"SELECT id, record FROM {self.table} WHERE {condition}", params):
-            yield self._open(row)
+            try:
+                record = self._open(row)
+            except SealError as error:
+                (damaged or _complain)(row["id"], error)
+            else:
+                yield record
 
     def unfinished(self, source: Store) -> Iterator[R]:
         """Every record that is not in a final state, oldest first."""
@@ -134,3 +161,7 @@ class RecordTable(Generic[R]):
         tx.touch(self.table)
         tx.touch(f"{self.table}:{step.after.id}")
         return step
+
+
+def _complain(record_id: str, error: SealError) -> None:
+    log.error("left out: %s", error.message)

@@ -86,7 +86,7 @@ class Payment:
     fee: Msat
     created_at: float
     settled_at: float | None = None
-    preimage: str | None = None
+    preimage: str | None = attrs.field(default=None, repr=False)
     bolt11: str | None = None
     description: str = ""
     outside: bool = False

@@ -16,7 +16,7 @@ import attrs
 import trio
 
 from pylon.clock import Clock
-from pylon.errors import InsufficientFunds, PaymentUnknown, WalletError
+from pylon.errors import AlreadyPaid, InsufficientFunds, PaymentUnknown, WalletError, brief
 from pylon.money import Msat, max_fee
 from pylon.store import intents, ledger
 from pylon.store.database import Store, Tx
@@ -87,13 +87,23 @@ class Purse:
                 )
             except PaymentUnknown as error:
                 return Unknown(error.message)
+            except AlreadyPaid as error:
+                return await self._paid_by_whom(intent, error)
             except WalletError as error:
                 return Failed(error.message, ours=isinstance(error, InsufficientFunds))
             except Exception as error:
-                log.warning("the wallet broke while paying %s: %s", intent.payment_hash[:16], type(error).__name__)
+                log.warning("the wallet broke while paying %s: %s", intent.payment_hash[:16], brief(error))
                 return Unknown(f"the wallet broke off ({type(error).__name__})")
-            return _outcome(payment)
+            return _outcome(intent, payment)
         return Unknown(f"the wallet did not answer within {SEND_DEADLINE:.0f} s")
+
+    async def _paid_by_whom(self, intent: Intent, error: AlreadyPaid) -> Outcome:
+        """A wallet that has forgotten our key says "already paid" of our own payment too: ask before believing it."""
+        try:
+            payment = await self.wallet.lookup_payment(intent.payment_hash)
+        except Exception as broken:
+            return Unknown(f"already paid, and the wallet cannot tell by whom ({type(broken).__name__})")
+        return Failed(error.message) if payment is None else _outcome(intent, payment)
 
     async def reconcile(self, intent: Intent, bolt11: str) -> Outcome:
         """What became of an intent. Pays it only where the wallet has never heard of it, under the same key."""
@@ -103,7 +113,7 @@ class Purse:
             except Exception as error:
                 return Unknown(f"the wallet cannot tell ({type(error).__name__})")
             if payment is not None:
-                return _outcome(payment)
+                return _outcome(intent, payment)
             return await self.send(intent, bolt11)
         return Unknown(f"the wallet did not answer within {SEND_DEADLINE:.0f} s")
 
@@ -130,10 +140,12 @@ class Purse:
                 intents.mark_unknown(tx, intent.id, error=reason, at=now)
 
 
-def _outcome(payment: Payment) -> Outcome:
+def _outcome(intent: Intent, payment: Payment) -> Outcome:
     match payment.state:
         case PaymentState.SETTLED:
-            return Settled(payment.amount, payment.fee, payment.preimage)
+            # Some wallets do not say how much it was; then it was what was agreed.
+            amount = payment.amount if payment.amount > 0 else intent.amount_msats
+            return Settled(amount, Msat(max(payment.fee, 0)), payment.preimage)
         case PaymentState.FAILED:
             return Failed("the wallet reports that the payment failed")
         case PaymentState.PENDING:
