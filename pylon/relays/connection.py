@@ -242,7 +242,8 @@ class Connection:
             async with trio.open_nursery() as self._nursery:
                 self._nursery.start_soon(self._write, transport)
                 self._nursery.start_soon(self._listen, transport)
-                self._nursery.start_soon(self._keep_alive, transport)
+                self._nursery.start_soon(self._ping, transport)
+                self._nursery.start_soon(self._watch)
                 self._transport = transport
                 for subscription in self._subscriptions():
                     self.ask(subscription)
@@ -381,17 +382,21 @@ class Connection:
             raise RelayError(f"{self.url}: did not say whether it has the event")
         return answer.verdict
 
-    async def _keep_alive(self, transport: Transport) -> None:
+    async def _watch(self) -> None:
+        """Cut a connection on which nothing comes any more, not even a pong."""
+        while True:
+            await trio.sleep_until(self._heard + SILENCE_SECONDS)
+            if trio.current_time() >= self._heard + SILENCE_SECONDS:
+                self.cut(f"silent for {SILENCE_SECONDS:.0f} s")
+                return
+
+    async def _ping(self, transport: Transport) -> None:
         while True:
             await trio.sleep(PING_SECONDS)
             began = trio.current_time()
-            with trio.move_on_after(self._heard + SILENCE_SECONDS - began) as patience:
-                await transport.ping()
-                self._heard = trio.current_time()
-                self.status = attrs.evolve(self.status, latency=self._heard - began)
-            if patience.cancelled_caught and trio.current_time() - self._heard >= SILENCE_SECONDS:
-                self.cut(f"silent for {SILENCE_SECONDS:.0f} s")
-                return
+            await transport.ping()
+            self._heard = trio.current_time()
+            self.status = attrs.evolve(self.status, latency=self._heard - began)
 
     # --- what we hear -----------------------------------------------------------------------------------------
 
@@ -525,6 +530,7 @@ class Connection:
     def _count_nonsense(self, what: str) -> None:
         self._nonsense += 1
         self.status = attrs.evolve(self.status, nonsense_received=self.status.nonsense_received + 1)
-        log.warning("%s sent %s", self.url, what)
+        # Said once a connection: a relay must not be able to fill our log.
+        log.log(logging.WARNING if self._nonsense == 1 else logging.DEBUG, "%s sent %s", self.url, what)
         if self._nonsense >= MAX_NONSENSE:
             self.cut("too much nonsense")

@@ -26,6 +26,7 @@ IN_FLIGHT = 32
 """Events sent to one relay and not yet answered."""
 
 _ANSWER_SECONDS = 10.0
+_MOST_PATIENCE = 6
 _LONGEST_NAP = 60.0
 _NAP_IN_FLIGHT = 1.0
 
@@ -67,11 +68,11 @@ class _RelayQueue:
             nursery.start_soon(self._watch_pool)
             while True:
                 self._wake = trio.Event()
-                nap = self._start_what_is_due(nursery)
+                nap = await self._start_what_is_due(nursery)
                 with trio.move_on_after(nap):
                     await self._wake.wait()
 
-    def _start_what_is_due(self, nursery: trio.Nursery) -> float:
+    async def _start_what_is_due(self, nursery: trio.Nursery) -> float:
         """Start deliveries; returns how long to sleep unless woken."""
         room = IN_FLIGHT - len(self._in_flight)
         if room <= 0 or not self._pool.is_connected(self._url):
@@ -81,6 +82,8 @@ class _RelayQueue:
                 room -= 1
                 self._in_flight.add(delivery.event_id)
                 nursery.start_soon(self._deliver, delivery)
+                # Tasks started together run in any order; one at a time, events go out in the order of the queue.
+                await trio.lowlevel.checkpoint()
         if self._in_flight:
             return _NAP_IN_FLIGHT  # the earliest row may be one of them, so the time of the next is not known
         at = outbox.next_due(self._store, self._url)
@@ -102,11 +105,10 @@ class _RelayQueue:
                 await self._pool.wait_changed()
 
     async def _deliver(self, delivery: Delivery) -> None:
-        try:
-            await self._try(delivery)
-        finally:
-            self._in_flight.discard(delivery.event_id)
-            self._wake.set()
+        await self._try(delivery)
+        # Not if that failed: nothing may go out any more while this publisher ends.
+        self._in_flight.discard(delivery.event_id)
+        self._wake.set()
 
     async def _try(self, delivery: Delivery) -> None:
         now = self._clock.now
@@ -114,7 +116,9 @@ class _RelayQueue:
             crash_point(f"{delivery.effect}.before")
         try:
             event = Event.from_json(delivery.event)
-            verdict = await self._pool.publish(self._url, event, _ANSWER_SECONDS * self._rng.uniform(0.9, 1.1))
+            # A relay that is always slow must be waited for long enough in the end.
+            patience = _ANSWER_SECONDS * min(delivery.attempts + 1, _MOST_PATIENCE) * self._rng.uniform(0.9, 1.1)
+            verdict = await self._pool.publish(self._url, event, patience)
         except EventInvalid as error:
             # Too big, or a damaged row: it will be no better next time, and nothing else may wait for it.
             why = f"invalid: {error}"

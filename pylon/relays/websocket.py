@@ -135,6 +135,7 @@ async def _open(
     ssl_context: ssl.SSLContext | None,
 ) -> _WebSocketTransport:
     stream: trio.abc.Stream | None = None
+    transport: _WebSocketTransport | None = None
     try:
         with trio.fail_after(timeout):
             stream = await trio.open_tcp_stream(address.host, address.port)
@@ -149,6 +150,8 @@ async def _open(
         if stream is not None:
             with trio.CancelScope(shield=True):
                 await trio.aclose_forcefully(stream)
+        if transport is not None:
+            transport.stop()
         refusal = _refusal(address.url, error, timeout)
         if refusal is None:
             raise
@@ -193,6 +196,7 @@ class _WebSocketTransport:
         self._websocket = websocket
         self._stream = stream
         self._error: Exception | None = None
+        self._running = trio.CancelScope(shield=True)
         self._ended = trio.Event()
         self._settled = trio.Event()
         self._queue: deque[str] = deque()
@@ -201,9 +205,13 @@ class _WebSocketTransport:
         self._moved = trio.Event()
 
     async def run(self) -> None:
-        """The library's reader; whatever it raises is the connection's end, and no more than that."""
+        """The library's reader; whatever it raises is the connection's end, and no more than that.
+
+        It outlives a cancellation until ``aclose``: without it nobody would hear the peer's goodbye.
+        """
         try:
-            await self._websocket._reader_task()
+            with self._running:
+                await self._websocket._reader_task()
         except Exception as error:
             self._error = error
         finally:
@@ -213,13 +221,14 @@ class _WebSocketTransport:
             self._websocket._send_channel.close()
 
     async def opened(self) -> None:
-        """Wait for the handshake. Raises what ended it."""
+        """Wait for the handshake. Raises ``ConnectionRejected`` or ``ConnectionClosed``."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._settle)
             await self._settled.wait()
             nursery.cancel_scope.cancel()
-        if self._error is not None:
+        if isinstance(self._error, ConnectionRejected):
             raise self._error
+        # What else the libraries raise, for an answer that makes no sense to them, says nothing to a reader.
         if self._ended.is_set() or not self._websocket._open_handshake.is_set():
             raise ConnectionClosed(self._websocket.closed)
 
@@ -302,6 +311,11 @@ class _WebSocketTransport:
         # A peer that does not read keeps no connection of ours open.
         with trio.CancelScope(shield=True):
             await trio.aclose_forcefully(self._stream)
+        self.stop()
+
+    def stop(self) -> None:
+        """End the reader, whatever the state of the connection."""
+        self._running.cancel()
 
     def _close_reason(self) -> str:
         if isinstance(self._error, wsproto.utilities.ProtocolError):

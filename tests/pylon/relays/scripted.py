@@ -137,3 +137,10 @@ def clock() -> VirtualClock:
 async def settle(seconds=0.01) -> None:
     """Let everything that is ready happen."""
     await trio.sleep(seconds)
+
+
+async def until(true, every=0.05) -> None:
+    """Wait for a condition that nobody announces."""
+    with trio.fail_after(3600):
+        while not true():  # noqa: ASYNC110
+            await trio.sleep(every)

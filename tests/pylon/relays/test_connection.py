@@ -16,7 +16,7 @@ from pylon.relays import connection as rules
 from pylon.relays import subscription as bounds
 from pylon.relays.connection import ConnectionState
 from pylon.relays.pool import RelayPool
-from tests.pylon.relays.scripted import ALICE, BOB, EPOCH, URL, Script, clock, note, settle
+from tests.pylon.relays.scripted import ALICE, BOB, EPOCH, URL, Script, clock, note, settle, until
 
 NOTES = Filter(kinds=[1])
 
@@ -63,17 +63,14 @@ async def test_a_relay_that_is_not_to_be_had_is_tried_ever_slower(autojump_clock
 async def test_the_wait_starts_over_only_after_a_good_uptime(autojump_clock, uptime, resets):
     script = Script("refuse")
     async with pooled(script):
-        while len(script.attempts) < 3:
-            await trio.sleep(0.1)
+        await until(lambda: len(script.attempts) >= 3)
         script.mood = "accept"
-        while not script.links:
-            await trio.sleep(0.1)
+        await until(lambda: script.links)
         # The next wait is 8 s: five times that is a good uptime.
         await trio.sleep(uptime)
         script.link.drop()
         dropped, before = trio.current_time(), len(script.attempts)
-        while len(script.attempts) == before:
-            await trio.sleep(0.1)
+        await until(lambda: len(script.attempts) > before)
         waited = trio.current_time() - dropped
         assert (waited < 1.5) is resets
         assert waited < 11
@@ -109,6 +106,19 @@ async def test_a_relay_that_answers_pings_or_talks_is_never_cut(autojump_clock):
             await trio.sleep(60)
         assert len(script.links) == 1
         assert status(pool).latency is not None
+
+
+async def test_a_relay_that_talks_now_and_then_and_answers_no_ping_is_cut_in_time(autojump_clock):
+    script = Script()
+    async with pooled(script) as pool:
+        script.link.answers_pings = False
+        began = trio.current_time()
+        for at in (20, 31, 75):
+            await trio.sleep_until(began + at)
+            script.link.say("NOTICE", "here")
+        await until(lambda: not pool.is_connected(URL))
+        assert trio.current_time() - began == pytest.approx(75 + 90, abs=0.1)
+        assert status(pool).last_error == "silent for 90 s"
 
 
 async def test_a_relay_that_does_not_read_is_cut_after_ten_seconds(autojump_clock):
@@ -157,8 +167,7 @@ async def test_a_relay_that_does_not_read_holds_up_no_subscriber(autojump_clock)
 async def reconnect(script):
     count = len(script.links)
     script.link.drop()
-    while len(script.links) == count:
-        await trio.sleep(0.1)
+    await until(lambda: len(script.links) > count)
     await settle()
 
 
@@ -244,20 +253,12 @@ async def test_an_answer_that_is_capped_is_continued_further_back(autojump_clock
 
 async def test_a_second_that_fills_an_answer_alone_does_not_go_round_in_circles(autojump_clock):
     script = Script()
-    async with pooled(script) as pool, pool.subscribe([NOTES]) as notes:
+    async with pooled(script) as pool, pool.subscribe([NOTES]):
         same = [note(str(n), at=-7) for n in range(100)]
+        await settle()
         for _ in range(5):
-            name = script.link.reqs()[-1][1] if script.link.reqs() else notes.id
-            script.link.show(
-                name,
-                *(
-                    same
-                    if script.link.reqs()[-1:] == []
-                    or "until" not in script.link.reqs()[-1][2]
-                    or script.link.reqs()[-1][2]["until"] >= EPOCH - 7
-                    else ()
-                ),
-            )
+            _, name, wanted = script.link.reqs()[-1]
+            script.link.show(name, *(same if wanted.get("until", EPOCH) >= EPOCH - 7 else ()))
             script.link.say("EOSE", name)
             await settle()
         asked = [req[2].get("until") for req in script.link.reqs()]
@@ -277,8 +278,7 @@ async def test_a_closed_subscription_is_asked_again_ever_slower(autojump_clock):
                 script.link.say("CLOSED", notes.id, "error: no")
             before = len(script.link.reqs())
             at = trio.current_time()
-            while len(script.link.reqs()) == before:
-                await trio.sleep(0.05)
+            await until(lambda: len(script.link.reqs()) > before)  # noqa: B023
             times.append(trio.current_time() - at)
             await settle()
             assert len(script.link.reqs()) == before + 1, "however often it says so"
