@@ -68,8 +68,11 @@ class Tx:
         return Executed(cursor.rowcount, cursor.lastrowid)
 
     def all(self, sql: str, params: Params = ()) -> list[sqlite3.Row]:
-        with _translated(self._path):
-            return self._run(sql, params).fetchall()
+        cursor = self._run(sql, params)
+        try:
+            return cursor.fetchall()
+        except _TRANSLATED as error:
+            raise _translate(error, self._path) from _cause(error)
 
     read = all
 
@@ -85,8 +88,10 @@ class Tx:
     def _run(self, sql: str, params: Params) -> sqlite3.Cursor:
         if self._connection is None:
             raise StoreError("a transaction was used after its end")
-        with _translated(self._path):
+        try:
             return self._connection.execute(sql, params)
+        except _TRANSLATED as error:
+            raise _translate(error, self._path) from _cause(error)
 
     def _end(self) -> None:
         self._connection = None
@@ -147,14 +152,22 @@ class Store:
     def read(self, sql: str, params: Params = ()) -> list[sqlite3.Row]:
         """All rows of a query over what is committed. Synchronous: keep it to what an index answers."""
         self._require_alive()
-        with _translated(self.path):
+        try:
             return self._reader.execute(sql, params).fetchall()
+        except _TRANSLATED as error:
+            raise _translate(error, self.path) from _cause(error)
 
     def one(self, sql: str, params: Params = ()) -> sqlite3.Row | None:
         """The first row of a query over what is committed, or ``None``."""
         self._require_alive()
-        with _translated(self.path), contextlib.closing(self._reader.execute(sql, params)) as cursor:
-            return cast("sqlite3.Row | None", cursor.fetchone())
+        try:
+            cursor = self._reader.execute(sql, params)
+            try:
+                return cast("sqlite3.Row | None", cursor.fetchone())
+            finally:
+                cursor.close()
+        except _TRANSLATED as error:
+            raise _translate(error, self.path) from _cause(error)
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
@@ -492,10 +505,19 @@ def _copy(error: BaseException | None) -> StoreError:
     return copy
 
 
+_TRANSLATED = (sqlite3.Error, UnicodeError, OverflowError)
+"""What a statement raises and callers see as ``StoreError``. Statements catch it in place: there are fifty
+to a job, and a context manager costs as much as a short statement."""
+
+
+def _cause(error: Exception) -> sqlite3.Error | None:
+    """What may be shown as the cause. The texts of the other errors quote the value, which may be a secret."""
+    return error if isinstance(error, sqlite3.Error) else None
+
+
 @contextmanager
 def _translated(path: str) -> Iterator[None]:
     try:
         yield
-    except (sqlite3.Error, UnicodeError, OverflowError) as error:
-        # The texts of the latter two quote the value, which may be a secret.
-        raise _translate(error, path) from (error if isinstance(error, sqlite3.Error) else None)
+    except _TRANSLATED as error:
+        raise _translate(error, path) from _cause(error)
