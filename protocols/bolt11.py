@@ -11,6 +11,7 @@ hash or secret has the wrong length therefore fails for the lack of one.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -157,6 +158,8 @@ def encode(
     return seal("ln" + prefix + _amount_text(amount_msats), words, node_secret)
 
 
+# The quote's check and the payment that follows read the same invoice: half a millisecond each.
+@functools.lru_cache(maxsize=64)
 def decode(text: str, *, max_chars: int = MAX_CHARS) -> Invoice:
     """Parse an invoice, upper or lower case, and check its checksum and signature.
 
