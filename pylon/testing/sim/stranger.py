@@ -30,12 +30,15 @@ class Stranger:
 
     async def run(self) -> None:
         answered: set[str] = set()
+        looked_at = -1
         while True:
             await trio.sleep(self._rng.uniform(0.2, 3.0))
-            for request in self._relay.events(Filter(kinds=[JOB_TEXT])):
-                if request.id not in answered:
-                    answered.add(request.id)
-                    await self._answer(request)
+            if self._relay.core.counters.accepted != looked_at:
+                looked_at = self._relay.core.counters.accepted
+                for request in self._relay.events(Filter(kinds=[JOB_TEXT])):
+                    if request.id not in answered:
+                        answered.add(request.id)
+                        await self._answer(request)
             if self._rng.random() < 0.1:
                 self._relay.publish(self._nonsense(answered))
 
