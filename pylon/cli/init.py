@@ -113,5 +113,11 @@ def _text(report: dict[str, Any], phrase: str | None) -> str:
             f"Back up {paths['identity']} and {paths['data_key']}, out of reach of others: "
             "without the first, identity and money are lost; without the second, the records of this home."
         )
-    lines.append("Next: pylon start")
+    if report["network"] == "simnet":
+        lines.append("Next: pylon start")
+    else:
+        lines.append(
+            f"The wallet of {report['network']} is not built yet; a home with pretended sats is: "
+            "pylon --home DIR init --network simnet"
+        )
     return "\n".join(lines)

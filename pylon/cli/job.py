@@ -10,8 +10,18 @@ import click
 
 from pylon.cli.amounts import AMOUNT
 from pylon.cli.local import run_verb
-from pylon.cli.output import State, emit, json_option, note, pass_state, sats
-from pylon.errors import MarketError
+from pylon.cli.output import State, emit, json_option, note, pass_state, plain, sats
+from pylon.errors import ControlError, MarketError, PylonError, WalletError
+from pylon.groups import cause
+
+MAX_STDIN_BYTES = 1 << 20
+"""More than any prompt that is sent."""
+
+LONG = 16_000
+"""Characters from which on a prompt is looked at before the daemon is asked, whose lines have an end."""
+
+ENDS = ("answered", "failed", "credited", "lost")
+"""States in which a job is over; the command itself says what came of it."""
 
 
 @click.group()
@@ -22,11 +32,22 @@ def job() -> None:
 @job.command()
 @click.argument("prompt")
 @click.option("--model", help="Only providers that serve this model.")
-@click.option("--max-tokens", type=click.IntRange(1, 1_000_000), default=256, show_default=True, metavar="N")
 @click.option(
-    "--bid", type=AMOUNT, default="100", show_default=True, help="The most to pay, in sats; fees come on top."
+    "--max-tokens",
+    type=click.IntRange(1, 1_000_000),
+    default=256,
+    show_default=True,
+    metavar="N",
+    help="The longest answer, in tokens.",
 )
-@click.option("--provider", metavar="NPUB", help="Only this provider.")
+@click.option(
+    "--bid",
+    type=AMOUNT,
+    default="100",
+    show_default=True,
+    help="The most to pay for the answer, in sats (25, 25sat, 1500msat); the network's fee comes on top.",
+)
+@click.option("--provider", metavar="NPUB", help="Only this provider, by npub or hex, even if it announces nothing.")
 @click.option("--wait", is_flag=True, help="Wait for the answer and print it.")
 @json_option
 @pass_state
@@ -38,8 +59,13 @@ def submit(
     Without a running daemon the command itself stays until the answer is there.
     """
     if prompt == "-":
-        prompt = sys.stdin.read()
-    waits = wait or not _daemon_runs(state)
+        prompt = sys.stdin.buffer.read(MAX_STDIN_BYTES).decode("utf-8", "surrogateescape")
+    if len(prompt) > LONG or not prompt.strip():
+        from pylon.daemon.verbs import check_prompt
+
+        check_prompt(prompt)
+    runs = _daemon_runs(state)
+    waits = wait or not runs
     params = {
         "prompt": prompt,
         "model": model,
@@ -50,20 +76,26 @@ def submit(
     }
 
     words = Words()
+    begun: list[str] = []
 
     def progress(method: str, data: Any) -> None:
+        if method == "job" and not begun:
+            begun.append(data["id"])
         if state.json:
             return
-        if method == "job" and data["state"] != "answered":
+        if method == "job" and data["state"] not in ENDS:
             note(_line(data))
         elif method == "partial" and sys.stdout.isatty():
             words.show(data["text"])
 
-    done = run_verb(state, "job.submit", params, online=True, on_progress=progress, timeout=None)
+    try:
+        done = run_verb(state, "job.submit", params, online=True, on_progress=progress, timeout=None)
+    except BaseException as raised:
+        if begun:
+            _tell_what_goes_on(cause(raised), begun[0], runs)
+        raise
     if waits and done["state"] != "answered":
-        raise MarketError(
-            f"job {done['id'][:16]} {done['state']}: {done['reason'] or 'no reason given'}", _remedy(done)
-        )
+        raise _failure(done)
     if waits and words.shown and not state.json:
         words.finish(done["text"])
     else:
@@ -78,7 +110,7 @@ class Words:
 
     def show(self, text: str) -> None:
         if len(text) > len(self.shown) and text.startswith(self.shown):
-            click.echo(text[len(self.shown) :], nl=False)
+            click.echo(plain(text[len(self.shown) :]), nl=False)
             self.shown = text
 
     def finish(self, text: str) -> None:
@@ -101,12 +133,29 @@ def _daemon_runs(state: State) -> bool:
     return True
 
 
-def _remedy(done: dict[str, Any]) -> str:
+def _tell_what_goes_on(error: BaseException, ident: str, daemon: bool) -> None:
+    """The job is written down: whatever ended this command has not ended it."""
+    if isinstance(error, KeyboardInterrupt) and daemon:
+        note(f"job {ident[:16]} goes on in the daemon: pylon job status {ident[:16]}")
+    elif isinstance(error, (KeyboardInterrupt, ControlError)):
+        note(f"job {ident[:16]} goes on when a daemon runs here again: pylon start")
+
+
+def _failure(done: dict[str, Any]) -> PylonError:
+    """Why a job ended without an answer, and what to do; money refused by our own wallet has its own exit code."""
+    ident = done["id"][:16]
+    message = f"job {ident} {done['state']}: {done['reason'] or 'no reason given'}"
+    if any(step["input"] == "PaymentRefused" for step in done.get("history", ())):
+        return WalletError(message, "look at pylon wallet balance; on simnet pylon wallet fund gives more")
     if done["state"] == "lost":
-        return f"it was paid; a late answer is still accepted: pylon job status {done['id'][:16]}"
+        return MarketError(message, f"it was paid; a late answer is still accepted: pylon job status {ident}")
     if done["state"] == "credited":
-        return "the provider owes it to you and says so on the relays"
-    return "raise the bid, ask for another model, or start a provider: pylon start -m provider"
+        return MarketError(message, "the provider owes it to you and says so on the relays")
+    return MarketError(
+        message,
+        "raise --bid, leave out --model and --provider, or start a provider in another home, for none buys from "
+        "itself: pylon --home DIR start -m provider",
+    )
 
 
 def _line(data: dict[str, Any]) -> str:
@@ -124,7 +173,7 @@ def _line(data: dict[str, Any]) -> str:
 
 
 @job.command("list")
-@click.option("-l", "--limit", type=click.IntRange(1, 10_000), default=20, show_default=True)
+@click.option("-l", "--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="How many jobs.")
 @json_option
 @pass_state
 def list_jobs(state: State, limit: int) -> None:
@@ -154,11 +203,11 @@ def _details(row: dict[str, Any]) -> str:
     lines = [
         f"job:      {row['id']}",
         f"state:    {row['state']}" + (f" ({row['reason']})" if row["reason"] else ""),
-        f"request:  {row['request']}",
-        f"provider: {row['provider']}",
+        f"request:  {row['request'] or 'none'}",
+        f"provider: {row['provider'] or 'none'}",
         f"quoted:   {sats(row['invoice_msats'])} of a bid of {sats(row['bid_msats'])}",
         f"paid:     {sats(row['paid_msats'])} + {sats(row['fee_msats'])} fee",
-        f"result:   {row['result']}",
+        f"result:   {row['result'] or 'none'}",
     ]
     lines += [
         f"  {time.strftime('%H:%M:%S', time.localtime(step['at']))}  {step['from_state']} -> {step['to_state']}"

@@ -7,7 +7,7 @@ from typing import Any
 
 from pylon.cli.client import Progress, call
 from pylon.cli.output import State, note, warn
-from pylon.errors import NotRunning
+from pylon.errors import IdentityError, NotRunning
 
 
 def run_verb(
@@ -24,7 +24,7 @@ def run_verb(
         return call(state.home, verb, params, on_progress=on_progress, timeout=timeout)
     except NotRunning:
         pass
-    if online:
+    if online and state.home.mnemonic.exists():
         note("no daemon is running; doing it here, until it is done")
 
     import trio
@@ -43,6 +43,8 @@ async def _run_here(state: State, verb: str, params: dict[str, Any], online: boo
 
     loaded = configuration.load(state.home.config)
     warn(loaded.warnings)
+    if not state.home.mnemonic.exists():
+        raise IdentityError(f"there is no identity in {state.home.data}", "pylon init --network simnet")
     config, clock = loaded.config, SystemClock()
 
     async def notify(method: str, data: Any) -> None:

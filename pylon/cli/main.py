@@ -14,6 +14,7 @@ import click
 from pylon import __version__
 from pylon.cli.output import State, json_option, note, pass_state, print_error
 from pylon.errors import PylonError, UsageError
+from pylon.groups import cause
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("pylon.cli.init:init", "Make the identity and the configuration of a home."),
@@ -84,38 +85,44 @@ def run(arguments: list[str]) -> int:
     try:
         result: Any = cli.main(arguments, prog_name="pylon", standalone_mode=False, obj=state)
         return result if isinstance(result, int) else 0
-    except PylonError as error:
-        print_error(error, state.json or "--json" in arguments)
-        return error.exit_code
-    except click.Abort as abort:
-        return _interrupted() if isinstance(abort.__context__, KeyboardInterrupt) else 1
-    except KeyboardInterrupt:
-        return _interrupted()
-    except click.UsageError as error:
-        _print_usage(error, state.json or "--json" in arguments)
-        return error.exit_code
-    except click.ClickException as error:
-        print_error(PylonError(error.format_message()), state.json)
-        return error.exit_code
-    except Exception as error:
-        _print_unexpected(error, state)
-        return 1
-
-
-def _interrupted() -> int:
-    note("interrupted")
-    return INTERRUPTED
+    except (Exception, KeyboardInterrupt, BaseExceptionGroup) as raised:
+        as_json = state.json or "--json" in arguments
+        match cause(raised):
+            case PylonError() as error:
+                print_error(error, as_json)
+                return error.exit_code
+            case click.Abort(__context__=context) if not isinstance(context, KeyboardInterrupt):
+                return 1
+            case click.Abort() | KeyboardInterrupt():
+                note("interrupted")
+                return INTERRUPTED
+            case click.UsageError() as error:
+                _print_usage(error, as_json)
+                return error.exit_code
+            case click.ClickException() as error:
+                print_error(PylonError(error.format_message()), as_json)
+                return error.exit_code
+            case error:
+                _print_unexpected(error, state, as_json)
+                return 1
 
 
 def _print_usage(error: click.UsageError, as_json: bool) -> None:
     command = error.ctx.command_path if error.ctx else "pylon"
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
-        error.show()
+        if not as_json:
+            error.show()
+            return
+        print_error(UsageError(f"{command} wants a command", f"see {command} --help"), as_json)
         return
-    print_error(UsageError(error.format_message(), f"see {command} --help"), as_json)
+    hint = f"see {command} --help"
+    if isinstance(error, click.NoSuchOption) and error.option_name == "--home":
+        hint = f"it stands before the command: pylon --home DIR {command.removeprefix('pylon ')}"
+        error = click.UsageError(error.message)
+    print_error(UsageError(error.format_message(), hint), as_json)
 
 
-def _print_unexpected(error: Exception, state: State) -> None:
+def _print_unexpected(error: BaseException, state: State, as_json: bool) -> None:
     """One line for what should not have happened; its traceback goes to the log, or to stderr if asked for."""
     import traceback
 
@@ -124,7 +131,7 @@ def _print_unexpected(error: Exception, state: State) -> None:
         note(trace.rstrip())
     place = _log(trace, state)
     hint = f"the traceback is in {place}" if place else "PYLON_DEBUG=1 shows the traceback"
-    print_error(PylonError(f"unexpected {type(error).__name__}: {error}", hint), state.json)
+    print_error(PylonError(f"unexpected {type(error).__name__}: {error}", hint), as_json)
 
 
 def _log(trace: str, state: State) -> str | None:

@@ -6,6 +6,8 @@ error is one JSON object on stderr. Only click and the standard library, for ``p
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,6 +16,8 @@ import click
 from pylon.errors import PylonError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pylon.paths import Home
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -34,8 +38,25 @@ class State:
             from pylon.paths import find_home
 
             self._home = find_home(self.home_option)
+            _expect_directory(self._home.root)
             warn(self._home.warnings)
         return self._home
+
+
+def _expect_directory(root: Path) -> None:
+    """A home is a directory, or is to be one."""
+    try:
+        if stat.S_ISDIR(os.stat(root).st_mode):
+            return
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        reason = error.strerror or str(error)
+    else:
+        reason = "it is no directory"
+    from pylon.errors import ConfigError
+
+    raise ConfigError(f"{root} cannot be a home: {reason}", "name a directory with --home or PYLON_HOME")
 
 
 pass_state = click.make_pass_decorator(State)
@@ -58,7 +79,15 @@ def emit(state: State, data: Any, text: str | Callable[[], str]) -> None:
     if state.json:
         click.echo(_json(data))
     else:
-        click.echo(text if isinstance(text, str) else text())
+        click.echo(plain(text if isinstance(text, str) else text()))
+
+
+_CONTROLS = {code: 0xFFFD for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+
+
+def plain(text: str) -> str:
+    """``text`` without control characters: what others wrote shall not command a terminal."""
+    return text.replace("\r\n", "\n").translate(_CONTROLS)
 
 
 def _json(data: Any) -> str:
@@ -69,7 +98,7 @@ def _json(data: Any) -> str:
 
 def note(text: str) -> None:
     """A sentence for people, on stderr."""
-    click.echo(text, err=True)
+    click.echo(plain(text), err=True)
 
 
 def warn(warnings: tuple[str, ...] | list[str]) -> None:

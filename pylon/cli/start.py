@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from pylon.cli.output import State, json_option, note, pass_state, warn
+from pylon.errors import ConfigError, IdentityError
 
 
 @click.command()
@@ -30,6 +31,14 @@ def start(state: State, mode: str, foreground: bool, config_path: str | None, mo
     from pylon import config as configuration
     from pylon.daemon.serve import run_daemon
 
+    if config_path is not None and not Path(config_path).is_file():
+        raise ConfigError(f"there is no configuration {config_path}", "pylon init writes one into the home")
+    if not state.home.mnemonic.exists():
+        raise IdentityError(f"there is no identity in {state.home.data}", "pylon init --network simnet")
+    if model_file is not None:
+        from pylon.inference.models import from_file
+
+        from_file(model_file)  # one that was named and cannot be served is an error, not a daemon that sells nothing
     flags = {} if model_file is None else {"provider.model_file": str(Path(model_file).absolute())}
     loaded = configuration.load(Path(config_path) if config_path else state.home.config, flags=flags)
     warn(loaded.warnings)

@@ -33,7 +33,9 @@ def balance(state: State) -> None:
 
 
 @wallet.command()
-@click.option("-a", "--amount", type=AMOUNT, default="100000", show_default=True, help="How many sats.")
+@click.option(
+    "-a", "--amount", type=AMOUNT, default="100000", show_default=True, help="How many sats (25, 25sat, 1500msat)."
+)
 @json_option
 @pass_state
 def fund(state: State, amount: int) -> None:

@@ -71,8 +71,11 @@ def read_pid(home: Home) -> int | None:
 
 def already_running(home: Home) -> AlreadyRunning:
     pid = read_pid(home)
-    who = f"pid {pid}" if pid else "it has written no pid file"
-    return AlreadyRunning(f"a pylon is running in {home.data} already ({who})", "pylon status")
+    if pid is None:
+        return AlreadyRunning(
+            f"another pylon command is at work in {home.data} (it has written no pid file)", "try again when it is done"
+        )
+    return AlreadyRunning(f"a pylon is running in {home.data} already (pid {pid})", "pylon status")
 
 
 def _write_pid(path: Path) -> None:

@@ -15,6 +15,7 @@ from pylon.daemon.logs import start_logging
 from pylon.daemon.process import hold_home, until_signal
 from pylon.daemon.runtime import Runtime, open_runtime, require_simnet
 from pylon.daemon.verbs import Verbs
+from pylon.groups import cause
 from pylon.inference.port import Backend
 from pylon.money import Msat, format_msat
 from pylon.paths import Home
@@ -43,7 +44,7 @@ def run_daemon(
         try:
             trio.run(_serve, home, config, mode, say, backend, strict_exception_groups=True)
         except BaseExceptionGroup as group:
-            raise _first(group) from None
+            raise cause(group) from None
 
 
 async def _serve(home: Home, config: Config, mode: str, say: Callable[[str], None], backend: Backend | None) -> None:
@@ -92,11 +93,3 @@ def _greeting(runtime: Runtime) -> list[str]:
         lines.append(f"selling nothing: {runtime.provider_off}")
     lines.append("ready")
     return lines
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The one error that a person should read."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
