@@ -20,7 +20,7 @@ from pylon.config import Config
 from pylon.daemon import books
 from pylon.daemon.runtime import Runtime, require_simnet
 from pylon.errors import NotFound, PylonError, UsageError
-from pylon.money import MAX_MSAT, Msat
+from pylon.money import MAX_MSAT, Msat, format_msat
 from pylon.provider.earnings import earnings, recent
 from pylon.store.database import Store
 from pylon.wallets.simnet import SimnetWallet
@@ -29,6 +29,9 @@ Notify = Callable[[str, Any], Awaitable[None]]
 Verb = Callable[[Mapping[str, Any], Notify], Awaitable[Any]]
 
 MAX_PROMPT_CHARS = 32_000
+
+MAX_FUNDING = Msat(MAX_MSAT // 1_000)
+"""What the simnet faucet gives at once."""
 
 
 @attrs.frozen
@@ -59,23 +62,28 @@ class Verbs:
     # --- jobs -------------------------------------------------------------------------------------------------
 
     async def job_submit(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
-        """Buy an answer. ``wait``: return when it is there, with ``job`` and ``partial`` notifications before."""
+        """Buy an answer.
+
+        ``wait``: return when it has ended, with its history; ``job`` and ``partial`` notifications come before.
+        """
         if self.buyer is None:
             require_simnet(self.config, "buying")
             raise UsageError("this daemon does not buy", "start it with -m host or -m both")
-        prompt = _text(params, "prompt")
-        if not prompt.strip():
-            raise UsageError("the prompt is empty")
-        if len(prompt) > MAX_PROMPT_CHARS:
-            raise UsageError(f"the prompt has {len(prompt):,} characters, at most {MAX_PROMPT_CHARS:,} are sent")
+        prompt = check_prompt(params.get("prompt"))
+        model = None if params.get("model") is None else _text(params, "model")
+        if model is not None and not model.strip():
+            raise UsageError("the model has no name", "leave it out, and any will do")
+        provider = _public_key(params.get("provider"))
+        if provider is not None and self.runtime is not None and provider == self.runtime.identity.pubkey:
+            raise UsageError("a home does not buy from itself", "name another provider, or none")
         purchase = await self.buyer.buy(
             prompt,
             bid=Msat(_whole(params, "bid_msats", 1, MAX_MSAT)),
             max_tokens=_whole(params, "max_tokens", 1, 1_000_000),
-            model=None if params.get("model") is None else _text(params, "model"),
-            provider=_public_key(params.get("provider")),
+            model=model,
+            provider=provider,
         )
-        if not params.get("wait"):
+        if params.get("wait") is not True:
             return job_json(purchase)
         with self.buyer.watch(purchase.id) as words:
             async with trio.open_nursery() as nursery:
@@ -94,7 +102,7 @@ class Verbs:
                     shown = record.state
                     await notify("job", job_json(record))
                 if record.state in PURCHASE.final:
-                    return job_json(record)
+                    return {**job_json(record), "history": self._history(record.id)}
                 await changed.receive()
 
     async def job_list(self, params: Mapping[str, Any], notify: Notify) -> list[dict[str, Any]]:
@@ -106,15 +114,16 @@ class Verbs:
         """A purchase by its id, its request's id, or the beginning of either."""
         wanted = _text(params, "id").lower()
         if len(wanted) < 4 or not set(wanted) <= set("0123456789abcdef"):
-            raise UsageError(f"{wanted[:80]!r} is no job id", "an id is hex, at least its first 4 digits")
+            raise UsageError(f"{wanted[:80]!r} is no job id", "an id is hex; its first 4 digits or more will do")
         rows = self.store.read(
             "SELECT id FROM purchases WHERE id LIKE ?1 UNION SELECT purchase_id FROM purchase_requests"
             " WHERE request_id LIKE ?1 LIMIT 3",
             (wanted + "%",),
         )
-        if len(rows) != 1:
-            how = "no job" if not rows else "more than one job"
-            raise NotFound(f"{how} has an id that begins with {wanted}", "pylon job list")
+        if len(rows) > 1:
+            raise NotFound(f"more than one job has an id that begins with {wanted}", "give more digits of it")
+        if not rows:
+            raise NotFound(f"no job has an id that begins with {wanted}", "pylon job list")
         record = purchase_records(self.store).load(self.store, rows[0]["id"])
         assert record is not None
         return {**job_json(record), "history": self._history(record.id)}
@@ -142,7 +151,10 @@ class Verbs:
     async def wallet_fund(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
         """Pretended sats from the simnet faucet, booked as coming from outside."""
         wallet = self._wallet("funding")
-        payment = await wallet.fund(Msat(_whole(params, "amount_msats", 1, MAX_MSAT // 1_000)))
+        amount = Msat(_whole(params, "amount_msats", 1, MAX_MSAT))
+        if amount > MAX_FUNDING:
+            raise UsageError(f"the faucet gives at most {format_msat(MAX_FUNDING)} at once", "ask for less")
+        payment = await wallet.fund(amount)
         await books.book_deposits(self.store, wallet, self.clock.now())
         return {"funded_msats": payment.amount, **await self.wallet_balance({}, notify)}
 
@@ -242,6 +254,18 @@ def job_json(record: Purchase) -> dict[str, Any]:
         "tried": list(record.tried),
         "created_at": record.created_at,
     }
+
+
+def check_prompt(value: object) -> str:
+    """What can be asked. Raises ``UsageError``."""
+    prompt = _text({"prompt": value}, "prompt")
+    if not prompt.strip():
+        raise UsageError("the prompt is empty", "ask something; - reads it from stdin")
+    if len(prompt) > MAX_PROMPT_CHARS:
+        raise UsageError(
+            f"the prompt has {len(prompt):,} characters, at most {MAX_PROMPT_CHARS:,} are sent", "ask in parts"
+        )
+    return prompt
 
 
 def _text(params: Mapping[str, Any], name: str) -> str:
