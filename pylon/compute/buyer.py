@@ -28,16 +28,17 @@ from protocols.nip90 import (
 )
 from pylon.clock import Clock
 from pylon.compute import purchase as machine
-from pylon.compute.discovery import announcements, rank
+from pylon.compute.discovery import Market, Offer, rank
 from pylon.compute.purchase import PURCHASE, Purchase, PurchaseEffect, PurchaseState
 from pylon.compute.quotes import check_quote
 from pylon.driver import Driver
 from pylon.errors import NotFound, WalletError
 from pylon.money import Msat
-from pylon.relays.pool import RelayPool
+from pylon.relays.pool import Received, RelayPool
 from pylon.store import cursors, inbox, intents
 from pylon.store.database import Store, Tx
 from pylon.store.records import RecordTable, Step
+from pylon.together import handle_together
 from pylon.wallets.port import WalletInfo
 from pylon.wallets.purse import Failed, Outcome, Purse, Settled, Unknown
 
@@ -88,6 +89,7 @@ class Buyer:
         self._rng = rng
         self._settings = settings
         self._signed: dict[str, Event] = {}
+        self._market = Market(pool, JOB_TEXT, settings.discovery_seconds)
         self._watchers: dict[str, set[trio.MemorySendChannel[str]]] = {}
         self.records = purchase_records(store)
         self._driver = Driver(
@@ -115,9 +117,7 @@ class Buyer:
         async with self._pool.subscribe(filters, since=since) as replies, trio.open_nursery() as nursery:
             await nursery.start(self._driver.run)
             task_status.started()
-            async for received in replies:
-                event = received.event
-                await inbox.deliver(self._store, _CONSUMER, event.id, functools.partial(self._take, event))
+            await handle_together(replies, self._deliver)
 
     async def buy(
         self,
@@ -160,26 +160,23 @@ class Buyer:
         """Wait until a purchase has ended (``lost`` and ``credited`` are ends too)."""
         with self._store.listen(f"purchases:{purchase_id}") as changed:
             while True:
-                record = self.records.load(self._store, purchase_id)
-                if record is None:
+                row = self._store.one("SELECT state FROM purchases WHERE id = ?", (purchase_id,))
+                if row is None:
                     raise NotFound(f"no purchase {purchase_id}", "pylon job list shows them")
-                if record.state in PURCHASE.final:
+                if row["state"] in PURCHASE.final:
+                    record = self.records.load(self._store, purchase_id)
+                    assert record is not None, "nothing deletes a purchase"
                     return record
                 await changed.receive()
 
     # --- effects ----------------------------------------------------------------------------------------------
 
     async def _discover(self, record: Purchase) -> machine.Chosen | machine.NoneLeft:
-        found = await self._announced()
-        offers = rank(
-            found,
-            bid=record.bid,
-            model=record.model,
-            network=self._settings.network,
-            excluded=(*record.tried, self._secret.public.hex),
-            wanted=record.wanted,
-            distrusted=self._distrusted(),
-        )
+        found = [] if record.tried else self._market.remembered()
+        offers = self._fitting(record, found)
+        if not offers or not offers[0].announced:
+            found = await self._announced()
+            offers = self._fitting(record, found)
         if not offers:
             return machine.NoneLeft(
                 f"no provider fits ({len(found)} announced, {len(record.tried)} tried)"
@@ -202,11 +199,22 @@ class Buyer:
         self._signed[record.id] = request
         return machine.Chosen(offer.provider, offer.ceiling, request.id, now + self._settings.quote_seconds)
 
+    def _fitting(self, record: Purchase, found: list[Announcement]) -> list[Offer]:
+        return rank(
+            found,
+            bid=record.bid,
+            model=record.model,
+            network=self._settings.network,
+            excluded=(*record.tried, self._secret.public.hex),
+            wanted=record.wanted,
+            distrusted=self._distrusted(),
+        )
+
     async def _announced(self) -> list[Announcement]:
         """Who sells. Where nobody does, look again for a while: a provider may be starting, a relay coming back."""
         end = self._clock.monotonic() + self._settings.patience_seconds
         while True:
-            found = await announcements(self._pool, JOB_TEXT, self._settings.discovery_seconds)
+            found = await self._market.ask()
             if found or self._clock.monotonic() >= end:
                 return found
             await trio.sleep(self._rng.uniform(0.5, 1.5))
@@ -272,6 +280,10 @@ class Buyer:
             self._purse.record(tx, intent, outcome)
 
     # --- replies ----------------------------------------------------------------------------------------------
+
+    async def _deliver(self, received: Received) -> None:
+        event = received.event
+        await inbox.deliver(self._store, _CONSUMER, event.id, functools.partial(self._take, event))
 
     async def _take(self, event: Event) -> None:
         """Act on a reply if it comes from the provider that the request was sent to; strangers mean nothing."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import attrs
+import trio
 
 from protocols.nip01 import Filter
 from protocols.nip89 import Announcement, AnnouncementInvalid, parse_announcement
@@ -12,6 +14,8 @@ from pylon.money import Msat, max_fee
 from pylon.relays.pool import RelayPool
 
 ANNOUNCEMENT = 31990
+FRESH_SECONDS = 5.0
+"""How long announcements are believed. A price that has changed meanwhile is noticed by its quote."""
 _MOST_ANNOUNCEMENTS = 500
 
 
@@ -36,6 +40,32 @@ async def announcements(pool: RelayPool, kind: int, seconds: float) -> list[Anno
         except AnnouncementInvalid:
             continue
     return parsed
+
+
+class Market:
+    """Who sells, as purchases ask: those that begin together share one question to the relays."""
+
+    def __init__(self, pool: RelayPool, kind: int, seconds: float) -> None:
+        self._pool = pool
+        self._kind = kind
+        self._seconds = seconds
+        self._found: list[Announcement] = []
+        self._asked = -math.inf
+        self._asking = trio.Lock()
+
+    def remembered(self) -> list[Announcement]:
+        """The last answer, if it is young: enough to begin with, and no reason to give up."""
+        return self._found if trio.current_time() - self._asked < FRESH_SECONDS else []
+
+    async def ask(self) -> list[Announcement]:
+        """What the relays say now. A question that another purchase puts after this call counts for it as well."""
+        called = trio.current_time()
+        async with self._asking:
+            if self._asked < called:
+                asked = trio.current_time()
+                self._found = await announcements(self._pool, self._kind, self._seconds)
+                self._asked = asked
+            return self._found
 
 
 def rank(
