@@ -169,7 +169,9 @@ class RelayConfig:
     """The embedded relay."""
 
     enabled: bool = _key(FLAG, True)
+    """Serve a relay, for this home and its neighbours on the machine; the first home to bind the port serves it."""
     bind: Bind = _key(BIND, Bind("127.0.0.1", 7777))
+    """Where it listens. Anything but the loopback opens it to whoever can reach that address."""
 
 
 @attrs.frozen(kw_only=True)
@@ -185,9 +187,13 @@ class DeadlinesConfig:
     """How long a backend, and a customer, is waited for. Seconds."""
 
     connect: float = _key(_seconds(600), 5.0)
+    """Until the backend accepts a request. Not used yet: the backends keep the default."""
     first_token: float = _key(_seconds(3_600), 60.0)
+    """From there to the first token. Not used yet."""
     between_tokens: float = _key(_seconds(3_600), 30.0)
+    """From one token to the next. Not used yet."""
     total: float = _key(_seconds(86_400), 300.0)
+    """For a whole answer. Not used yet."""
     payment: float = _key(_seconds(86_400), 600.0)
     """From the quote to the payment; the life of an invoice."""
 
@@ -197,9 +203,11 @@ class ProviderConfig:
     """What is sold, and how it is announced."""
 
     name: str = _key(SOME_TEXT, "Pylon Provider")
+    """As it is announced."""
     description: str = _key(TEXT, "")
+    """As it is announced."""
     model_file: Path | None = _key(PATH, None)
-    """A GGUF file for the embedded llama.cpp server."""
+    """A GGUF file for the embedded llama.cpp server, before any installed model. ``start --model-file`` wins."""
     max_tokens: int = _key(_integer(1, 1_000_000, "tokens"), 512)
     """The longest answer sold; also the length where a customer names none."""
     deadlines: DeadlinesConfig = attrs.field(factory=DeadlinesConfig)
@@ -207,40 +215,58 @@ class ProviderConfig:
 
 @attrs.frozen(kw_only=True)
 class ApiConfig:
-    """The HTTP interface."""
+    """The HTTP interface. Read and checked; not built yet."""
 
     enabled: bool = _key(FLAG, True)
+    """Serve it."""
     bind: Bind = _key(BIND, Bind("127.0.0.1", 9899))
+    """Where it listens."""
 
 
 @attrs.frozen(kw_only=True)
 class ClaudeConfig:
-    """The Claude tunnel. A remote may tighten these, never loosen them."""
+    """The Claude tunnel. Read and checked; not built yet. A remote may tighten these, never loosen them."""
 
     enabled: bool = _key(FLAG, True)
+    """Allow a tunnel."""
     model: str = _key(SOME_TEXT, "claude-sonnet-4-20250514")
+    """The model that it drives."""
     autonomy: str = _key(_choice(*AUTONOMY), "supervised")
+    """How much it may do unasked."""
     approval_required_tools: tuple[str, ...] = _key(TEXTS, ("Write", "Edit", "Bash"))
+    """Tools that wait for a yes."""
     allowed_tools: tuple[str, ...] = _key(TEXTS, ())
+    """Tools that need none; empty names none."""
     blocked_tools: tuple[str, ...] = _key(TEXTS, ())
+    """Tools that are never run."""
     max_cost_usd: int | None = _key(_integer(0, 10**12, "millionths of a dollar"), None)
+    """The most that one session may cost."""
     cwd: Path | None = _key(PATH, None)
+    """The directory that it works in."""
     executable_path: Path | None = _key(PATH, None)
+    """The program, where it is not on the PATH."""
 
 
 @attrs.frozen(kw_only=True)
 class Config:
+    """The keys above all sections."""
+
     network: str = _key(_choice(*NETWORKS), DEFAULT_NETWORK)
+    """Where Lightning payments happen. Only simnet has a wallet yet; its sats are not money."""
     relays: tuple[str, ...] = _key(RELAYS, DEFAULT_RELAYS)
     """Relays of the host and the provider, beside the embedded one. On simnet none unless named."""
     enable_payments: bool = _key(FLAG, True)
+    """Sell for sats. False serves every job free, on any network, to whoever asks."""
     require_payment: bool = _key(FLAG, True)
+    """Work only once a job is paid. Not used yet: a job that has a price is always paid first."""
     min_price_msats: Msat = _key(_integer(0, MAX_MSAT, "msats"), Msat(1_000))
-    """The least that a job costs, millisatoshi."""
+    """What a job costs, millisatoshi."""
     default_model: str = _key(SOME_TEXT, "llama3.2")
+    """The installed model that the embedded server runs; where it is not installed, the first that is."""
     backend_preference: tuple[str, ...] = _key(BACKEND_LIST, ("ollama", "llamacpp", "apple_fm"))
+    """Which backend answers. Not used yet: the daemon runs the embedded llama.cpp server."""
     data_dir: Path | None = _key(PATH, None)
-    """Already followed by ``pylon.paths.find_home``; here for the record."""
+    """Where everything but ``config.toml`` is kept, instead of the home. ``--home`` and ``PYLON_HOME`` win over it."""
     relay: RelayConfig = attrs.field(factory=RelayConfig)
     simnet: SimnetConfig = attrs.field(factory=SimnetConfig)
     provider: ProviderConfig = attrs.field(factory=ProviderConfig)

@@ -24,7 +24,7 @@ def run_verb(
         return call(state.home, verb, params, on_progress=on_progress, timeout=timeout)
     except NotRunning:
         pass
-    if online and state.home.mnemonic.exists():
+    if online and not state.json and state.home.mnemonic.exists():
         note("no daemon is running; doing it here, until it is done")
 
     import trio
