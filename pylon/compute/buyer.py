@@ -304,8 +304,7 @@ class Buyer:
             return inbox.take(tx, _CONSUMER, event.id, self._clock.now())
 
         if message is None:
-            await self._store.write(admit)
-            return
+            return  # means nothing now: not worth a row, for a provider could send any number of these
         try:
             await self._driver.advance(record.id, message, admit)
         except WalletError as error:

@@ -27,6 +27,13 @@ class Terms:
     max_prompt_chars: int = 32_000
     max_age: float = 3_600.0
     """Seconds after which an unserved request is stale."""
+    max_ahead: float = 900.0
+    """Seconds that a customer's clock may be ahead of ours."""
+    max_open: int = 1_000
+    """Sales that are quoted or worked on at a time; requests beyond that are not heard."""
+    max_open_per_customer: int = 100
+    refusals_per_minute: int = 60
+    """Every refusal is an event and a row: beyond this, a refused request gets silence."""
     invoice_seconds: int = 600
     unit: Msat = Msat(1)
     """The wallet's smallest amount."""
@@ -45,6 +52,8 @@ def appraise(
         return Refused("the request has no input")
     if len(prompt) > terms.max_prompt_chars:
         return Refused(f"the prompt is longer than {terms.max_prompt_chars:,} characters")
+    if not models:
+        return Refused("no model is running here at the moment")
     if job.expiration is not None and job.expiration <= now:
         return Refused("the request has expired")
     if job.model is not None and job.model not in models:

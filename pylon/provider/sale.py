@@ -9,7 +9,8 @@ Rules
 4. Paid work ends in a stored, then published result (*earned*), or in what is *owed* to the customer's key. An empty
    answer is no answer. An attempt that fails is repeated ``MAX_ATTEMPTS`` times before the debt is admitted.
 5. A result that every relay refused was not delivered: what it earned is owed.
-6. Always ``paid = earned + owed + unearned``; more than the price is owed as soon as the job has ended.
+6. Always ``paid = earned + owed + unearned``; more than the price is owed as soon as the job has ended, and the
+   customer is told.
 
 The machine is pure (``pylon.machine``): amounts move by changing the record, its driver books the differences.
 NIP-90 names: kind 5050 request, 7000 feedback, 6050 result.
@@ -143,7 +144,7 @@ class Delivered:
 
 @attrs.frozen
 class Undeliverable:
-    """Every relay refused the result for good."""
+    """Every relay refused the result for good, or none has taken it in all the time that it was given."""
 
 
 # --- what the arrows remember ---------------------------------------------------------------------------------
@@ -194,7 +195,7 @@ def _admit(sale: Sale, message: AttemptFailed | Answered) -> Sale:
 
 
 def _give_back(sale: Sale, message: Undeliverable) -> Sale:
-    return attrs.evolve(sale, earned=Msat(0), owed=sale.paid, reason="every relay refused the result")
+    return attrs.evolve(sale, earned=Msat(0), owed=sale.paid, reason="no relay took the result")
 
 
 def _covers(sale: Sale, message: Paid) -> bool:
@@ -203,6 +204,10 @@ def _covers(sale: Sale, message: Paid) -> bool:
 
 def _has_words(sale: Sale, message: Answered) -> bool:
     return bool(message.text.strip())
+
+
+def _has_words_and_was_overpaid(sale: Sale, message: Answered) -> bool:
+    return _has_words(sale, message) and sale.paid > sale.price
 
 
 def _may_retry(sale: Sale, message: AttemptFailed | Answered) -> bool:
@@ -219,6 +224,9 @@ _S, _E = SaleState, SaleEffect
 
 _work = Arrow(_S.WORKING, (_E.PUBLISH_PROCESSING, _E.INFER), _take, _covers, "covers the price")
 _short = Arrow(_S.OWED, (_E.PUBLISH_DEBT,), _take_as_debt, label="less than the price")
+_serve_overpaid = Arrow(
+    _S.SERVED, (_E.PUBLISH_RESULT, _E.PUBLISH_DEBT), _serve, _has_words_and_was_overpaid, "has words, overpaid"
+)
 _retry = Arrow(_S.WORKING, (_E.INFER,), _count, _may_retry, "attempts left")
 _admit_debt = Arrow(_S.OWED, (_E.PUBLISH_DEBT,), _admit, _is_paid, "paid")
 _give_up = Arrow(_S.FAILED, (_E.PUBLISH_REFUSAL,), _count, label="free")
@@ -235,6 +243,7 @@ SALE: Machine[Sale] = Machine(
         (_S.QUOTED, InvoiceExpired, Arrow(_S.EXPIRED)),
         ((_S.PRICED, _S.QUOTED, _S.EXPIRED), Paid, _work),
         ((_S.PRICED, _S.QUOTED, _S.EXPIRED), Paid, _short),
+        (_S.WORKING, Answered, _serve_overpaid),
         (_S.WORKING, Answered, Arrow(_S.SERVED, (_E.PUBLISH_RESULT,), _serve, _has_words, "has words")),
         (_S.WORKING, Answered, _retry),
         (_S.WORKING, Answered, _admit_debt),

@@ -6,13 +6,15 @@ backend thinks, kind 6050 carries the result.
 
 from __future__ import annotations
 
+import functools
 import logging
 import random
 
+import attrs
 import trio
 
 from protocols.keys import SecretKey
-from protocols.nip01 import Event, Filter
+from protocols.nip01 import MAX_EVENT_BYTES, Event, EventInvalid, Filter
 from protocols.nip90 import (
     JOB_TEXT,
     FeedbackStatus,
@@ -23,7 +25,7 @@ from protocols.nip90 import (
 )
 from pylon.clock import Clock
 from pylon.driver import Driver
-from pylon.errors import InferenceError, WalletError
+from pylon.errors import InferenceError, WalletError, brief
 from pylon.inference.port import InferenceRequest, Message
 from pylon.inference.router import Router
 from pylon.money import Msat
@@ -31,7 +33,7 @@ from pylon.provider import sale as machine
 from pylon.provider.pricing import Terms, appraise
 from pylon.provider.sale import SALE, Sale, SaleEffect, SaleState
 from pylon.relays.pool import RelayPool
-from pylon.store import claims, cursors, inbox, ledger
+from pylon.store import claims, cursors, inbox, ledger, outbox
 from pylon.store.database import Store, Tx
 from pylon.store.records import RecordTable, Step
 from pylon.wallets.port import Direction, PaymentState, Wallet
@@ -43,6 +45,17 @@ _OVERLAP = 900
 _EXPIRY_GRACE = 5.0
 """Seconds after an invoice's expiry before it is given up: a payment may have been under way."""
 _LATE_PAYMENT = 86_400.0
+"""Seconds after its expiry for which an invoice is asked about at a start: it may have been paid in its last moment."""
+_JUST_EXPIRED = 600.0
+"""The same for every poll between."""
+_WALLET_SECONDS = 20.0
+"""How long a wallet may take to make an invoice, or to look one up."""
+_UNDELIVERED = 86_400.0
+"""Seconds for which relays may take a result, before its price is owed; a late payment's time is added."""
+_LONGEST_REQUEST = 32_768
+"""Bytes of an open request that its result repeats; a relay would not take two copies of a larger one."""
+_FIRST_WAIT = 1.0
+_LONGEST_WAIT = 60.0
 _PARTIAL_SECONDS = 0.5
 """Between two partial results of a job: what the limits of public relays bear."""
 _PARTIAL_LIFE = 60
@@ -106,22 +119,45 @@ class Provider:
                 nursery.start_soon(self._watch_deliveries)
                 task_status.started()
                 async for received in requests:
-                    await self._take(received.event)
+                    event = received.event
+                    await inbox.deliver(self._store, _CONSUMER, event.id, functools.partial(self._take, event))
 
     # --- requests ---------------------------------------------------------------------------------------------
 
     async def _take(self, event: Event) -> None:
         """Look at a request once, however often and from wherever it comes."""
         now = self._clock.now()
-        if inbox.seen(self._store, _CONSUMER, event.id) or event.created_at < now - self.terms.max_age:
+        if not now - self.terms.max_age <= event.created_at <= now + self.terms.max_ahead:
+            return
+        if inbox.seen(self._store, _CONSUMER, event.id):
             return
         sale, verdict = await self._appraise(event, now)
 
         def admit(tx: Tx) -> bool:
+            if not self._has_room(tx, sale, verdict):
+                return False
             cursors.advance(tx, _CONSUMER, min(event.created_at, int(self._clock.now())))
             return inbox.take(tx, _CONSUMER, event.id, now)
 
         await self._driver.begin(sale, verdict, admit)
+
+    def _has_room(self, tx: Tx, sale: Sale, verdict: object) -> bool:
+        """Whether to hear this request at all. One that is not leaves no trace, so that a flood of them leaves none."""
+        if isinstance(verdict, machine.Refused):
+            refused = tx.one(
+                "SELECT COUNT(*) AS n FROM sales WHERE state = ? AND created_at > ?",
+                (SaleState.REFUSED.value, self._clock.now() - 60.0),
+            )
+            return refused is None or refused["n"] < self.terms.refusals_per_minute
+        states = (SaleState.PRICED.value, SaleState.QUOTED.value, SaleState.WORKING.value)
+        count = tx.one(
+            "SELECT COUNT(*) AS n, COALESCE(SUM(customer = ?), 0) AS mine FROM sales WHERE state IN (?, ?, ?)",
+            (sale.customer, *states),
+        )
+        if count is None or (count["n"] < self.terms.max_open and count["mine"] < self.terms.max_open_per_customer):
+            return True
+        log.warning("too many open sales: request %s is not heard", sale.id[:16])
+        return False
 
     async def _appraise(self, event: Event, now: float) -> tuple[Sale, object]:
         sale = Sale(id=event.id, customer=event.pubkey, kind=event.kind, created_at=now)
@@ -134,6 +170,7 @@ class Provider:
         verdict = appraise(job, self.terms, prompt=prompt, models=models, now=now)
         if isinstance(verdict, machine.Refused):
             return sale, verdict
+        repeated = "" if job.encrypted else event.to_json()
         taken = Sale(
             id=event.id,
             customer=event.pubkey,
@@ -145,7 +182,7 @@ class Provider:
             max_tokens=job.max_tokens or self.terms.default_tokens,
             temperature=job.number("temperature", 0.0, 2.0),
             top_p=job.number("top_p", 0.0, 1.0),
-            request="" if job.encrypted else event.to_json(),
+            request=repeated if len(repeated.encode()) <= _LONGEST_REQUEST else "",
         )
         return taken, verdict
 
@@ -156,9 +193,10 @@ class Provider:
         if self._wallet is None:
             return machine.MintFailed("no wallet is open")
         try:
-            invoice = await self._wallet.receive(
-                sale.price, f"Pylon job {sale.id[:16]}", self.terms.invoice_seconds, key=sale.id
-            )
+            with trio.fail_after(_WALLET_SECONDS):
+                invoice = await self._wallet.receive(
+                    sale.price, f"Pylon job {sale.id[:16]}", self.terms.invoice_seconds, key=sale.id
+                )
         except WalletError as error:
             return machine.MintFailed(f"no invoice can be made: {error.message}")
         return machine.Minted(invoice.bolt11, invoice.payment_hash, invoice.expires_at)
@@ -181,24 +219,38 @@ class Provider:
             except InferenceError as error:
                 log.warning("sale %s: attempt %d failed: %s", sale.id[:16], sale.attempts + 1, error.message)
                 return machine.AttemptFailed(error.message)
+            except Exception as error:
+                # Whatever a backend does, a paid job comes to its end.
+                log.error("sale %s: attempt %d broke: %s", sale.id[:16], sale.attempts + 1, brief(error))
+                return machine.AttemptFailed("the backend broke")
 
-    async def _think(self, sale: Sale, request: InferenceRequest) -> machine.Answered:
+    async def _think(self, sale: Sale, request: InferenceRequest) -> machine.Answered | machine.AttemptFailed:
         text, usage, told = "", None, trio.current_time()
         async with self.router.stream(request) as chunks:
             async for chunk in chunks:
-                text += chunk.text
+                # Engines that cut in the middle of a character leave halves of it, which no event can carry.
+                text += chunk.text.encode("utf-8", "replace").decode()
                 usage = chunk.usage or usage
                 if trio.current_time() - told >= _PARTIAL_SECONDS and chunk.finish_reason is None:
                     told = trio.current_time()
                     await self._tell_partial(sale, text)
         tokens = (usage.prompt_tokens, usage.completion_tokens) if usage else (None, None)
+        if not self._can_be_sent(sale, text):
+            return machine.AttemptFailed("the answer is too long to be sent")
         return machine.Answered(text, *tokens)
+
+    def _can_be_sent(self, sale: Sale, text: str) -> bool:
+        try:
+            event = self._compose(attrs.evolve(sale, result=text), SaleEffect.PUBLISH_RESULT)
+        except (JobInvalid, EventInvalid):
+            return not text.strip()  # an empty answer is the machine's to judge
+        return len(event.to_json().encode()) <= MAX_EVENT_BYTES
 
     async def _tell_partial(self, sale: Sale, text: str) -> None:
         """All words so far, to whoever listens now: partials are not kept, and nothing depends on them."""
         now = int(self._clock.now())
-        await self._pool.send_ephemeral(
-            build_feedback(
+        try:
+            partial = build_feedback(
                 self._secret,
                 request=sale.id,
                 customer=sale.customer,
@@ -208,10 +260,17 @@ class Provider:
                 created_at=now,
                 expiration=now + _PARTIAL_LIFE,
             )
-        )
+        except (JobInvalid, EventInvalid):
+            return
+        await self._pool.send_ephemeral(partial)
 
     async def _attend(self, sale: Sale) -> object | None:
-        """An invoice's time is over: expired, unless the wallet knows better. A wallet that cannot tell: later."""
+        """An invoice's time is over: expired, unless the wallet knows better. A wallet that cannot tell: later.
+
+        Or the time of a result that no relay has taken.
+        """
+        if sale.state is SaleState.SERVED:
+            return machine.Undeliverable()
         await self._claim_if_paid(sale)
         return machine.InvoiceExpired()
 
@@ -220,37 +279,50 @@ class Provider:
     async def _watch_payments(
         self, wallet: Wallet, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        async with wallet.events() as events:
-            await self._claim_all_paid()
+        """Claim what comes in. A wallet that is not there, or ends its events, is listened to again later."""
+        wait, lately = _FIRST_WAIT, _LATE_PAYMENT
+        while True:
+            began = trio.current_time()
+            try:
+                async with wallet.events() as events:
+                    await self._claim_all_paid(lately)
+                    lately = _JUST_EXPIRED
+                    task_status.started()
+                    task_status = trio.TASK_STATUS_IGNORED
+                    async for payment in events:
+                        if payment.direction is Direction.RECEIVED and payment.state is PaymentState.SETTLED:
+                            await self._claim(payment.payment_hash, payment.amount, payment.preimage)
+            except Exception as error:
+                log.warning("cannot hear of payments, asking instead: %s", brief(error))
             task_status.started()
-            async for payment in events:
-                if payment.direction is Direction.RECEIVED and payment.state is PaymentState.SETTLED:
-                    await self._claim(payment.payment_hash, payment.amount)
+            task_status = trio.TASK_STATUS_IGNORED
+            wait = _FIRST_WAIT if trio.current_time() - began > 5 * wait else min(2 * wait, _LONGEST_WAIT)
+            await trio.sleep(wait * (0.75 + 0.5 * self._rng.random()))
 
     async def _poll_payments(self) -> None:
         while True:
             await trio.sleep(_POLL_SECONDS * (0.75 + 0.5 * self._rng.random()))
             try:
-                await self._claim_all_paid()
-            except WalletError as error:
-                log.warning("cannot ask the wallet about open invoices: %s", error.message)
+                await self._claim_all_paid(_JUST_EXPIRED)
+            except Exception as error:
+                log.warning("cannot ask about open invoices: %s", brief(error))
 
-    async def _claim_all_paid(self) -> None:
+    async def _claim_all_paid(self, lately: float) -> None:
         """Whatever was paid while nobody listened; what expired lately may have been paid in its last moment."""
         condition = "state = ? OR (state = ? AND expires_at > ?)"
-        lately = self._clock.now() - _LATE_PAYMENT
         states = (SaleState.QUOTED.value, SaleState.EXPIRED.value)
-        for sale in list(self.records.where(self._store, condition, (*states, lately))):
+        for sale in list(self.records.where(self._store, condition, (*states, self._clock.now() - lately))):
             await self._claim_if_paid(sale)
 
     async def _claim_if_paid(self, sale: Sale) -> None:
         if sale.payment_hash is None or self._wallet is None:
             return
-        invoice = await self._wallet.lookup_invoice(sale.payment_hash)
+        with trio.fail_after(_WALLET_SECONDS):
+            invoice = await self._wallet.lookup_invoice(sale.payment_hash)
         if invoice is not None and invoice.received > 0:
             await self._claim(sale.payment_hash, invoice.received)
 
-    async def _claim(self, payment_hash: str, amount: Msat) -> None:
+    async def _claim(self, payment_hash: str, amount: Msat, preimage: str | None = None) -> None:
         """Claim a payment once, for the sale whose invoice it paid; claim, entry and state in one transaction.
 
         An invoice of ours is paid once, so its hash is the payment's id, by whichever way we learn of it.
@@ -258,14 +330,19 @@ class Provider:
 
         def job(tx: Tx) -> Step[Sale] | None:
             row = tx.one("SELECT id FROM sales WHERE payment_hash = ?", (payment_hash,))
-            if row is None or not claims.take(
-                tx,
-                wallet=self._wallet_name,
-                payment_id=payment_hash,
-                payment_hash=payment_hash,
-                sale_id=row["id"],
-                amount=amount,
-                at=self._clock.now(),
+            if (
+                amount <= 0
+                or row is None
+                or not claims.take(
+                    tx,
+                    wallet=self._wallet_name,
+                    payment_id=payment_hash,
+                    payment_hash=payment_hash,
+                    sale_id=row["id"],
+                    amount=amount,
+                    at=self._clock.now(),
+                    preimage=preimage,
+                )
             ):
                 return None
             return self._driver.advance_in(tx, row["id"], machine.Paid(amount))
@@ -276,12 +353,28 @@ class Provider:
 
     async def _watch_deliveries(self) -> None:
         """A result is delivered as soon as one relay has it; the outbox goes on with the others."""
+        await self._store.write(self._offer_again)
         with self._store.listen("delivered") as changed:
             while True:
-                for sale_id, accepted in self._delivery_states():
-                    message = machine.Delivered() if accepted else machine.Undeliverable()
-                    await self._driver.advance(sale_id, message)
-                await changed.receive()
+                wait = float("inf")
+                try:
+                    for sale_id, accepted in self._delivery_states():
+                        message = machine.Delivered() if accepted else machine.Undeliverable()
+                        await self._driver.advance(sale_id, message)
+                except Exception as error:
+                    log.error("cannot note what was delivered: %s", brief(error))
+                    wait = _LONGEST_WAIT
+                with trio.move_on_after(wait):
+                    await changed.receive()
+
+    def _offer_again(self, tx: Tx) -> None:
+        """The relays may be others than when a result was written: offer it to those, too."""
+        rows = tx.all(
+            "SELECT o.event AS event FROM sales s JOIN outbox o ON o.subject = s.id AND o.effect = ? WHERE s.state = ?",
+            (f"{SALE.name}.{SaleEffect.PUBLISH_RESULT.value}", SaleState.SERVED.value),
+        )
+        for row in rows:
+            outbox.add(tx, Event.from_json(row["event"]), self._pool.urls, at=self._clock.now())
 
     def _delivery_states(self) -> list[tuple[str, bool]]:
         rows = self._store.read(
@@ -316,7 +409,7 @@ class Provider:
             request=sale.id,
             customer=sale.customer,
             status=status,
-            message="" if status is not FeedbackStatus.ERROR else sale.reason or "the job failed",
+            message=_public_reason(sale) if status is FeedbackStatus.ERROR else "",
             amount_msats=sale.price if quoting else None,
             bolt11=sale.bolt11 if quoting else None,
             credit_msats=sale.owed if owing else None,
@@ -324,7 +417,9 @@ class Provider:
         )
 
     def _book(self, tx: Tx, step: Step[Sale]) -> None:
-        """Whatever moved in the record moves in the ledger."""
+        """Whatever moved in the record moves in the ledger; what is given back is delivered no more."""
+        if step.before.state is SaleState.SERVED and step.after.state in (SaleState.OWED, SaleState.FAILED):
+            self._take_back_result(tx, step.after)
         ledger.sale_moved(
             tx,
             cause=step.after.id,
@@ -333,6 +428,25 @@ class Provider:
             owed=(step.before.owed, step.after.owed),
             at=self._clock.now(),
         )
+
+    def _take_back_result(self, tx: Tx, sale: Sale) -> None:
+        rows = tx.all(
+            "SELECT event_id FROM outbox WHERE subject = ? AND effect = ?",
+            (sale.id, f"{SALE.name}.{SaleEffect.PUBLISH_RESULT.value}"),
+        )
+        for row in rows:
+            outbox.cancel(tx, row["event_id"], self._clock.now())
+
+
+def _public_reason(sale: Sale) -> str:
+    """Why, for strangers. What a backend or a wallet said may name files, addresses and other people's prompts."""
+    if sale.state is SaleState.REFUSED:
+        return sale.reason if sale.price == 0 else "no invoice can be made at the moment"
+    if sale.state in (SaleState.SERVED, SaleState.DELIVERED):
+        return "more was paid than the job costs"
+    if sale.state is SaleState.OWED and sale.paid < sale.price:
+        return "less was paid than the job costs"
+    return "the job failed"
 
 
 def sale_records(store: Store) -> RecordTable[Sale]:
@@ -356,4 +470,6 @@ def sale_records(store: Store) -> RecordTable[Sale]:
 def _due(sale: Sale) -> float | None:
     if sale.state is SaleState.QUOTED and sale.expires_at is not None:
         return sale.expires_at + _EXPIRY_GRACE
+    if sale.state is SaleState.SERVED:
+        return sale.created_at + _LATE_PAYMENT + _UNDELIVERED
     return None
