@@ -30,6 +30,9 @@ __all__ = ["Fault", "FaultKind", "FeeModel", "Side", "SimnetLedger", "SimnetWall
 NETWORK = "simnet"
 PREFIX = "sb"
 POLL_SECONDS = 0.02
+_BRISK_POLL_SECONDS = 0.004
+_BRISK_SECONDS = 1.0
+"""How long after issuing an invoice the ledger is asked more often: most are paid at once, or not for a while."""
 
 
 class SimnetLedger:
@@ -57,6 +60,7 @@ class SimnetLedger:
         self._bell = trio.Event()
         self._changes = 0
         self._polling = False
+        self._brisk_until = -float("inf")
         self._closed = False
 
     async def __aenter__(self) -> SimnetLedger:
@@ -131,7 +135,10 @@ class SimnetLedger:
         """Seconds until something may have happened of which nobody here rings."""
         due = self._file.next_due()
         until_due = float("inf") if due is None else max(due - self.clock.now(), 0.001)
-        return min(until_due, float("inf") if self._poll_seconds is None else self._poll_seconds)
+        if self._poll_seconds is None:
+            return until_due
+        brisk = trio.current_time() < self._brisk_until
+        return min(until_due, self._poll_seconds, _BRISK_POLL_SECONDS if brisk else float("inf"))
 
     def _look(self) -> None:
         if self._closed:
@@ -206,6 +213,7 @@ class SimnetWallet:
         issued = IssuedInvoice(
             bolt11=text, payment_hash=payment_hash, amount=amount, expires_at=float(int(now) + expiry_seconds)
         )
+        self._ledger._brisk_until = trio.current_time() + _BRISK_SECONDS
         return self._file.add_invoice(self.node_pubkey, key, issued, preimage.hex(), description, now)
 
     async def quote(self, bolt11: str) -> Msat:
