@@ -19,7 +19,7 @@ from tests.e2e.homes import FEE_MSATS, FUNDS_SATS, PRICE_MSATS, fetch, stop, unt
 pytestmark = pytest.mark.e2e
 
 PROMPT = "What happens if you die just now?"
-PENDING_SECONDS = 1.5
+PENDING_SECONDS = 3.0
 
 SCENARIOS = {"publish_refusal": "refused", "publish_debt": "undelivered", "reconcile": "pending"}
 """What else than a paid job is needed to pass an effect."""

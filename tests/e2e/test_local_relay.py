@@ -4,6 +4,8 @@ import pytest
 
 from protocols.nip90 import FEEDBACK
 from pylon.testing.provider_process import answer
+from pylon.wallets.port import PaymentState
+from pylon.wallets.simnet_ledger import Fault, FaultKind
 from tests.e2e.homes import FEE_MSATS, FUNDS_SATS, PRICE_MSATS, fetch, until
 
 pytestmark = pytest.mark.e2e
@@ -117,3 +119,28 @@ def test_a_backend_that_always_fails_ends_in_a_debt(relay, market):
     (debt,) = [event for event in fetch(relay, kinds=[FEEDBACK], tags={"e": [request.id]}) if event.tag("credit")]
     assert debt.tags_named("credit") == (("credit", str(PRICE_MSATS), request.id),)
     assert len(buyer.charges()) == 1
+
+
+@pytest.mark.parametrize("kind", [FaultKind.TIMEOUT, FaultKind.PENDING])
+@pytest.mark.parametrize("ends", [PaymentState.SETTLED, PaymentState.FAILED])
+def test_a_payment_of_which_nobody_knows(kind, ends, world, relay, market):
+    """While it may still settle nothing else is done; then it is either paid once, or not at all."""
+    provider, buyer = market
+    provider.start("provider", fake=True)
+    buyer.start()
+    buyer.fund()
+    world.inject(Fault(kind, 3.0, ends), buyer)
+    buyer.submit("Was it paid?", "--provider", provider.npub)
+    until(lambda: [row["state"] for row in buyer.purchases()] == ["paying"], 20, "a payment under way")
+    assert buyer.json("wallet", "balance")["pending_msats"] == PRICE_MSATS + FEE_MSATS
+    ended = buyer.purchase_ended()
+    if ends is PaymentState.SETTLED:
+        assert ended["state"] == "answered"
+        provider.sale_ended()
+        check_one_trade(relay, provider, buyer)
+    else:
+        assert ended["state"] == "failed"
+        assert buyer.charges() == []
+        assert buyer.wallet_msats() == FUNDS_SATS * 1000
+        assert provider.check_books()["accounts"]["unearned_msats"] == 0
+        buyer.check_books()

@@ -207,11 +207,10 @@ def test_no_secret_is_where_it_does_not_belong(world):
     provider.sale_ended()
     assert buyer.json("job", "status", buyer.purchases()[0]["id"])["text"] == reply
 
-    for each in (provider, buyer):
+    for each, options in ((provider, ()), (buyer, ("--json",))):
         for arguments in (("status",), ("wallet", "balance"), ("earnings",), ("books", "--check"), ("init",)):
-            for options in ((), ("--json",)):
-                done = each.run(*arguments, *options)
-                look(" ".join(arguments), (done.stdout + done.stderr).encode())
+            done = each.run(*arguments, *options)
+            look(" ".join(arguments), (done.stdout + done.stderr).encode())
     checked = set()
 
     def look_at_files():
