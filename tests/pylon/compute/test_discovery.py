@@ -1,0 +1,101 @@
+"""Whom a buyer asks, and in which order."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+from hypothesis import given
+
+from protocols.nip01 import sign_event
+from protocols.nip89 import Announcement
+from pylon.compute.discovery import ANNOUNCEMENT, Offer, announcements, rank
+from pylon.money import Msat, max_fee, sats
+from tests.pylon.market import Home, open_actor, open_home
+
+NAMES = [f"{number:02x}" * 32 for number in range(6)]
+BID = Msat(10_000)
+
+
+def announced(provider=NAMES[0], price=5_000, network="simnet", models=("m",), created_at=1):
+    return Announcement(provider, "d", (5050,), tuple(models), price, network, "", "", created_at)
+
+
+def ranked(found, bid=BID, model=None, network="simnet", excluded=(), wanted=None, distrusted=()):
+    return rank(found, bid=bid, model=model, network=network, excluded=excluded, wanted=wanted, distrusted=distrusted)
+
+
+announcements_ = st.builds(
+    announced,
+    st.sampled_from(NAMES),
+    st.one_of(st.none(), st.integers(0, 20_000), st.just(10**17)),
+    st.sampled_from(["simnet", "mainnet", ""]),
+    st.lists(st.sampled_from(["m", "n"]), max_size=2),
+    st.integers(0, 2**53),
+)
+names = st.lists(st.sampled_from(NAMES), max_size=3)
+
+
+@given(
+    st.lists(announcements_, max_size=12),
+    st.sampled_from([None, "m", "n", "o"]),
+    names,
+    st.one_of(st.none(), st.sampled_from(NAMES)),
+    names,
+)
+def test_no_ranking_breaks_the_rules(found, model, excluded, wanted, distrusted):
+    offers = ranked(found, model=model, excluded=excluded, wanted=wanted, distrusted=distrusted)
+    providers = [offer.provider for offer in offers]
+    assert len(providers) == len(set(providers)), "each provider once"
+    assert not set(providers) & set(excluded)
+    assert wanted is None or set(providers) <= {wanted}
+    for offer in offers:
+        assert 0 <= offer.ceiling <= BID, "never above the bid"
+        fits = [
+            a
+            for a in found
+            if a.provider == offer.provider
+            and a.network in ("simnet", "")
+            and (model is None or model in a.models)
+            and (a.price_msats is None or a.price_msats == offer.ceiling)
+        ]
+        assert fits or not any(a.provider == offer.provider for a in found), "never a wrong network or model"
+        assert offer.announced == bool(fits)
+    keys = [(offer.provider in distrusted, offer.ceiling + max_fee(offer.ceiling)) for offer in offers]
+    assert keys == sorted(keys), "cheapest first, the distrusted last"
+
+
+def test_of_equal_prices_the_newest_announcement_comes_first():
+    found = [announced(NAMES[0], created_at=1), announced(NAMES[1], created_at=2)]
+    assert [offer.provider for offer in ranked(found)] == [NAMES[1], NAMES[0]]
+
+
+def test_without_a_price_it_may_ask_the_bid_and_ranks_so():
+    assert ranked([announced(price=None), announced(NAMES[1], price=9_999)]) == [
+        Offer(NAMES[1], Msat(9_999), True),
+        Offer(NAMES[0], BID, True),
+    ]
+
+
+def test_who_is_named_is_asked_unannounced_but_not_against_its_word():
+    assert ranked([], wanted=NAMES[0]) == [Offer(NAMES[0], BID, False)]
+    assert ranked([announced(NAMES[1])], wanted=NAMES[0]) == [Offer(NAMES[0], BID, False)]
+    assert ranked([announced(network="mainnet")], wanted=NAMES[0]) == []
+    assert ranked([announced(price=10_001)], wanted=NAMES[0]) == []
+    assert ranked([], wanted=NAMES[0], excluded=[NAMES[0]]) == []
+
+
+def test_a_cheap_thief_is_asked_last():
+    found = [announced(NAMES[0], price=1), announced(NAMES[1], price=9_000)]
+    assert [offer.provider for offer in ranked(found, distrusted=[NAMES[0]])] == [NAMES[1], NAMES[0]]
+
+
+async def test_nonsense_announcements_are_left_out(autojump_clock, market):
+    seller, other = await open_actor(market, "seller"), await open_actor(market, "other")
+    seller.announce(price=sats(3))
+    for tags in ([["d", "x"], ["k", "5050"], ["price", "9" * 400]], [["d", "y"], ["k", "5050", "x"], ["price"]]):
+        market.relay.publish(
+            sign_event(other.secret, kind=ANNOUNCEMENT, content="[[[", tags=tags, created_at=market.now)
+        )
+    home: Home = await open_home(market)
+    async with home.opened() as (_store, pool):
+        found = await announcements(pool, 5050, 3.0)
+    assert {entry.price_msats for entry in found} == {sats(3), None}

@@ -1,0 +1,92 @@
+"""What is announced, and when again."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+
+import trio
+
+from protocols.nip89 import parse_announcement
+from pylon.inference.router import Router
+from pylon.money import Msat
+from pylon.provider.announce import Announcer, Profile
+from pylon.provider.pricing import Terms
+from pylon.testing.backend import ScriptedBackend
+from tests.pylon.market import open_home
+
+
+@asynccontextmanager
+async def announcing(home, backend, terms=None):
+    async with home.opened() as (store, pool), trio.open_nursery() as nursery:
+        announcer = Announcer(
+            secret=home.secret,
+            store=store,
+            pool=pool,
+            router=Router([backend]),
+            clock=home.market.clock,
+            terms=terms or Terms(Msat(5_000)),
+            profile=Profile("name", "about", "simnet"),
+        )
+        nursery.start_soon(announcer.run)
+        yield store
+        nursery.cancel_scope.cancel()
+
+
+def sent(store):
+    return [row["created_at"] for row in store.read("SELECT created_at FROM outbox ORDER BY id")]
+
+
+async def test_models_and_price_are_told(autojump_clock, market):
+    home = await open_home(market)
+    async with announcing(home, ScriptedBackend("a", models=("b", "a"))):
+        await trio.sleep(5)
+    found = parse_announcement(market.events(31990)[0])
+    assert (found.models, found.price_msats, found.network) == (("a", "b"), 5_000, "simnet")
+    assert found.kinds == (5050,)
+
+
+async def test_silent_without_models_and_announced_when_they_come(autojump_clock, market):
+    home, backend = await open_home(market), ScriptedBackend("a")
+    backend.up = False
+    async with announcing(home, backend):
+        await trio.sleep(100)
+        assert market.events(31990) == []
+        backend.up = True
+        await trio.sleep(100)
+        assert len(market.events(31990)) == 1
+
+
+async def test_announced_again_only_on_a_change_and_under_one_name(autojump_clock, market):
+    home, backend = await open_home(market), ScriptedBackend("a", models=("one",))
+    async with announcing(home, backend) as store:
+        await trio.sleep(500)
+        assert len(sent(store)) == 1
+        backend.model_ids = ("one", "two")
+        await trio.sleep(100)
+        assert len(sent(store)) == 2
+    async with announcing(home, backend) as store:
+        await trio.sleep(5)
+        assert len(sent(store)) == 3
+    found = market.events(31990)
+    assert len(found) == 1, "one address for one instance"
+    assert parse_announcement(found[0]).models == ("one", "two")
+
+
+async def test_created_at_grows_even_when_the_clock_does_not(autojump_clock, market):
+    home, backend = await open_home(market), ScriptedBackend("a", models=("m0",))
+    async with announcing(home, backend) as store:
+        for number in range(1, 6):
+            await trio.sleep(100)
+            market.clock.skew -= 500
+            backend.model_ids = (f"m{number}",)
+        await trio.sleep(100)
+        times = sent(store)
+    assert times == sorted(set(times))
+    assert len(times) == 6
+
+
+async def test_a_free_provider_says_so(autojump_clock, market):
+    home = await open_home(market)
+    async with announcing(home, ScriptedBackend("a"), Terms(Msat(5_000), payments=False)):
+        await trio.sleep(5)
+    assert parse_announcement(market.events(31990)[0]).price_msats == 0
