@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from contextlib import contextmanager, suppress
+
+import pytest
+
+from pylon.cli.main import run
+from pylon.paths import Home
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    for name in ("PYLON_HOME", "PYLON_NETWORK", "PYLON_DEBUG", "PYLON_SIMNET_LEDGER"):
+        monkeypatch.delenv(name, raising=False)
+    return Home(tmp_path / "home")
+
+
+@pytest.fixture
+def pylon(home, capsys):
+    """Run ``pylon --home ...``: exit code, stdout, stderr."""
+
+    def pylon(*arguments: str):
+        code = run(["--home", str(home.root), *arguments])
+        return code, *capsys.readouterr()
+
+    return pylon
+
+
+@pytest.fixture
+def simnet(pylon):
+    """``pylon``, in a home on simnet."""
+    assert pylon("init", "--network", "simnet")[0] == 0
+    return pylon
+
+
+@pytest.fixture
+def daemon(home):
+    """Stand in for the daemon: ``with daemon(*lines) as asked`` answers every call with ``lines``.
+
+    A line is ``{"method", "params"}`` (a notification), ``{"result"}`` or ``{"error"}``; after ``None`` it hangs up.
+    """
+
+    @contextmanager
+    def daemon(*lines):
+        home.prepare()
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(home.socket))
+        listener.listen()
+        asked = []
+
+        def serve():
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                with connection, suppress(OSError):
+                    answer(connection)
+
+        def answer(connection):
+            received = b""
+            while not received.endswith(b"\n"):
+                if not (more := connection.recv(65536)):
+                    return
+                received += more
+            asked.append(json.loads(received))
+            for line in lines:
+                if line is None:
+                    return
+                own = {} if "method" in line else {"id": asked[-1]["id"]}
+                connection.sendall(json.dumps({"jsonrpc": "2.0", **own, **line}).encode() + b"\n")
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield asked
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            listener.close()
+            thread.join(5)
+            home.socket.unlink()
+
+    return daemon
