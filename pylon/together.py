@@ -9,7 +9,8 @@ import trio
 
 T = TypeVar("T")
 
-AT_ONCE = 64
+AT_ONCE = 8
+"""Enough to share commits; with many more, all items would come to their end together, at the end."""
 
 
 async def handle_together(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import random
+from collections.abc import Sequence
 
 import attrs
 import trio
@@ -32,11 +33,12 @@ from pylon.money import Msat
 from pylon.provider import sale as machine
 from pylon.provider.pricing import Terms, appraise
 from pylon.provider.sale import SALE, Sale, SaleEffect, SaleState
-from pylon.relays.pool import RelayPool
+from pylon.relays.pool import Received, RelayPool
 from pylon.store import claims, cursors, inbox, ledger, outbox
 from pylon.store.database import Store, Tx
 from pylon.store.records import RecordTable, Step
-from pylon.wallets.port import Direction, PaymentState, Wallet
+from pylon.together import handle_together
+from pylon.wallets.port import Direction, Payment, PaymentState, Wallet
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +56,8 @@ _UNDELIVERED = 86_400.0
 """Seconds for which relays may take a result, before its price is owed; a late payment's time is added."""
 _LONGEST_REQUEST = 32_768
 """Bytes of an open request that its result repeats; a relay would not take two copies of a larger one."""
+_SURELY_FITS = 8_000
+"""Characters of an answer, and of the request it repeats, that fit into an event however they are written there."""
 _FIRST_WAIT = 1.0
 _LONGEST_WAIT = 60.0
 _PARTIAL_SECONDS = 0.5
@@ -118,11 +122,13 @@ class Provider:
                     nursery.start_soon(self._poll_payments)
                 nursery.start_soon(self._watch_deliveries)
                 task_status.started()
-                async for received in requests:
-                    event = received.event
-                    await inbox.deliver(self._store, _CONSUMER, event.id, functools.partial(self._take, event))
+                await handle_together(requests, self._deliver)
 
     # --- requests ---------------------------------------------------------------------------------------------
+
+    async def _deliver(self, received: Received) -> None:
+        event = received.event
+        await inbox.deliver(self._store, _CONSUMER, event.id, functools.partial(self._take, event))
 
     async def _take(self, event: Event) -> None:
         """Look at a request once, however often and from wherever it comes."""
@@ -240,6 +246,8 @@ class Provider:
         return machine.Answered(text, *tokens)
 
     def _can_be_sent(self, sale: Sale, text: str) -> bool:
+        if text.strip() and max(len(text), len(sale.request)) <= _SURELY_FITS:
+            return True
         try:
             event = self._compose(attrs.evolve(sale, result=text), SaleEffect.PUBLISH_RESULT)
         except (JobInvalid, EventInvalid):
@@ -289,15 +297,17 @@ class Provider:
                     lately = _JUST_EXPIRED
                     task_status.started()
                     task_status = trio.TASK_STATUS_IGNORED
-                    async for payment in events:
-                        if payment.direction is Direction.RECEIVED and payment.state is PaymentState.SETTLED:
-                            await self._claim(payment.payment_hash, payment.amount, payment.preimage)
+                    await handle_together(events, self._take_payment)
             except Exception as error:
                 log.warning("cannot hear of payments, asking instead: %s", brief(error))
             task_status.started()
             task_status = trio.TASK_STATUS_IGNORED
             wait = _FIRST_WAIT if trio.current_time() - began > 5 * wait else min(2 * wait, _LONGEST_WAIT)
             await trio.sleep(wait * (0.75 + 0.5 * self._rng.random()))
+
+    async def _take_payment(self, payment: Payment) -> None:
+        if payment.direction is Direction.RECEIVED and payment.state is PaymentState.SETTLED:
+            await self._claim(payment.payment_hash, payment.amount, payment.preimage)
 
     async def _poll_payments(self) -> None:
         while True:
@@ -358,14 +368,23 @@ class Provider:
             while True:
                 wait = float("inf")
                 try:
-                    for sale_id, accepted in self._delivery_states():
-                        message = machine.Delivered() if accepted else machine.Undeliverable()
-                        await self._driver.advance(sale_id, message)
+                    await self._note_deliveries(self._delivery_states())
                 except Exception as error:
                     log.error("cannot note what was delivered: %s", brief(error))
                     wait = _LONGEST_WAIT
                 with trio.move_on_after(wait):
                     await changed.receive()
+
+    async def _note_deliveries(self, found: Sequence[tuple[str, bool]]) -> None:
+        def job(tx: Tx) -> list[Step[Sale] | None]:
+            return [
+                self._driver.advance_in(tx, sale_id, machine.Delivered() if accepted else machine.Undeliverable())
+                for sale_id, accepted in found
+            ]
+
+        if found:
+            for step in await self._store.write(job):
+                self._driver.acted(step)
 
     def _offer_again(self, tx: Tx) -> None:
         """The relays may be others than when a result was written: offer it to those, too."""
@@ -420,12 +439,15 @@ class Provider:
         """Whatever moved in the record moves in the ledger; what is given back is delivered no more."""
         if step.before.state is SaleState.SERVED and step.after.state in (SaleState.OWED, SaleState.FAILED):
             self._take_back_result(tx, step.after)
+        before, after = step.before, step.after
+        if (before.paid, before.earned, before.owed) == (after.paid, after.earned, after.owed):
+            return
         ledger.sale_moved(
             tx,
-            cause=step.after.id,
-            paid=(step.before.paid, step.after.paid),
-            earned=(step.before.earned, step.after.earned),
-            owed=(step.before.owed, step.after.owed),
+            cause=after.id,
+            paid=(before.paid, after.paid),
+            earned=(before.earned, after.earned),
+            owed=(before.owed, after.owed),
             at=self._clock.now(),
         )
 
