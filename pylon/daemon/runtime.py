@@ -6,6 +6,7 @@ long; a command without a daemon runs it for as long as the command takes.
 
 from __future__ import annotations
 
+import functools
 import logging
 import random
 from collections.abc import AsyncIterator
@@ -18,6 +19,7 @@ from pylon.clock import Clock, SystemClock
 from pylon.compute.buyer import Buyer, BuyerSettings
 from pylon.config import Config
 from pylon.daemon.embedded_relay import EmbeddedRelay
+from pylon.daemon.housekeeping import keep_house
 from pylon.errors import ConfigError, ModelMissing, NetworkUnsupported
 from pylon.identity import Identity
 from pylon.identity import load as load_identity
@@ -137,6 +139,7 @@ async def open_runtime(
         pool = RelayPool(urls, connect=connect, clock=clock, rng=rng)
         await nursery.start(pool.run)
         supervisor.start(ChildSpec("publisher", Publisher(pool, store, clock, rng).run))
+        supervisor.start(ChildSpec("housekeeping", functools.partial(keep_house, store, clock)))
 
         buyer = None
         if wallet is not None:

@@ -15,6 +15,7 @@ from pylon.daemon.logs import start_logging
 from pylon.daemon.process import hold_home, until_signal
 from pylon.daemon.runtime import Runtime, open_runtime, require_simnet
 from pylon.daemon.verbs import Verbs
+from pylon.errors import brief
 from pylon.groups import cause
 from pylon.inference.port import Backend
 from pylon.money import Msat, format_msat
@@ -49,8 +50,6 @@ def run_daemon(
 
 async def _serve(home: Home, config: Config, mode: str, say: Callable[[str], None], backend: Backend | None) -> None:
     async with open_runtime(home, config, mode=mode, backend=backend) as runtime:
-        if runtime.wallet is not None:
-            await books.book_deposits(runtime.store, runtime.wallet, runtime.clock.now())
         verbs = Verbs(config, runtime.clock, runtime.store, runtime.wallet, runtime.buyer, runtime)
         async with trio.open_nursery() as nursery:
             await nursery.start(serve_control, home, verbs.table())
@@ -69,8 +68,11 @@ async def _check_books(runtime: Runtime, say: Callable[[str], None]) -> None:
     """Say what is wrong with the books, and stays so: what a crash has left open is being put right just now."""
     lasting: list[str] | None = None
     for _ in range(_LOOKS_INTO_THE_BOOKS):
-        balance = None if runtime.wallet is None else await runtime.wallet.balance()
-        found = books.report(runtime.store, balance).problems
+        try:
+            found = (await books.audit(runtime.store, runtime.wallet, runtime.clock)).problems
+        except Exception as error:
+            # A wallet that is away at the start must not keep the daemon from running.
+            found = (f"they cannot be checked: {brief(error)}",)
         lasting = [problem for problem in found if lasting is None or problem in lasting]
         if not lasting:
             return

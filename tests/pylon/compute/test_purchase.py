@@ -148,3 +148,43 @@ def test_no_sequence_of_inputs_pays_twice(messages):
     assert len(asked) == len(set(asked)), "no provider is asked twice"
     assert "think" not in repr(record)
     assert "words" not in repr(record)
+
+
+PAID = (m.Begun(), CHOSEN, QUOTED, SETTLED)
+
+
+def test_a_credit_counts_only_if_it_covers_what_was_paid_and_for_no_more():
+    record, _ = walk(*PAID)
+    assert PURCHASE.step(record, m.Credited(REQUESTS[0], Msat(3_999), "little")) is None
+    record, _ = walk(*PAID, m.Credited(REQUESTS[0], Msat(10**18), "a fortune"))
+    assert (record.state, record.credit) == (PurchaseState.CREDITED, 4_000)
+    record, _ = walk(m.Begun(), CHOSEN, QUOTED, m.Credited(REQUESTS[0], Msat(10**18), "early"), SETTLED)
+    assert (record.state, record.credit, record.reason) == (PurchaseState.CREDITED, 4_000, "early")
+
+
+def test_a_payment_that_failed_leaves_no_credit_behind():
+    early = m.Credited(REQUESTS[0], Msat(4_000), "early")
+    record, _ = walk(m.Begun(), CHOSEN, QUOTED, early, m.PaymentFailed("no route"))
+    assert record.credit == 0
+
+
+def test_an_answer_for_nothing_is_kept_when_our_own_wallet_refuses():
+    record, _ = walk(m.Begun(), CHOSEN, QUOTED, ANSWERED, m.PaymentRefused("no funds"))
+    assert (record.state, record.paid) == (PurchaseState.ANSWERED, 0)
+
+
+def test_the_time_for_the_answer_runs_from_the_settlement():
+    late = m.PaymentSettled(Msat(4_000), Msat(20), None, answer_by=900.0)
+    record, _ = walk(m.Begun(), CHOSEN, QUOTED, late)
+    assert record.answer_by == 900.0
+
+
+def test_ten_providers_are_enough():
+    messages: list[object] = [m.Begun()]
+    for number in range(m.MAX_PROVIDERS):
+        request = f"{number:064x}"
+        messages += [m.Chosen(f"{number:02x}" * 32, Msat(4_000), request, 10.0), m.TurnedAway(request, "no")]
+    record, done = walk(*messages)
+    assert record.state is PurchaseState.FAILED
+    assert done[-1] == ()
+    assert record.reason == "10 providers were asked; last: no"

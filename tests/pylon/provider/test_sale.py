@@ -130,3 +130,9 @@ def test_no_sequence_of_inputs_loses_or_invents_money(messages):
         assert record == attrs.evolve(record), "records are values"
         assert record.attempts <= MAX_ATTEMPTS
     assert "think" not in repr(record)
+
+
+def test_what_is_overpaid_is_owed_and_told():
+    record, done = walk(m.Priced(PRICE), MINTED, m.Paid(Msat(5_001)), m.Answered("words"))
+    assert (record.state, record.earned, record.owed) == (SaleState.SERVED, PRICE, 1)
+    assert done[-1] == (SaleEffect.PUBLISH_RESULT, SaleEffect.PUBLISH_DEBT)

@@ -1,0 +1,54 @@
+"""What is forgotten, and what never is."""
+
+from __future__ import annotations
+
+import trio
+
+from pylon.daemon import books, housekeeping
+from pylon.errors import StoreError
+from pylon.provider.pricing import Terms
+from pylon.provider.sale import SaleState
+from pylon.store.database import open_store
+from pylon.store.vault import Vault
+from tests.pylon.market import PRICE, open_actor, open_home, until
+
+MONTH = 31 * 86_400.0
+
+
+def count(store, table):
+    return store.one(f"SELECT COUNT(*) AS n FROM {table}")["n"]
+
+
+async def test_what_came_to_nothing_is_forgotten_and_what_was_paid_is_not(autojump_clock, market, monkeypatch):
+    monkeypatch.setattr(housekeeping, "_BATCH", 2)
+    home, customer = await open_home(market, funds=0), await open_actor(market, "customer")
+    async with home.selling(terms=Terms(PRICE, invoice_seconds=30)) as (provider, store):
+        paid = customer.ask(home.secret, prompt="paid")
+        await customer.pay(await customer.told(paid, "payment-required"))
+        for number in range(5):
+            customer.ask(home.secret, prompt=f"never paid {number}")
+        customer.ask(home.secret, prompt=" ")
+        await trio.sleep(120)
+        await until(lambda: provider.records.load(store, paid.id).state is SaleState.DELIVERED)
+        assert (count(store, "sales"), count(store, "inbox")) == (7, 7)
+        await housekeeping.sweep(store, market.clock.now())
+        assert (count(store, "sales"), count(store, "inbox")) == (7, 7)
+        await housekeeping.sweep(store, market.clock.now() + MONTH)
+        assert (count(store, "sales"), count(store, "inbox"), count(store, "outbox")) == (1, 0, 0)
+        assert {row["subject"] for row in store.read("SELECT subject FROM transitions")} == {paid.id}
+        assert books.report(store, await home.wallet.balance()).problems == ()
+
+
+async def test_a_full_disk_does_not_end_it(autojump_clock, market):
+    path = market.directory / "alone.db"
+    async with open_store(path, vault=Vault(bytes(32)), clock=market.clock, executor="inline", durable=False) as store:
+        tries = []
+
+        async def full(fn):
+            tries.append(1)
+            raise StoreError("the disk is full")
+
+        store.write = full
+        with trio.move_on_after(3 * housekeeping.EVERY + 1):
+            await housekeeping.keep_house(store, market.clock)
+        assert len(tries) == 4
