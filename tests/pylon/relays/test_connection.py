@@ -59,7 +59,7 @@ async def test_a_relay_that_is_not_to_be_had_is_tried_ever_slower(autojump_clock
     assert len({round(gap, 6) for gap in gaps[10:]}) > 5, "jittered"
 
 
-@pytest.mark.parametrize(("uptime", "resets"), [(9.0, False), (41.0, True)])
+@pytest.mark.parametrize(("uptime", "resets"), [(38.0, False), (41.0, True)])
 async def test_the_wait_starts_over_only_after_a_good_uptime(autojump_clock, uptime, resets):
     script = Script("refuse")
     async with pooled(script):
@@ -132,6 +132,23 @@ async def test_a_relay_that_does_not_read_is_cut_after_ten_seconds(autojump_cloc
         assert status(pool).last_error == "it does not read"
         await trio.sleep(2)
         assert pool.is_connected(URL)
+
+
+async def test_who_waits_for_an_answer_learns_at_once_that_the_connection_is_gone(autojump_clock):
+    script = Script()
+    async with pooled(script) as pool, trio.open_nursery() as nursery:
+        ended = []
+
+        async def publish():
+            with pytest.raises(RelayError, match=URL):
+                await pool.publish(URL, note())
+            ended.append(trio.current_time())
+
+        nursery.start_soon(publish)
+        await trio.sleep(1)
+        script.link.drop()
+        await settle()
+        assert len(ended) == 1
 
 
 async def test_nobody_who_is_cancelled_while_sending_cuts_the_connection(autojump_clock):
@@ -290,6 +307,16 @@ async def test_a_closed_subscription_is_asked_again_ever_slower(autojump_clock):
         script.link.say("CLOSED", notes.id, "error: idle")
         await trio.sleep(1.5)
         assert len(script.link.reqs()) == 11, "it was open long enough: from the start"
+
+
+async def test_a_subscription_that_was_asked_meanwhile_is_not_asked_again(autojump_clock):
+    script = Script()
+    async with pooled(script) as pool, pool.subscribe([NOTES]) as notes:
+        script.link.say("CLOSED", notes.id, "error: no")
+        await settle()
+        pool._resume(notes, [URL])
+        await trio.sleep(5)
+        assert len(script.link.reqs()) == 2
 
 
 async def test_a_restricted_subscription_is_not_asked_again_and_others_live(autojump_clock):
