@@ -66,8 +66,7 @@ class Party:
             if role == "provider":
                 router = Router([ScriptedBackend("Pong.", name="null", models=("null-1",))])
                 # One customer buys it all here.
-                most = {name: 10_000 for name in ("max_open", "max_open_per_customer") if hasattr(Terms, name)}
-                terms = Terms(min_price=PRICE, **most)
+                terms = Terms(min_price=PRICE, max_open=10_000, max_open_per_customer=10_000)
                 provider = Provider(
                     secret=secret, store=store, pool=pool, wallet=wallet, wallet_name="own", router=router,
                     clock=clock, rng=rng, terms=terms, slots=self.settings["slots"],

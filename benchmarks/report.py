@@ -48,7 +48,11 @@ def machine_line() -> str:
         lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
         model = lines[0].partition(":")[2].strip() if lines else model
     memory = psutil.virtual_memory().total / 2**30
-    return f"{psutil.cpu_count()} cores, {model}, {memory:.0f} GiB, Python {platform.python_version()}"
+    load = psutil.getloadavg()[0]
+    return (
+        f"{psutil.cpu_count()} cores, {model}, {memory:.0f} GiB, Python {platform.python_version()};"
+        f" load average {load:.1f} (an idle machine's figures are the ones to compare)"
+    )
 
 
 def as_text(tables: Sequence[Table]) -> str:
