@@ -154,7 +154,7 @@ class Story:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={key: value for key, value in os.environ.items() if not key.startswith("PYLON_")},
+                env=_environment(),
             )
         self._tell(f"{seller.name:<9} pid {seller.process.pid}, sells an answer for {format_msat(seller.price)}")
 
@@ -333,11 +333,20 @@ class Story:
 def _books_of(seller: Seller) -> Any:
     """A provider's own books, from its own command."""
     done = subprocess.run(
-        [*_command(), "--home", str(seller.home.root), "books", "--json"], capture_output=True, check=False, timeout=30
+        [*_command(), "--home", str(seller.home.root), "books", "--json"],
+        capture_output=True,
+        check=False,
+        timeout=30,
+        env=_environment(),
     )
     if done.returncode != 0:
         raise PylonError(f"the books of {seller.name} cannot be read: {done.stderr.decode(errors='replace').strip()}")
     return json.loads(done.stdout)
+
+
+def _environment() -> dict[str, str]:
+    """This shell's, without what it says of other homes."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("PYLON_")}
 
 
 def _command() -> list[str]:
