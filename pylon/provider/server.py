@@ -363,11 +363,14 @@ class Provider:
 
     async def _watch_deliveries(self) -> None:
         """A result is delivered as soon as one relay has it; the outbox goes on with the others."""
-        await self._store.write(self._offer_again)
+        offered = False
         with self._store.listen("delivered") as changed:
             while True:
                 wait = float("inf")
                 try:
+                    if not offered:
+                        await self._store.write(self._offer_again)
+                        offered = True
                     await self._note_deliveries(self._delivery_states())
                 except Exception as error:
                     log.error("cannot note what was delivered: %s", brief(error))

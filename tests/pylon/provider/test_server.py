@@ -376,3 +376,42 @@ def test_reasons_of_our_own_may_be_told():
     assert _public_reason(refused) == "the prompt is too long"
     short = attrs.evolve(sale, state=SaleState.OWED, price=Msat(5), paid=Msat(4))
     assert _public_reason(short) == "less was paid than the job costs"
+
+
+async def test_a_full_disk_does_not_end_the_provider(autojump_clock, market):
+    """No paid work is taken while it lasts; afterwards everything goes on by itself."""
+    home, customer = await open_home(market), await open_actor(market, "customer")
+    async with home.selling() as (provider, store):
+        quoted = customer.ask(home.secret, prompt="first")
+        quote = await customer.told(quoted, "payment-required")
+        await trio.sleep(5)
+        write = store.write
+
+        async def full(fn):
+            await trio.lowlevel.checkpoint()
+            raise StoreError("the disk is full")
+
+        store.write = full
+        await customer.pay(quote)
+        waiting = customer.ask(home.secret, prompt="second")
+        await trio.sleep(2_000)
+        assert sale_of(provider, store, waiting) is None
+        store.write = write
+        assert (await ended(provider, store, quoted)).state is SaleState.DELIVERED
+        await customer.told(waiting, "payment-required")
+
+
+async def test_a_result_is_offered_to_relays_that_joined_since(autojump_clock, market):
+    home, customer = await open_home(market), await open_actor(market, "customer")
+    async with home.selling(ScriptedBackend(Reply("words", first=5.0))) as (provider, store):
+        request = customer.ask(home.secret)
+        await customer.pay(await customer.told(request, "payment-required"))
+        await trio.sleep(1)
+        market.relay.faults.refuse_connections = True
+        market.relay.disconnect_all()
+        await until(lambda: sale_of(provider, store, request).state is SaleState.SERVED)
+        # The home's relays change: what it had written was for one that is gone.
+        await store.write(lambda tx: tx.execute("UPDATE deliveries SET relay = 'ws://gone' WHERE state = 'pending'"))
+    market.relay.faults.refuse_connections = False
+    async with home.selling() as (provider, store):
+        assert (await ended(provider, store, request)).state is SaleState.DELIVERED
