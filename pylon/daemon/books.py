@@ -9,7 +9,7 @@ import attrs
 from pylon.clock import Clock
 from pylon.compute.buyer import purchase_records
 from pylon.compute.purchase import PurchaseState
-from pylon.errors import SealError
+from pylon.errors import SealError, StoreError
 from pylon.money import Msat, format_msat
 from pylon.provider.sale import SaleState
 from pylon.provider.server import sale_records
@@ -53,9 +53,12 @@ def report(store: Store, wallet: Balance | None, payments: Sequence[Payment] = (
     """
     with store.snapshot():
         problems = [str(problem) for problem in books.check(store)]
+        try:
+            balances = dict(ledger.balances(store))
+        except StoreError:  # named among the problems; nothing else can be said of such a ledger
+            return Report({}, None if wallet is None else wallet.settled, tuple(problems))
         problems.extend(_sales(store))
         problems.extend(_purchases(store))
-        balances = dict(ledger.balances(store))
         if wallet is not None:
             expected = balances.get("wallet", 0) + _under_way(store, payments)
             if expected != wallet.settled:

@@ -1,0 +1,185 @@
+"""A home put together, without a model: real sockets, real time, a scripted backend."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import asynccontextmanager
+from functools import partial
+
+import attrs
+import pytest
+import trio
+
+from pylon import config as configuration
+from pylon import identity
+from pylon.clock import SystemClock
+from pylon.compute.purchase import PurchaseState
+from pylon.daemon.runtime import choose_model, open_runtime, require_simnet
+from pylon.daemon.verbs import Verbs
+from pylon.errors import ConfigError, IdentityError, ModelMissing, NetworkUnsupported
+from pylon.groups import cause
+from pylon.money import sats
+from pylon.paths import Home
+from pylon.testing.backend import ScriptedBackend
+
+PROMPT, ANSWER = "why-is-the-sky-so-blue?", "nobody-has-ever-known"
+GGUF = b"GGUF" + (3).to_bytes(4, "little") + bytes(2_000_000)
+
+
+@pytest.fixture(autouse=True)
+def no_models(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYLON_MODELS", str(tmp_path / "models"))
+
+
+@pytest.fixture
+def make(tmp_path):
+    def make(name: str, **changes):
+        home = Home(tmp_path / name)
+        identity.create(home, now=1.0)
+        home.config.write_text(
+            f'network = "simnet"\n[relay]\nbind = "127.0.0.1:0"\n[simnet]\nledger = "{tmp_path}/ledger.db"\n'
+        )
+        return home, attrs.evolve(configuration.load(home.config, environ={}).config, **changes)
+
+    return make
+
+
+@asynccontextmanager
+async def opened(home, config, **options):
+    with trio.fail_after(20):
+        async with open_runtime(home, config, **options) as runtime:
+            yield runtime
+
+
+async def verb(runtime, name, **params):
+    async def notify(method, data):
+        pass
+
+    verbs = Verbs(runtime.config, runtime.clock, runtime.store, runtime.wallet, runtime.buyer, runtime)
+    return await verbs.table()[name](params, notify)
+
+
+async def test_a_host_buys_and_sells_nothing(make):
+    home, config = make("host")
+    async with opened(home, config) as runtime:
+        assert runtime.provider is None
+        assert runtime.engine is None
+        assert runtime.relay.serving
+        assert {"publisher", "buyer"} <= {child.name for child in runtime.supervisor.statuses()}
+        report = await verb(runtime, "status")
+        assert report["daemon"]["host_active"] is True
+        assert report["daemon"]["provider_active"] is False
+        assert report["backends"] == []
+        assert report["default_backend"] is None
+        assert report["wallet"]["settled_msats"] == 0
+        assert report["npub"] == identity.load(home).npub
+    assert not home.socket.exists()
+
+
+async def test_one_home_sells_to_another(make, caplog):
+    """And nothing of what was asked, answered or is kept secret is ever handed to the log."""
+    caplog.set_level(logging.DEBUG)
+    seller, terms = make("seller", min_price_msats=7_000)
+    async with opened(seller, terms, mode="provider", backend=ScriptedBackend(ANSWER)) as selling:
+        buyer, config = make("buyer", relays=tuple(selling.pool.urls))
+        config = attrs.evolve(config, relay=attrs.evolve(config.relay, enabled=False))
+        async with opened(buyer, config) as buying:
+            await verb(buying, "wallet.fund", amount_msats=sats(100))
+            record = await verb(buying, "job.submit", prompt=PROMPT, bid_msats=sats(20), max_tokens=8, wait=True)
+            assert (record["state"], record["text"]) == (PurchaseState.ANSWERED, ANSWER)
+            assert record["paid_msats"] == 7_000
+            assert (await verb(buying, "books"))["clean"]
+            report = await verb(buying, "status")
+            assert report["relays"][0]["state"] == "connected"
+        earned = await verb(selling, "earnings")
+        assert earned["summary"]["total_msats"] == 7_000
+        status = await verb(selling, "status")
+        assert status["stats"] == {"jobs_completed": 1, "earnings_msats": 7_000}
+        assert status["daemon"]["host_active"] is False
+        assert status["default_backend"] == status["backends"][0]["name"]
+    assert caplog.records
+    for secret in (PROMPT, ANSWER, *(identity.load(home).reveal_phrase() for home in (seller, buyer))):
+        assert secret not in caplog.text
+
+
+async def test_both_without_a_model_buys_and_says_why_it_sells_nothing(make):
+    home, config = make("both")
+    async with opened(home, config, mode="both") as runtime:
+        assert runtime.provider is None
+        assert "no model" in runtime.provider_off
+        assert "pylon models pull" in runtime.provider_off
+        assert (await verb(runtime, "status"))["daemon"]["provider_off"] == runtime.provider_off
+
+
+async def test_a_provider_without_a_model_is_refused(make):
+    home, config = make("provider")
+    with pytest.raises(BaseException) as caught:
+        async with opened(home, config, mode="provider"):
+            pass
+    assert isinstance(cause(caught.value), ModelMissing)
+
+
+async def test_without_an_identity(tmp_path, make):
+    _, config = make("other")
+    with pytest.raises(IdentityError, match="no identity"):
+        async with opened(Home(tmp_path / "none"), config):
+            pass
+
+
+async def test_a_stranger_on_the_relays_port(make):
+    home, config = make("home")
+    async with trio.open_nursery() as nursery:
+
+        async def hang_up(stream):
+            await stream.aclose()
+
+        (listener,) = await nursery.start(partial(trio.serve_tcp, hang_up, 0, host="127.0.0.1"))
+        bind = configuration.Bind("127.0.0.1", listener.socket.getsockname()[1])
+        config = attrs.evolve(config, relay=attrs.evolve(config.relay, bind=bind))
+        with pytest.raises(BaseException) as caught:
+            async with opened(home, config):
+                pass
+        nursery.cancel_scope.cancel()
+    error = cause(caught.value)
+    assert isinstance(error, ConfigError)
+    assert "[relay] bind" in error.hint
+
+
+@pytest.mark.parametrize("mode", ["host", "both"])
+async def test_other_networks_have_no_wallet_yet(make, mode):
+    home, config = make("home", network="testnet")
+    with pytest.raises(NetworkUnsupported):
+        async with opened(home, config, mode=mode):
+            pass
+    require_simnet(attrs.evolve(config, network="simnet"), "anything")
+
+
+async def test_what_is_free_is_served_on_any_network(make):
+    home, config = make("home", network="testnet", enable_payments=False, relays=())
+    async with opened(home, config, mode="provider", backend=ScriptedBackend("words")) as runtime:
+        assert runtime.wallet is None
+        assert runtime.buyer is None
+        assert runtime.provider is not None
+
+
+def test_the_model_that_is_served(tmp_path, make):
+    _, config = make("home")
+    with pytest.raises(ModelMissing, match="no model is installed"):
+        choose_model(config)
+    models = tmp_path / "models"
+    models.mkdir()
+    for name in ("alpha", "beta"):
+        (models / f"{name}.gguf").write_bytes(GGUF)
+    assert choose_model(config).name == "alpha"
+    assert choose_model(attrs.evolve(config, default_model="beta")).name == "beta"
+    mine = tmp_path / "mine.gguf"
+    mine.write_bytes(GGUF)
+    named = attrs.evolve(config, provider=attrs.evolve(config.provider, model_file=mine))
+    assert choose_model(named).path == mine
+    mine.unlink()
+    with pytest.raises(ModelMissing, match=r"mine\.gguf"):
+        choose_model(named)
+
+
+def test_the_clock_is_the_systems():
+    assert SystemClock().now() > 1.6e9
