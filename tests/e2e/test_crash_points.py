@@ -9,12 +9,13 @@ import time
 
 import pytest
 
-from protocols.nip90 import FEEDBACK
+from protocols.keys import PublicKey, SecretKey
+from protocols.nip90 import FEEDBACK, build_request
 from pylon.compute.purchase import PURCHASE
 from pylon.provider.sale import SALE
 from pylon.testing.provider_process import answer
 from pylon.wallets.simnet_ledger import Fault, FaultKind
-from tests.e2e.homes import FEE_MSATS, FUNDS_SATS, PRICE_MSATS, fetch, stop, until
+from tests.e2e.homes import FEE_MSATS, FUNDS_SATS, PRICE_MSATS, Stranger, fetch, stop, until
 
 pytestmark = pytest.mark.e2e
 
@@ -124,19 +125,28 @@ def die_when_the_result_is_turned_away(market):
 
 
 def die_when_the_bid_is_too_low(market):
+    """Our own buyer would not even ask at a price below the announced one: a stranger does."""
     market.start()
-    market.submit("--bid", "1")
+    customer = SecretKey.generate()
+    request = build_request(
+        customer,
+        prompt=PROMPT,
+        provider=PublicKey.from_hex(market.provider.pubkey),
+        bid_msats=PRICE_MSATS - 1,
+        created_at=int(time.time()),
+    )
+    with Stranger(market.relay) as stranger:
+        stranger.publish(request)
     market.die_and_restart()
-    purchase, sale = market.ended()
-    assert (purchase["state"], sale["state"]) == ("failed", "refused")
-    assert market.buyer.charges() == []
-    assert market.buyer.wallet_msats() == FUNDS_SATS * 1000
+    sale = market.provider.sale_ended()
+    assert (sale["id"], sale["state"]) == (request.id, "refused")
+    (refusal,) = until(lambda: market.feedback(request.id, "error"), 10, "the refusal")
+    assert "below the price" in refusal.tags_named("status")[0][2]
+    assert fetch(market.relay, kinds=[FEEDBACK, 6050], tags={"e": [request.id]}) == [refusal]
+    assert market.provider.wallet_msats() == 0
+    accounts = market.provider.check_books()["accounts"]
+    assert (accounts["earned_msats"], accounts["owed_msats"]) == (0, 0)
     market.buyer.check_books()
-    assert market.provider.check_books()["accounts"]["owed_msats"] == 0
-    assert market.results(sale["id"]) == []
-    # The purchase goes on to look for somebody else, so that its reason begins with that.
-    assert len(market.feedback(sale["id"], "error")) == 1
-    assert "below the price" in market.buyer.ask("job.status", id=purchase["id"])["reason"]
     return "refused once, nothing paid"
 
 

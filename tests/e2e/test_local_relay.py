@@ -1,5 +1,7 @@
 """Two homes, two processes, and a relay that is not ours between them."""
 
+import time
+
 import pytest
 
 from protocols.nip90 import FEEDBACK
@@ -92,7 +94,7 @@ def test_a_quote_that_comes_too_late_is_not_paid(relay, market):
     provider.start("provider", fake=True)
     quoted = until(lambda: fetch(relay, kinds=[FEEDBACK], authors=[provider.pubkey]), 10, "the late quote")
     assert [event.tag("status") for event in quoted] == ["payment-required"]
-    until(lambda: buyer.rows("SELECT 1 FROM inbox WHERE event_id = ?", quoted[0].id), 5, "the quote was read")
+    time.sleep(0.5)  # a quote that means nothing any more leaves no trace: the buyer gets its time to be wrong
     assert buyer.purchase_ended()["state"] == "failed"
     assert [sale["state"] for sale in provider.sales()] == ["quoted"]
     assert buyer.charges() == []
