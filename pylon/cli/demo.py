@@ -9,13 +9,14 @@ from pathlib import Path
 
 import click
 
-from pylon.cli.output import State, json_option, note, pass_state
+from pylon.cli.output import State, json_option, note, pass_state, plain
+from pylon.errors import UsageError
 
 
 @click.command()
 @click.option("--jobs", type=click.IntRange(2, 1_000), default=2, show_default=True, help="How many answers to buy.")
 @click.option("--prompt", metavar="TEXT", help="What to ask, instead of the demo's own questions.")
-@click.option("--keep", metavar="DIR", help="Keep the homes in DIR (made if need be) instead of throwing them away.")
+@click.option("--keep", metavar="DIR", help="Keep the homes, in DIR, which is new or empty.")
 @click.option("--model-file", metavar="FILE.gguf", help="Let the providers serve this model.")
 @json_option
 @pass_state
@@ -32,7 +33,7 @@ def demo(state: State, jobs: int, prompt: str | None, keep: str | None, model_fi
     from pylon.cli.demo_story import Story
 
     logging.getLogger().addHandler(logging.NullHandler())
-    tell = note if state.json else click.echo
+    tell = note if state.json else _tell
     with _directory(keep) as directory:
         story = Story(directory, tell=tell, jobs=jobs, prompt=prompt, model_file=model_file)
         told = trio.run(story.run)
@@ -42,6 +43,10 @@ def demo(state: State, jobs: int, prompt: str | None, keep: str | None, model_fi
         click.echo(json.dumps(told, ensure_ascii=False))
 
 
+def _tell(text: str) -> None:
+    click.echo(plain(text))
+
+
 @contextlib.contextmanager
 def _directory(keep: str | None) -> Iterator[Path]:
     if keep is None:
@@ -49,5 +54,13 @@ def _directory(keep: str | None) -> Iterator[Path]:
             yield Path(name)
         return
     directory = Path(keep).absolute()
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        there = any(directory.iterdir())
+    except OSError as error:
+        raise UsageError(
+            f"cannot keep anything in {directory}: {error.strerror or error}", "name a directory"
+        ) from None
+    if there:
+        raise UsageError(f"{directory} is not empty: every story begins with new homes", "name a new directory")
     yield directory

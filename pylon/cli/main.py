@@ -77,6 +77,7 @@ def cli(state: State, home: str | None) -> None:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command and leave with its exit code: 0, 1 error, 2 usage, 3 not running, 4 money refused."""
+    os.umask(0o077)  # whatever a command writes is its owner's alone
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 

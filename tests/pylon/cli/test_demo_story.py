@@ -170,6 +170,14 @@ def test_an_error_of_the_story_is_told_in_json_and_leaves_no_directory(tmp_path,
     assert list(Path(tmp_path).iterdir()) == []
 
 
+def test_keep_wants_a_new_directory(tmp_path, capsys):
+    """Old books in it would not agree with the new story."""
+    (tmp_path / "simnet.db").touch()
+    assert run(["demo", "--keep", str(tmp_path)]) == 2
+    assert "not empty" in capsys.readouterr().err
+    assert run(["demo", "--keep", str(tmp_path / "simnet.db")]) == 2
+
+
 def test_keep_makes_the_directory(tmp_path, capsys):
     kept = tmp_path / "a" / "b"
     run(["demo", "--keep", str(kept), "--model-file", str(tmp_path / "nope.gguf")])

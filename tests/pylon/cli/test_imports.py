@@ -62,6 +62,16 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"pylon {__version__}\n"
 
 
+def test_what_a_command_writes_is_its_owners(capsys):
+    before = os.umask(0o022)
+    try:
+        with pytest.raises(SystemExit):
+            module.main(["--version"])
+        assert os.umask(before) == 0o077
+    finally:
+        os.umask(before)
+
+
 def test_the_module_is_the_command():
     done = subprocess.run([sys.executable, "-m", "pylon", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"pylon {__version__}\n"
