@@ -35,7 +35,7 @@ test: $(VENV)/.test
 
 e2e: $(VENV)/.test
 	@$(BIN)/pylon models pull >/dev/null
-	@$(BIN)/python -m pytest tests/e2e -m "not deep" -q
+	@$(BIN)/python -m pytest tests/e2e -m "not deep" -n $(JOBS) -q
 
 check: $(VENV)/.check
 	@$(BIN)/ruff format --check --quiet .
