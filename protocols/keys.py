@@ -7,14 +7,15 @@ The C functions read blindly, so every length is checked here first.
 from __future__ import annotations
 
 import hmac
-from typing import Any
+from typing import Any, TypeGuard
 
 from secp256k1 import PublicKey as _RawPublicKey
 from secp256k1 import ffi, lib, secp256k1_ctx
 
 from protocols import entropy
 
-_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
+CURVE_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
+"""Of secp256k1 (SEC 2, 2.4.1): a secret key is a number from 1 to one less."""
 
 
 class KeyInvalid(ValueError):
@@ -22,7 +23,10 @@ class KeyInvalid(ValueError):
 
 
 class PublicKey:
-    """An x-only public key (BIP-340), known to be a point of the curve. Compares and hashes by its bytes."""
+    """An x-only public key (BIP-340), known to be a point of the curve. Compares and hashes by its bytes.
+
+    Made of 32 bytes; raises ``KeyInvalid`` for others, and for an x that is on no point of the curve.
+    """
 
     __slots__ = ("_point", "raw")
 
@@ -36,7 +40,7 @@ class PublicKey:
 
     @classmethod
     def from_hex(cls, text: str) -> PublicKey:
-        """64 lower-case hex digits."""
+        """From 64 lower-case hex digits. Raises ``KeyInvalid``."""
         if not is_hex(text, 64):
             raise KeyInvalid("a public key has 64 lower-case hex digits")
         return cls(bytes.fromhex(text))
@@ -62,12 +66,15 @@ class PublicKey:
 
 
 class SecretKey:
-    """A secret key. Its repr is blank, it does not hash, and it compares in constant time."""
+    """A secret key. Its repr is blank, it does not hash, and it compares in constant time.
+
+    Made of 32 bytes; raises ``KeyInvalid`` for others, for zero, and from the order of the curve on.
+    """
 
     __slots__ = ("_keypair", "_raw", "public")
 
     def __init__(self, raw: bytes) -> None:
-        if len(raw) != 32 or not 0 < int.from_bytes(raw, "big") < _ORDER:
+        if len(raw) != 32 or not 0 < int.from_bytes(raw, "big") < CURVE_ORDER:
             raise KeyInvalid("not a secret key of secp256k1")
         self._raw = bytes(raw)
         self._keypair: Any = ffi.new("secp256k1_keypair *")
@@ -85,6 +92,7 @@ class SecretKey:
 
     @classmethod
     def from_hex(cls, text: str) -> SecretKey:
+        """From 64 lower-case hex digits. Raises ``KeyInvalid``."""
         if not is_hex(text, 64):
             raise KeyInvalid("a secret key has 64 lower-case hex digits")
         return cls(bytes.fromhex(text))
@@ -102,7 +110,7 @@ class SecretKey:
         return bytes(ffi.buffer(signature, 64))
 
     def ecdh_x(self, other: PublicKey) -> bytes:
-        """The x coordinate of the shared point, not hashed (NIP-04, NIP-44)."""
+        """The x coordinate of the shared point, 32 bytes, not hashed (NIP-04, NIP-44)."""
         point = _RawPublicKey(b"\x02" + other.raw, raw=True)
         return bytes(point.ecdh(self._raw, hashfn=_copy_x))
 
@@ -125,6 +133,6 @@ def _copy_x(out: Any, x32: Any, y32: Any, data: Any) -> int:
     return 1
 
 
-def is_hex(text: object, length: int) -> bool:
+def is_hex(text: object, length: int) -> TypeGuard[str]:
     """Whether ``text`` is exactly ``length`` lower-case hex digits."""
     return isinstance(text, str) and len(text) == length and not text.strip("0123456789abcdef")

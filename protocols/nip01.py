@@ -23,7 +23,9 @@ MAX_FRAME_BYTES = 524_288
 MAX_TAGS = 5_000
 MAX_KIND = 65_535
 MAX_TIME = 2**53
+"""Unix seconds: beyond it, a float and JSON of other languages lose the second."""
 MAX_SUBSCRIPTION_ID = 64
+"""Characters (NIP-01)."""
 
 
 class EventInvalid(ValueError):
@@ -47,6 +49,7 @@ class KindClass(enum.Enum):
 
 
 def kind_class(kind: int) -> KindClass:
+    """By the ranges of NIP-01."""
     if kind in (0, 3) or 10_000 <= kind < 20_000:
         return KindClass.REPLACEABLE
     if 20_000 <= kind < 30_000:
@@ -89,11 +92,11 @@ class Event:
             raise EventInvalid("created_at: seconds since 1970 are wanted")
         if not isinstance(content, str):
             raise EventInvalid("content: a string is wanted")
-        return cls(event_id, pubkey, created_at, kind, _tags(get("tags")), content, sig)  # type: ignore[arg-type]
+        return cls(event_id, pubkey, created_at, kind, _tags(get("tags")), content, sig)
 
     @classmethod
     def from_json(cls, text: str | bytes, max_bytes: int = MAX_EVENT_BYTES) -> Event:
-        """Raises ``EventInvalid``, also for more than ``max_bytes``."""
+        """An event from its JSON. Raises ``EventInvalid``, also for more than ``max_bytes``."""
         if len(text) > max_bytes:
             raise EventInvalid(f"an event has at most {max_bytes} bytes")
         try:
@@ -132,6 +135,7 @@ class Event:
         return next((tag[1] for tag in self.tags if len(tag) > 1 and tag[0] == name), None)
 
     def tags_named(self, name: str) -> tuple[Tag, ...]:
+        """All tags called ``name``, whole, in their order."""
         return tuple(tag for tag in self.tags if tag and tag[0] == name)
 
     @property
@@ -257,6 +261,7 @@ class Filter:
         return fields | {name: number for name, number in numbers if number is not None}
 
     def matches(self, event: Event) -> bool:
+        """Whether ``event`` meets every condition; of a tag's wanted values one is enough."""
         if self.kinds is not None and event.kind not in self.kinds:
             return False
         if self.authors is not None and event.pubkey not in self.authors:
@@ -302,6 +307,23 @@ class ClientEvent:
 
     def encode(self) -> str:
         return _dump(("EVENT", self.event.to_dict()))
+
+
+def event_frame(text: str, name: str) -> str:
+    """The EVENT frame of an event that is JSON already, its text as it is.
+
+    Raises ``EventInvalid`` for what is too long, no JSON, or not the event with the id ``name``; what else a damaged
+    text may lack is for the relay to find.
+    """
+    if len(text) > MAX_EVENT_BYTES:
+        raise EventInvalid(f"an event has at most {MAX_EVENT_BYTES} bytes")
+    try:
+        event = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        raise EventInvalid("not JSON") from None
+    if not isinstance(event, dict) or event.get("id") != name:
+        raise EventInvalid("it is not the event that it is filed as")
+    return f'["EVENT",{text}]'
 
 
 @attrs.frozen

@@ -42,12 +42,12 @@ def check_mnemonic(phrase: str) -> str:
 
 
 def seed(phrase: str, passphrase: str = "") -> bytes:
-    """The 64-byte BIP-39 seed of a checked phrase."""
+    """The 64-byte BIP-39 seed of a phrase. Raises ``MnemonicInvalid``."""
     return bytes(Mnemonic.to_seed(check_mnemonic(phrase), passphrase))
 
 
 def derive(seed: bytes, path: str) -> bytes:
-    """The private key at ``path`` (``m/44'/1237'/0'/0/0``), 32 bytes (BIP-32)."""
+    """The private key at ``path`` (``m/44'/1237'/0'/0/0``), 32 bytes (BIP-32). Raises ``PathInvalid``."""
     node = hmac.new(b"Bitcoin seed", seed, hashlib.sha512).digest()
     key, chain = node[:32], node[32:]
     for index in _indices(path):
@@ -59,7 +59,7 @@ def derive(seed: bytes, path: str) -> bytes:
 
 
 def nostr_key(phrase: str, account: int = 0) -> SecretKey:
-    """The Nostr key of an account."""
+    """The Nostr key of an account, at ``m/44'/1237'/<account>'/0/0``. Raises ``MnemonicInvalid``."""
     return SecretKey(derive(seed(phrase), f"m/44'/1237'/{account}'/0/0"))
 
 

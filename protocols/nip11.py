@@ -36,6 +36,8 @@ class Limitation:
 
 @attrs.frozen
 class RelayInformation:
+    """The document; an empty text or list: not said."""
+
     name: str = ""
     description: str = ""
     pubkey: str = ""
@@ -84,6 +86,7 @@ class RelayInformation:
         return {**said, "limitation": limits} if limits else said
 
     def to_json(self) -> str:
+        """Compact JSON of ``to_dict``."""
         return orjson.dumps(self.to_dict()).decode()
 
 

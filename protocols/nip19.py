@@ -19,12 +19,16 @@ class Nip19Error(ValueError):
 
 @attrs.frozen
 class Profile:
+    """``nprofile``: a key (hex), and relays on which to look for it."""
+
     pubkey: str
     relays: tuple[str, ...] = ()
 
 
 @attrs.frozen
 class EventPointer:
+    """``nevent``: an event's id (hex), and what helps to find it."""
+
     id: str
     relays: tuple[str, ...] = ()
     author: str | None = None
@@ -33,6 +37,8 @@ class EventPointer:
 
 @attrs.frozen
 class Address:
+    """``naddr``: the address of a replaceable or addressable event."""
+
     d: str
     pubkey: str
     kind: int
@@ -120,7 +126,7 @@ def decode_public_key(text: str) -> PublicKey:
 
 def _encode(prefix: str, data: bytes) -> str:
     words = convertbits(data, 8, 5, True)
-    assert words is not None
+    assert words is not None, "whole bytes, padded"
     return str(bech32_encode(prefix, words))
 
 

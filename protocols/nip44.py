@@ -36,7 +36,10 @@ def conversation_key(secret: SecretKey, other: PublicKey) -> bytes:
 
 
 def encrypt(text: str, key: bytes, nonce: bytes | None = None) -> str:
-    """A payload. ``nonce`` (32 bytes) is for test vectors only; it must never be used twice."""
+    """A payload, base64. ``nonce`` (32 bytes) is for test vectors only; it must never be used twice.
+
+    Raises ``Nip44Error`` for an empty text, or one that is not Unicode.
+    """
     nonce = entropy.random_bytes(32) if nonce is None else nonce
     try:
         plain = text.encode()

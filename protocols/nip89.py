@@ -23,6 +23,8 @@ class AnnouncementInvalid(ValueError):
 
 @attrs.frozen
 class Announcement:
+    """What a provider says it serves. Nothing in it is proven but who says it."""
+
     provider: str
     """Public key, hex."""
     d: str
@@ -49,7 +51,7 @@ def build_announcement(
     about: str,
     created_at: int,
 ) -> Event:
-    """``d`` names this instance and stays the same for its life."""
+    """A kind 31990 event. ``d`` names this instance for its life; ``created_at`` is in Unix seconds."""
     tags = [["d", d], *(["k", str(kind)] for kind in kinds), *(["model", model] for model in models)]
     tags += [["price", str(price_msats), "msats"], ["network", network]]
     content = orjson.dumps({"name": name, "about": about, "models": list(models)}).decode()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import attrs
 import orjson
@@ -52,6 +51,8 @@ def result_kind(kind: int) -> int:
 
 @attrs.frozen
 class JobInput:
+    """An ``i`` tag."""
+
     data: str = attrs.field(repr=False)
     type: str = ""
     """``text``, ``prompt``, ``event``, ``job``, ``url`` or not said."""
@@ -61,6 +62,8 @@ class JobInput:
 
 @attrs.frozen
 class JobRequest:
+    """A request as it was read. Ids and keys are hex, times Unix seconds."""
+
     id: str
     kind: int
     customer: str
@@ -80,6 +83,7 @@ class JobRequest:
 
     @property
     def model(self) -> str | None:
+        """The model asked for; ``None``: any."""
         return self.params.get("model") or None
 
     @property
@@ -101,6 +105,8 @@ class JobRequest:
 
 @attrs.frozen
 class Feedback:
+    """Kind 7000: how a job goes, what it costs, or why it failed."""
+
     id: str
     provider: str
     request_id: str
@@ -116,6 +122,8 @@ class Feedback:
 
 @attrs.frozen
 class JobResult:
+    """Kind 6000 to 6999: the answer, and what it costs where it was not paid before."""
+
     id: str
     kind: int
     provider: str
@@ -380,7 +388,7 @@ def parse_result(event: Event, secret: SecretKey | None = None) -> JobResult:
 
 def _request_id(event: Event) -> str:
     request_id = event.tag("e")
-    if request_id is None or not is_hex(request_id, 64):
+    if not is_hex(request_id, 64):
         raise JobInvalid("it names no request")
     return request_id
 
@@ -392,9 +400,9 @@ def _amount(event: Event) -> tuple[int | None, str | None]:
     return None, None
 
 
-def _msats(text: Any) -> int | None:
+def _msats(text: str | None) -> int | None:
     """Whole msats; ``100_000`` is seen in the wild. Anything else is no amount."""
-    digits = text.replace("_", "") if isinstance(text, str) else ""
+    digits = (text or "").replace("_", "")
     if not digits.isascii() or not digits.isdigit() or len(digits) > 19:
         return None
     return amount if (amount := int(digits)) <= MAX_MSATS else None

@@ -17,8 +17,9 @@ from typing import Any
 import attrs
 from hypothesis import strategies as st
 
-from protocols.keys import PublicKey, SecretKey
+from protocols.keys import CURVE_ORDER, PublicKey, SecretKey
 from protocols.nip01 import (
+    MAX_SUBSCRIPTION_ID,
     ClientAuth,
     ClientClose,
     ClientEvent,
@@ -37,20 +38,21 @@ from protocols.nip01 import (
 from protocols.nip89 import build_announcement
 from protocols.nip90 import FeedbackStatus, build_feedback, build_request, build_result
 
-_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
-
 texts: st.SearchStrategy[str] = st.text(st.characters(exclude_categories=["Cs"]), max_size=80)
 """Any Unicode text that UTF-8 can carry, control characters included."""
 
-secret_keys: st.SearchStrategy[SecretKey] = st.integers(1, _ORDER - 1).map(lambda n: SecretKey(n.to_bytes(32, "big")))
+secret_keys: st.SearchStrategy[SecretKey] = st.integers(1, CURVE_ORDER - 1).map(
+    lambda n: SecretKey(n.to_bytes(32, "big"))
+)
 public_keys: st.SearchStrategy[PublicKey] = secret_keys.map(lambda secret: secret.public)
 hex_ids: st.SearchStrategy[str] = st.binary(min_size=32, max_size=32).map(bytes.hex)
 times: st.SearchStrategy[int] = st.integers(0, 2**33)
 kinds: st.SearchStrategy[int] = st.one_of(
     st.sampled_from([0, 1, 3, 4, 5, 1059, 5050, 6050, 7000, 9735, 10002, 20001, 31990, 39200]), st.integers(0, 65_535)
 )
-subscription_ids: st.SearchStrategy[str] = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1,
-                                                   max_size=64)  # fmt: skip
+subscription_ids: st.SearchStrategy[str] = st.text(
+    st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=MAX_SUBSCRIPTION_ID
+)
 
 
 @st.composite

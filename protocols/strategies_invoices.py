@@ -13,11 +13,11 @@ from bech32 import CHARSET, bech32_encode, convertbits
 from hypothesis import strategies as st
 
 from protocols import bolt11
+from protocols.keys import CURVE_ORDER
 
-_CURVE_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 _LONGEST_HINT = 12 * 51
 
-node_secrets: st.SearchStrategy[bytes] = st.integers(1, _CURVE_ORDER - 1).map(lambda number: number.to_bytes(32, "big"))
+node_secrets: st.SearchStrategy[bytes] = st.integers(1, CURVE_ORDER - 1).map(lambda number: number.to_bytes(32, "big"))
 hashes: st.SearchStrategy[str] = st.binary(min_size=32, max_size=32).map(bytes.hex)
 descriptions: st.SearchStrategy[str] = st.text(st.characters(exclude_categories=["Cs"]), max_size=150)
 amounts: st.SearchStrategy[int] = st.one_of(
@@ -156,12 +156,12 @@ def _unsigned(fields: dict[str, Any], random: Any) -> str:
 def _high_s_with_payee(fields: dict[str, Any], random: Any) -> str:
     text = bolt11.encode(**fields, name_payee=True)
     signed = bytes.fromhex(bolt11.decode(text).signature)
-    high = _CURVE_ORDER - int.from_bytes(signed[32:64], "big")
+    high = CURVE_ORDER - int.from_bytes(signed[32:64], "big")
     return bolt11.attach_signature(*_words(text), signed[:32] + high.to_bytes(32, "big") + bytes([signed[64] ^ 1]))
 
 
 def _another_payee(fields: dict[str, Any], random: Any) -> str:
-    other = (int.from_bytes(fields["node_secret"], "big") % (_CURVE_ORDER - 1) + 1).to_bytes(32, "big")
+    other = (int.from_bytes(fields["node_secret"], "big") % (CURVE_ORDER - 1) + 1).to_bytes(32, "big")
     named = bolt11.node_public_key(other)
     hrp, words = _words(bolt11.encode(**fields))
     return bolt11.seal(hrp, words + bolt11.field("n", convertbits(named, 8, 5, True) or []), fields["node_secret"])
