@@ -359,25 +359,29 @@ class Connection:
 
         An event that the relay would not take from a stranger goes out once more after an authentication.
         """
-        verdict = await self._attempt(event, timeout)
+        return await self.publish_frame(event.id, self._session.publish(event), timeout)
+
+    async def publish_frame(self, event_id: str, frame: str, timeout: float) -> Verdict:
+        """``publish`` for an event that is encoded already."""
+        verdict = await self._attempt(event_id, frame, timeout)
         if not verdict.accepted and verdict.reason == "auth-required" and self._signer is not None:
             with trio.move_on_after(min(_AUTH_SECONDS, timeout)):
                 await self._auth_settled.wait()
             if self._authenticated:
-                verdict = await self._attempt(event, timeout)
+                verdict = await self._attempt(event_id, frame, timeout)
         return verdict
 
-    async def _attempt(self, event: Event, timeout: float) -> Verdict:
+    async def _attempt(self, event_id: str, frame: str, timeout: float) -> Verdict:
         answer = _Answer()
-        self._waiting.setdefault(event.id, []).append(answer)
+        self._waiting.setdefault(event_id, []).append(answer)
         try:
-            await self.send(self._session.publish(event))
+            await self.send(frame)
             with trio.move_on_after(timeout):
                 await answer.done.wait()
         finally:
-            self._waiting[event.id].remove(answer)
-            if not self._waiting[event.id]:
-                del self._waiting[event.id]
+            self._waiting[event_id].remove(answer)
+            if not self._waiting[event_id]:
+                del self._waiting[event_id]
         if answer.verdict is None:
             raise RelayError(f"{self.url}: did not say whether it has the event")
         return answer.verdict

@@ -154,10 +154,11 @@ class RelayPool:
 
     async def publish(self, url: str, event: Event, timeout: float = PUBLISH_SECONDS) -> Verdict:
         """Hand an event to one relay and return its answer. Raises ``RelayError`` where there was none."""
-        connection = self._connections.get(url)
-        if connection is None:
-            raise RelayError(f"{url}: not a relay of this pool")
-        return await connection.publish(event, timeout)
+        return await self._named(url).publish(event, timeout)
+
+    async def publish_frame(self, url: str, event_id: str, frame: str, timeout: float = PUBLISH_SECONDS) -> Verdict:
+        """``publish`` for an event that is encoded already."""
+        return await self._named(url).publish_frame(event_id, frame, timeout)
 
     async def send_ephemeral(self, event: Event) -> None:
         """Hand an event to every connected relay, without waiting for anybody's answer."""
@@ -167,6 +168,12 @@ class RelayPool:
                 connection.send_event_soon(event)
 
     # --- within -----------------------------------------------------------------------------------------------
+
+    def _named(self, url: str) -> Connection:
+        connection = self._connections.get(url)
+        if connection is None:
+            raise RelayError(f"{url}: not a relay of this pool")
+        return connection
 
     def _connection(self, url: str) -> Connection:
         return Connection(

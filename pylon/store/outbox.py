@@ -14,9 +14,10 @@ Rules
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import attrs
+import orjson
 
 from protocols.nip01 import Event, KindClass, kind_class
 from protocols.nip40 import expiration
@@ -29,6 +30,11 @@ RETRIED = ("rate-limited:", "auth-required:", "error:")
 """Prefixes of refusals after which the same event may be accepted later."""
 _LONGEST_MESSAGE = 500
 _LAST_SECOND = 2.0**53
+
+_WAITING = (
+    " FROM deliveries d JOIN outbox o ON o.event_id = d.event_id WHERE d.relay = ? AND d.state = 'pending'"
+    " AND (o.expires_at IS NULL OR o.expires_at > ?) AND d.event_id NOT IN (SELECT value FROM json_each(?))"
+)
 
 
 class DeliveryState(enum.StrEnum):
@@ -119,28 +125,25 @@ def add(
     return len(added)
 
 
-def due(source: Store | Tx, relay: str, limit: int = 100, now: float | None = None) -> list[Delivery]:
-    """What should be sent to ``relay`` now, in the order in which it was queued."""
+def due(
+    source: Store | Tx, relay: str, limit: int = 100, now: float | None = None, besides: Collection[str] = ()
+) -> list[Delivery]:
+    """What should be sent to ``relay`` now, what has waited longest first; without the events ``besides``."""
     now = source.clock.now() if now is None else now
     rows = source.read(
-        "SELECT d.event_id, d.relay, o.event, o.kind, d.attempts, o.effect, o.subject"
-        " FROM deliveries d JOIN outbox o ON o.event_id = d.event_id"
-        " WHERE d.relay = ? AND d.state = 'pending' AND d.next_at <= ? AND (o.expires_at IS NULL OR o.expires_at > ?)"
-        " ORDER BY o.id LIMIT ?",
-        (relay, now, now, limit),
+        # In the order of an index, so that it costs the same however much waits.
+        f"SELECT d.event_id, d.relay, o.event, o.kind, d.attempts, o.effect, o.subject{_WAITING} AND d.next_at <= ?"
+        " ORDER BY d.next_at, o.id LIMIT ?",
+        (relay, now, _listed(besides), now, limit),
     )
     return [Delivery(**{name: row[name] for name in row.keys()}) for row in rows]  # noqa: SIM118
 
 
-def next_due(source: Store | Tx, relay: str, now: float | None = None) -> float | None:
+def next_due(source: Store | Tx, relay: str, now: float | None = None, besides: Collection[str] = ()) -> float | None:
     """When (wall time) the next delivery to ``relay`` is due; in the past if it is already; ``None`` if none waits."""
     now = source.clock.now() if now is None else now
-    row = source.one(
-        "SELECT MIN(d.next_at) AS at FROM deliveries d JOIN outbox o ON o.event_id = d.event_id"
-        " WHERE d.relay = ? AND d.state = 'pending' AND (o.expires_at IS NULL OR o.expires_at > ?)",
-        (relay, now),
-    )
-    return None if row is None else row["at"]
+    row = source.one(f"SELECT d.next_at{_WAITING} ORDER BY d.next_at LIMIT 1", (relay, now, _listed(besides)))
+    return None if row is None else row["next_at"]
 
 
 def acknowledge(tx: Tx, event_id: str, relay: str, accepted: bool, message: str, at: float) -> tuple[str, str] | None:
@@ -185,9 +188,15 @@ def postpone(tx: Tx, event_id: str, relay: str, message: str, at: float) -> None
 
 
 def hurry(tx: Tx, relay: str, at: float) -> int:
-    """Make all that waits for ``relay`` due at once: it is connected again, or has authenticated us."""
+    """Make all that waits for ``relay`` due at once: it is connected again, or has authenticated us.
+
+    As due as it was when it was queued: so it goes out in that order.
+    """
     done = tx.execute(
-        "UPDATE deliveries SET next_at = ? WHERE relay = ? AND state = 'pending' AND next_at > ?", (at, relay, at)
+        "UPDATE deliveries SET next_at = MIN(?1,"
+        " (SELECT queued_at FROM outbox o WHERE o.event_id = deliveries.event_id))"
+        " WHERE relay = ?2 AND state = 'pending' AND next_at > ?1",
+        (at, relay),
     )
     if done.rowcount:
         tx.touch(f"outbox:{relay}")
@@ -281,6 +290,10 @@ def _finish(tx: Tx, state: str, at: float, condition: str, params: dict[str, obj
     if done.rowcount:
         tx.touch("delivered")
     return done.rowcount
+
+
+def _listed(event_ids: Collection[str]) -> str:
+    return orjson.dumps(list(event_ids)).decode()
 
 
 def _clean(message: str) -> str:

@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 
 from protocols import nip01
 from protocols.nip01 import (
+    ClientEvent,
     Event,
     EventInvalid,
     Filter,
     FrameInvalid,
     KindClass,
+    event_frame,
     kind_class,
     newer,
     parse_client_frame,
@@ -197,3 +199,13 @@ def test_peeking_is_not_fooled_by_content():
     event = sign_event(SECRET, kind=1, content=json.dumps({"id": "ab" * 32}), created_at=1)
     assert peek_event_id(event.to_json()) == event.id
     assert peek_event_id('{"x":{"id":"' + "ab" * 32 + '"},"id":"' + "cd" * 32 + '"}') is None
+
+
+@given(events())
+def test_a_frame_of_stored_text_is_the_frame_of_the_event(event):
+    assert event_frame(event.to_json(), event.id) == ClientEvent(event).encode()
+    for damaged, name in ((event.to_json()[:-1], event.id), (event.to_json(), "0" * 64), ("[]", event.id), ("", "")):
+        with pytest.raises(EventInvalid):
+            event_frame(damaged, name)
+    with pytest.raises(EventInvalid):
+        event_frame(event.to_json() + " " * nip01.MAX_EVENT_BYTES, event.id)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from protocols.nip01 import Filter
 from pylon import crashpoints
+from pylon.errors import StoreError
 from pylon.relays import publisher as rules
 from pylon.relays.pool import RelayPool
 from pylon.relays.publisher import Publisher
@@ -263,6 +264,149 @@ async def test_a_crash_before_the_record_sends_the_same_again(autojump_clock, tm
         script.link.say("OK", event.id, True, "duplicate: have it")
         await settle()
         assert home.state(event) is ACCEPTED
+
+
+# --- a store with faults --------------------------------------------------------------------------------------
+
+
+class Full:
+    """Makes a store's disk full, or its file locked, and as it was again."""
+
+    def __init__(self, store, *, reads=False) -> None:
+        self.store, self.tries = store, 0
+        self.write, self.read = store.write, store.read
+        store.write = self._write
+        if reads:
+            store.read = self._read
+
+    async def _write(self, fn):
+        await trio.lowlevel.checkpoint()
+        self.tries += 1
+        raise StoreError("the disk is full")
+
+    def _read(self, *args):
+        self.tries += 1
+        raise StoreError("another process holds the database")
+
+    def mend(self):
+        self.store.write, self.store.read = self.write, self.read
+
+
+@pytest.mark.parametrize("answer", ["accept", "say nothing", "refuse"])
+async def test_a_full_disk_is_waited_for_and_nothing_is_sent_twice(autojump_clock, tmp_path, caplog, answer):
+    script, event, later = Script(), note(), note("later")
+    async with shop(tmp_path, script.connect, [URL]) as home:
+        await home.add(event)
+        await settle()
+        disk = Full(home.store)
+        if answer != "say nothing":
+            script.link.say("OK", event.id, answer == "accept", "blocked: no" if answer == "refuse" else "")
+        await trio.sleep(600)
+        assert home.state(event) is PENDING
+        assert len(script.link.of("EVENT")) == 1, "its answer is known, and waits for the disk"
+        assert 10 <= disk.tries <= 30
+        disk.mend()
+        await home.add(later)
+        await until(lambda: len(script.link.of("EVENT")) == 2 + (answer == "say nothing"))
+        await trio.sleep(70)
+        assert home.state(event) is {"accept": ACCEPTED, "say nothing": PENDING, "refuse": REFUSED}[answer]
+    told = [record.getMessage() for record in caplog.records if record.name == rules.__name__]
+    assert len([text for text in told if "the disk is full" in text]) == 1
+    assert len([text for text in told if "is back" in text]) == 1
+
+
+async def test_a_full_disk_bounds_what_is_sent(autojump_clock, tmp_path):
+    async with memory(1) as (relay,):
+        async with shop(tmp_path, relay.connect, [relay.url]) as home:
+            events = [note(str(n)) for n in range(100)]
+            await home.store.write(lambda tx: [outbox.add(tx, event, home.pool.urls, at=0.0) for event in events])
+            disk = Full(home.store)
+            await trio.sleep(600)
+            assert len(relay.events(EVERYTHING)) == rules.IN_FLIGHT
+            disk.mend()
+            await home.all_done(200)
+
+
+async def test_a_store_that_cannot_be_read_is_asked_again(autojump_clock, tmp_path, caplog):
+    async with memory(1) as (relay,):
+        async with shop(tmp_path, relay.connect, [relay.url]) as home:
+            event = note()
+            disk = Full(home.store, reads=True)
+            relay.disconnect_all()
+            await trio.sleep(600)
+            assert disk.tries > 10
+            disk.mend()
+            await home.add(event)
+            await trio.sleep(70)
+            assert home.state(event) is ACCEPTED
+    told = [record.getMessage() for record in caplog.records if record.name == rules.__name__]
+    assert len([text for text in told if "holds the database" in text]) == 1
+
+
+async def test_an_answer_that_cannot_be_written_holds_up_no_other(autojump_clock, tmp_path, monkeypatch):
+    script, cursed, blessed = Script(), note("cursed"), [note(f"blessed {n}") for n in range(5)]
+    acknowledge = outbox.acknowledge
+
+    def break_one(tx, event_id, *rest):
+        if event_id == cursed.id:
+            raise StoreError("a damaged page")
+        return acknowledge(tx, event_id, *rest)
+
+    monkeypatch.setattr(outbox, "acknowledge", break_one)
+    async with shop(tmp_path, script.connect, [URL]) as home:
+        await home.add(cursed, *blessed)
+        await settle()
+        for event in (cursed, *blessed):
+            script.link.say("OK", event.id, True, "")
+        await trio.sleep(60)
+        assert {home.state(event) for event in blessed} == {ACCEPTED}
+        assert home.state(cursed) is PENDING
+
+
+async def test_answers_that_come_together_share_one_commit(autojump_clock, tmp_path):
+    script, events = Script(), [note(str(n)) for n in range(20)]
+    async with shop(tmp_path, script.connect, [URL]) as home:
+        await home.add(*events)
+        await settle()
+        writes = home.store.writes
+        for event in events:
+            script.link.say("OK", event.id, True, "")
+        await settle()
+        assert {home.state(event) for event in events} == {ACCEPTED}
+        assert home.store.writes - writes == 1
+
+
+async def test_the_outbox_is_asked_only_while_there_is_room(autojump_clock, tmp_path, monkeypatch):
+    script, events, asked = Script(), [note(str(n)) for n in range(100)], []
+    due = outbox.due
+
+    def counted(*args, **more):
+        found = due(*args, **more)
+        asked.append(len(found))
+        return found
+
+    monkeypatch.setattr(outbox, "due", counted)
+    async with shop(tmp_path, script.connect, [URL]) as home:
+        asked.clear()
+        await home.store.write(lambda tx: [outbox.add(tx, event, home.pool.urls, at=0.0) for event in events])
+        await trio.sleep(8)
+        assert asked == [rules.IN_FLIGHT]
+
+
+async def test_a_damaged_row_is_given_up_and_stops_no_other(autojump_clock, tmp_path):
+    script, damaged, other, good = Script(), note("damaged"), note("other"), note("good")
+    async with shop(tmp_path, script.connect, [URL]) as home:
+
+        def job(tx):
+            for event in (damaged, other, good):
+                outbox.add(tx, event, [URL], at=0.0)
+            tx.execute("UPDATE outbox SET event = substr(event, 1, 50) WHERE event_id = ?", (damaged.id,))
+            tx.execute("UPDATE outbox SET event = ? WHERE event_id = ?", (note("not it").to_json(), other.id))
+
+        await home.store.write(job)
+        await settle()
+        assert [home.state(event) for event in (damaged, other, good)] == [REFUSED, REFUSED, PENDING]
+        assert [frame[1]["content"] for frame in script.link.of("EVENT")] == ["good"]
 
 
 # --- relays with faults ---------------------------------------------------------------------------------------

@@ -72,6 +72,38 @@ def test_in_the_order_of_queueing():
         assert sorted(outbox.relays_waited_for(tx)) == [A, B]
 
 
+def test_what_is_under_way_is_left_out():
+    with transaction() as tx:
+        made = [make_event(content=str(n)) for n in range(3)]
+        for number, event in enumerate(made):
+            queue(tx, event, at=NOW - 3 + number)
+        besides = {made[0].id}
+        assert [delivery.event_id for delivery in outbox.due(tx, A, 1, besides=besides)] == [made[1].id]
+        assert outbox.next_due(tx, A, besides=besides) == NOW - 2
+        assert outbox.next_due(tx, A, besides={event.id for event in made}) is None
+
+
+def test_what_waited_longest_goes_first_and_a_relay_that_is_back_gets_all_in_order():
+    clock = StoppedClock()
+    with transaction(clock) as tx:
+        made = [make_event(content=str(n)) for n in range(4)]
+        for event in made:
+            queue(tx, event, at=clock.at)
+            clock.at += 1
+        for event in (made[2], made[0]):
+            outbox.postpone(tx, event.id, A, "no answer", clock.at)
+        assert [delivery.event_id for delivery in outbox.due(tx, A)] == [made[1].id, made[3].id]
+        outbox.hurry(tx, A, clock.at)
+        assert [delivery.event_id for delivery in outbox.due(tx, A)] == [event.id for event in made]
+
+
+def test_the_clock_went_back_while_a_relay_was_away():
+    with transaction() as tx:
+        queue(tx, make_event(), at=FAR)
+        outbox.hurry(tx, A, NOW)
+        assert outbox.due(tx, A)
+
+
 # --- answers --------------------------------------------------------------------------------------------------------
 
 
