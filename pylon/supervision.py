@@ -19,9 +19,7 @@ from collections.abc import Awaitable, Callable
 import attrs
 import trio
 
-DEFAULT_JITTER = 0.25
-RESET_AFTER = 5
-"""The wait starts over when a child has been up for this many times the last wait."""
+from pylon.backoff import JITTER, Backoff
 
 
 class ChildState(enum.StrEnum):
@@ -67,14 +65,9 @@ class Policy:
 
     first_wait: float = 1.0
     longest_wait: float = 60.0
-    jitter: float = DEFAULT_JITTER
+    jitter: float = JITTER
     intensity: int = 10
     window: float = 600.0
-
-    @property
-    def shortest_wait(self) -> float:
-        """No child is ever started again sooner than this after it ended."""
-        return self.first_wait * (1 - self.jitter)
 
 
 OnFailure = Callable[[ChildStatus, BaseException | None], None]
@@ -152,7 +145,7 @@ class Supervisor:
 
     async def _keep_running(self, child: _Child) -> None:
         policy = self._policy
-        wait = 0.0
+        backoff = Backoff(self._rng, policy.first_wait, policy.longest_wait, policy.jitter)
         restarts: deque[float] = deque()
         while True:
             started = trio.current_time()
@@ -170,12 +163,10 @@ class Supervisor:
                 self._set(child, ChildState.QUARANTINED)
                 self._tell(child, error)
                 await trio.sleep_forever()
-            calm = wait == 0.0 or ended - started >= RESET_AFTER * wait
-            wait = policy.first_wait if calm else min(policy.longest_wait, wait * 2)
-            delay = wait * self._rng.uniform(1 - policy.jitter, 1 + policy.jitter)
-            self._set(child, ChildState.WAITING, retry_at=ended + delay)
+            wait = backoff.wait(ended - started)
+            self._set(child, ChildState.WAITING, retry_at=ended + wait)
             self._tell(child, error)
-            await trio.sleep(delay)
+            await trio.sleep(wait)
             restarts.append(trio.current_time())
 
     def _set(self, child: _Child, state: ChildState, *, started: bool = False, retry_at: float | None = None) -> None:

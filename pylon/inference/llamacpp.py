@@ -1,9 +1,10 @@
 """The embedded engine: a llama.cpp server in a child process of ours, kept alive.
 
-The child is ``pylon.inference.engine``. It is started again whenever it dies or no longer answers, after a pause that
-doubles from 1 s to 60 s and starts over once the child has lived five times as long as its last pause. Every start
-makes a new key, and settings travel through stdin, never through argv. A request that is under way when the child
-dies fails with ``BackendUnavailable`` at once: the kernel closes its connection.
+The child is ``pylon.inference.engine``. It is started again whenever it dies or no longer answers, after a wait that
+doubles from 1 s to 60 s and starts over once the child has lived five times as long as the last one. Unlike a
+``Supervisor`` this never gives up: nothing else depends on the child, and a file may be put right. Every start makes a
+new key, and settings travel through stdin, never through argv. A request that is under way when the child dies fails
+with ``BackendUnavailable`` at once: the kernel closes its connection.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pathlib import Path
 import attrs
 import trio
 
+from pylon.backoff import Backoff
 from pylon.errors import BackendUnavailable, ModelMissing
 from pylon.inference.deadlines import Accepted, collect, enforce
 from pylon.inference.engine import MAX_LINE, Settings
@@ -61,25 +63,6 @@ _KEPT_PREFIXES = ("LC_", "LD_", "DYLD_", "CUDA_", "HIP_", "ROCR_", "GGML_", "VK_
 """What the child may know of our environment; keys of other services are not among it."""
 
 
-@attrs.define
-class Backoff:
-    """The pauses of one child: doubling, jittered by a quarter, reset after an uptime of five times the last one.
-
-    Unlike a ``Supervisor`` it never gives up: nothing else depends on the child, and a file may be put right.
-    """
-
-    rng: random.Random
-    first: float = 1.0
-    longest: float = 60.0
-    _last: float = attrs.field(init=False, default=0.0)
-
-    def pause(self, uptime: float) -> float:
-        """Seconds to wait after ``uptime`` seconds of good work."""
-        calm = self._last == 0 or uptime >= 5 * self._last
-        self._last = self.first if calm else min(self.longest, 2 * self._last)
-        return self._last * self.rng.uniform(0.75, 1.25)
-
-
 class EmbeddedLlama:
     """A backend with one model, in a process of its own.
 
@@ -88,6 +71,7 @@ class EmbeddedLlama:
     :param context: tokens of prompt and answer together, at most.
     :param log_path: where the engine's stderr goes (0600); ``None``: nowhere.
     :param rng: for the jitter of restarts.
+    :param backoff: the waits between restarts, instead of those that ``rng`` draws.
     :param command: what to start; tests have their own.
 
     ``async with engine.running():`` starts it and waits until it answers; ``await nursery.start(engine.run)`` only
@@ -175,7 +159,7 @@ class EmbeddedLlama:
                 uptime = max(0.0, trio.current_time() - self._ready_at)
                 log.warning("the embedded engine is started again: %s", reason)
                 self._say(f"restarting: {reason}")
-                await trio.sleep(self._backoff.pause(uptime))
+                await trio.sleep(self._backoff.wait(uptime))
                 self._say(f"restarting: {reason}", loading=True)
         finally:
             self._say("stopped")
@@ -274,7 +258,7 @@ class EmbeddedLlama:
     async def _ready_client(self) -> OpenAICompatible:
         while self._client is None:
             if not self._loading:
-                raise BackendUnavailable(f"the embedded engine is not ready ({self._state})", "pylon doctor says more")
+                raise BackendUnavailable(f"the embedded engine is not ready ({self._state})", "see logs/engine.log")
             await self._changed.wait()
         return self._client
 

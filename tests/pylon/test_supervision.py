@@ -250,7 +250,11 @@ def test_no_schedule_of_failures_makes_it_busy_or_spreads(script, policy, seed):
     statuses, failures = virtual(supervised, {"child": child, "sibling": sibling}, LONG, policy, seed)
     # Never sooner than the shortest wait, never later than the longest.
     for start, end in zip(child.starts[1:], child.ends, strict=False):
-        assert policy.shortest_wait - 1e-6 <= start - end <= policy.longest_wait * (1 + policy.jitter) + 1e-6
+        assert (
+            policy.first_wait * (1 - policy.jitter) - 1e-6
+            <= start - end
+            <= policy.longest_wait * (1 + policy.jitter) + 1e-6
+        )
     # Never more restarts in any window than allowed; the bound on all of them follows.
     restarts = child.starts[1:]
     for first, beyond in zip(restarts, restarts[policy.intensity :], strict=False):

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 import trio
-from hypothesis import given
-from hypothesis import strategies as st
 
+from pylon.backoff import Backoff
 from pylon.errors import BackendTimeout, BackendUnavailable, ModelMissing
 from pylon.inference import llamacpp
 from pylon.inference.engine import default_threads
-from pylon.inference.llamacpp import Backoff, EmbeddedLlama
+from pylon.inference.llamacpp import EmbeddedLlama
 from pylon.inference.models import CATALOGUE, DEFAULT_MODEL, ModelFile
 from pylon.inference.port import Deadlines, InferenceRequest, Message
 
@@ -216,24 +215,6 @@ async def test_a_system_message_where_the_model_needs_one(engine):
     async with embedded.running():
         assert (await embedded.complete(ask(model=DEFAULT_MODEL))).text.startswith("system user pid")
         assert (await embedded.complete(own)).text.startswith("system user pid")
-
-
-class TestBackoff:
-    def test_doubles_to_the_longest(self):
-        backoff = Backoff(random.Random(2))
-        pauses = [backoff.pause(0) for _ in range(9)]
-        for pause, base in zip(pauses, [1, 2, 4, 8, 16, 32, 60, 60, 60], strict=True):
-            assert 0.75 * base <= pause <= 1.25 * base
-
-    @given(st.lists(st.floats(0, 1000), max_size=30), st.integers(0, 9))
-    def test_starts_over_only_after_good_work(self, uptimes, seed):
-        backoff = Backoff(random.Random(seed))
-        last = 0.0
-        for uptime in uptimes:
-            pause = backoff.pause(uptime)
-            base = 1.0 if last == 0 or uptime >= 5 * last else min(60.0, 2 * last)
-            assert 0.75 * base <= pause <= 1.25 * base
-            last = base
 
 
 def test_threads():
