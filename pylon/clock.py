@@ -12,6 +12,8 @@ import trio
 
 
 class Clock(Protocol):
+    """What whoever needs the time is given."""
+
     def now(self) -> float:
         """Wall time: seconds since the Unix epoch."""
         ...
@@ -22,6 +24,8 @@ class Clock(Protocol):
 
 
 class SystemClock:
+    """The real one. Its monotonic time is Trio's, and wants a Trio run."""
+
     def now(self) -> float:
         return time.time()
 

@@ -276,6 +276,8 @@ class Config:
 
 @attrs.frozen
 class Loaded:
+    """What ``load`` has found."""
+
     config: Config
     warnings: tuple[str, ...] = ()
     """Sentences for stderr: keys that mean nothing, and what is unwise."""
@@ -294,7 +296,7 @@ _SECTIONS: dict[KeyPath, type] = {
 }
 
 _MOVED: dict[KeyPath, KeyPath] = {("name",): ("provider", "name"), ("description",): ("provider", "description")}
-"""Keys of the predecessor's files, read where they stood."""
+"""Keys of older files, read where they stood."""
 
 
 def known_keys() -> dict[KeyPath, str]:
@@ -460,6 +462,7 @@ def _is_near(url: str) -> bool:
         return host == "localhost" or "." not in host or host.endswith((".local", ".internal", ".onion", ".localhost"))
 
 
+# Names as TOML has them: bare or quoted, those of a key separated by dots.
 _NAME = r"""(?:[\w-]+|"[^"]*"|'[^']*')"""
 _KEY = re.compile(rf"\s*({_NAME}(?:\s*\.\s*{_NAME})*)\s*=")
 
@@ -476,9 +479,7 @@ class _Lines:
             if header:
                 section = self._split(header[1])
                 self._found.setdefault(section, number)
-            elif match := re.match(
-                r"""\s*((?:[\w-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[\w-]+|"[^"]*"|'[^']*'))*)\s*=""", line
-            ):
+            elif match := _KEY.match(line):
                 self._found.setdefault((*section, *self._split(match[1])), number)
 
     @staticmethod

@@ -2,7 +2,7 @@
 
 A point is named ``<machine>.<effect>.<before|after>``. *Before*: the row that announces the effect is committed,
 nothing has left the process. *After*: the effect has happened, its outcome is not yet recorded. The list of all
-points is derived from the machines' effect tables (``pylon.testing.crash``), never written by hand.
+points is derived from the machines' effect tables (``Machine.crash_points``), never written by hand.
 
 ``PYLON_CRASH_AT=<point>[:n]`` makes a real process kill itself with SIGKILL at the n-th passage (default 1).
 The simulation installs a hook of its own instead.

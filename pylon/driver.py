@@ -105,7 +105,7 @@ class Driver(Generic[R]):
                 return None
             return self._commit(tx, self.records.begin(tx, record, message, self._clock.now()))
 
-        return self._act(await self._store.write(job))
+        return self.acted(await self._store.write(job))
 
     async def advance(self, record_id: str, message: Any, admit: Callable[[Tx], bool] | None = None) -> R | None:
         """Move a record by an input; ``None`` if that meant nothing. ``admit`` as in ``begin``."""
@@ -115,7 +115,7 @@ class Driver(Generic[R]):
                 return None
             return self.advance_in(tx, record_id, message)
 
-        return self._act(await self._store.write(job))
+        return self.acted(await self._store.write(job))
 
     def advance_in(self, tx: Tx, record_id: str, message: Any) -> Step[R] | None:
         """The transactional half of ``advance``. Hand the step to ``acted`` after the commit."""
@@ -123,8 +123,17 @@ class Driver(Generic[R]):
         return None if step is None else self._commit(tx, step)
 
     def acted(self, step: Step[R] | None) -> R | None:
-        """The other half of ``advance_in``: starts the effects of a committed step."""
-        return self._act(step)
+        """The other half of ``advance_in``: starts the effects of a committed step; returns the record after it.
+
+        While the driver does not run they wait in the row, and the next ``run`` resumes them.
+        """
+        if step is None:
+            return None
+        self._set_alarm(step.after)
+        for effect in step.effects:
+            if effect not in self.records.machine.outbox and self._nursery is not None:
+                self._nursery.start_soon(self._perform, effect, step.after)
+        return step.after
 
     def _commit(self, tx: Tx, step: Step[R]) -> Step[R]:
         self._book(tx, step)
@@ -139,15 +148,6 @@ class Driver(Generic[R]):
                     at=self._clock.now(),
                 )
         return step
-
-    def _act(self, step: Step[R] | None) -> R | None:
-        if step is None:
-            return None
-        self._set_alarm(step.after)
-        for effect in step.effects:
-            if effect not in self.records.machine.outbox and self._nursery is not None:
-                self._nursery.start_soon(self._perform, effect, step.after)
-        return step.after
 
     async def _perform(self, effect: Effect, record: R) -> None:
         """Do one effect until its outcome is recorded; an error that no handler expected is retried, ever slower."""

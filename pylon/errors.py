@@ -25,6 +25,8 @@ class PylonError(Exception):
 
 
 class UsageError(PylonError):
+    """A command line, or a verb's parameters, that make no sense."""
+
     code = "usage"
     exit_code = 2
 
@@ -36,15 +38,21 @@ class ConfigError(PylonError):
 
 
 class IdentityError(PylonError):
+    """The seed phrase or the data key is missing, unreadable, or readable by others."""
+
     code = "identity"
 
 
 class NotRunning(PylonError):
+    """No daemon answers in this home."""
+
     code = "not_running"
     exit_code = 3
 
 
 class AlreadyRunning(PylonError):
+    """Another process holds this home."""
+
     code = "already_running"
 
 
@@ -55,6 +63,8 @@ class ControlError(PylonError):
 
 
 class NotFound(PylonError):
+    """Nothing here has this id."""
+
     code = "not_found"
 
 
@@ -71,10 +81,14 @@ class SealError(StoreError):
 
 
 class RelayError(PylonError):
+    """A relay cannot be reached, or did not answer."""
+
     code = "relay"
 
 
 class NetworkUnsupported(PylonError):
+    """A Lightning network whose wallet is not built."""
+
     code = "network"
 
 
@@ -86,6 +100,8 @@ class WalletError(PylonError):
 
 
 class InsufficientFunds(WalletError):
+    """Amount and fee are more than can be spent."""
+
     code = "insufficient_funds"
 
     def __init__(self, required_msats: int, available_msats: int) -> None:
@@ -98,6 +114,8 @@ class InsufficientFunds(WalletError):
 
 
 class InvoiceInvalid(WalletError):
+    """No invoice, or none that can be paid or made."""
+
     code = "invoice_invalid"
 
 
@@ -106,10 +124,14 @@ class InvoiceExpired(WalletError):
 
 
 class AlreadyPaid(WalletError):
+    """Under another key or for another cause; it is not paid again."""
+
     code = "already_paid"
 
 
 class WrongNetwork(WalletError):
+    """An invoice of another Lightning network than the wallet's."""
+
     code = "wrong_network"
 
 
@@ -118,6 +140,8 @@ class NoRoute(WalletError):
 
 
 class FeeTooHigh(WalletError):
+    """The fee is more than was allowed; nothing was sent."""
+
     code = "fee_too_high"
 
 
@@ -140,14 +164,20 @@ class InferenceError(PylonError):
 
 
 class BackendUnavailable(InferenceError):
+    """It does not run, or broke off."""
+
     code = "backend_unavailable"
 
 
 class BackendTimeout(InferenceError):
+    """One of ``Deadlines`` has passed; the message names it."""
+
     code = "backend_timeout"
 
 
 class ModelMissing(InferenceError):
+    """No backend, or no directory, has this model."""
+
     code = "model_missing"
 
 

@@ -64,6 +64,8 @@ class Identity:
 
 @attrs.frozen
 class Created:
+    """What ``create`` has done."""
+
     identity: Identity
     new: bool
     """False where there was an identity already, which is the one returned."""

@@ -26,6 +26,8 @@ class State(enum.StrEnum):
 
 
 class Record(Protocol):
+    """What a machine moves: frozen attrs classes with a ``state``."""
+
     @property
     def state(self) -> Any: ...
 
@@ -86,6 +88,7 @@ class Machine(Generic[R]):
         return self.resume.get(record.state, ())
 
     def states(self) -> list[State]:
+        """Every state that the table names, in its order."""
         found: dict[State, None] = {}
         for (state, _), arrows in self.table.items():
             found[state] = None
