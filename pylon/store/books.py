@@ -1,15 +1,13 @@
 """Do ledger, intents and claims agree? Every disagreement in words; nothing is corrected by itself.
 
-What only other rooms know (a sale's state, a wallet's history) comes in as ``expectations``: functions that are asked
-in the same snapshot, so that all answers are of one moment.
+What only other rooms know (a sale's state, a wallet's balance) is held against them in ``pylon.daemon.books``.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from typing import TypeAlias
+from collections.abc import Iterator
 
 import attrs
 
@@ -25,31 +23,17 @@ class Problem:
     """One thing that does not add up."""
 
     subject: str
-    """What it is about: ``ledger``, ``wallet``, ``payment <hash>``, ``sale <id>`` ..."""
+    """What it is about: ``ledger``, ``payment <hash>``, ``sale <id>`` ..."""
     words: str
 
     def __str__(self) -> str:
         return f"{self.subject}: {self.words}"
 
 
-Expectation: TypeAlias = Callable[[Store], Iterable[Problem]]
-
-
-def check(store: Store, *, settled: Msat | None = None, expectations: Iterable[Expectation] = ()) -> list[Problem]:
-    """Everything that does not add up; an empty list where all is well.
-
-    :param settled: the wallet's settled balance, where the wallet is Pylon's alone and could be asked.
-    :param expectations: further questions, asked in the same snapshot.
-    """
-    problems: list[Problem] = []
+def check(store: Store) -> list[Problem]:
+    """Everything that does not add up, as of one moment; an empty list where all is well."""
     with store.snapshot():
-        for question in (_arithmetic, _payments_made, _payments_received):
-            problems.extend(question(store))
-        if settled is not None:
-            problems.extend(_wallet(store, settled))
-        for expectation in expectations:
-            problems.extend(expectation(store))
-    return problems
+        return [*_arithmetic(store), *_payments_made(store), *_payments_received(store)]
 
 
 def _arithmetic(store: Store) -> Iterator[Problem]:
@@ -144,12 +128,6 @@ def _payments_received(store: Store) -> Iterator[Problem]:
                 f"{len(claimed.get(sale_id, []))} payments of {_amount(sum(claimed.get(sale_id, [])))} were claimed,"
                 f" {len(booked.get(sale_id, []))} of {_amount(sum(booked.get(sale_id, [])))} booked",
             )
-
-
-def _wallet(store: Store, settled: Msat) -> Iterator[Problem]:
-    booked = ledger.balances(store)[Account.WALLET.value]
-    if booked != settled:
-        yield Problem("wallet", f"it holds {_amount(settled)}, the ledger says {_amount(booked)}")
 
 
 def _opens(preimage: str, payment_hash: str) -> bool:

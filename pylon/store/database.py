@@ -45,6 +45,8 @@ class Reads(Protocol):
 
 @attrs.frozen
 class Executed:
+    """What a statement without rows has done."""
+
     rowcount: int
     """Rows inserted, changed or deleted."""
     lastrowid: int | None
@@ -68,6 +70,7 @@ class Tx:
         return Executed(cursor.rowcount, cursor.lastrowid)
 
     def all(self, sql: str, params: Params = ()) -> list[sqlite3.Row]:
+        """All rows, with what this transaction has written."""
         cursor = self._run(sql, params)
         try:
             return cursor.fetchall()
@@ -465,7 +468,7 @@ def _open(path: str) -> sqlite3.Connection:
 
 # --- errors -------------------------------------------------------------------------------------------------------
 
-_RESTORE = "stop Pylon and restore a backup of the home; `pylon doctor` says more"
+_RESTORE = "stop Pylon and restore a backup of the home"
 _MEANING: dict[int, tuple[str, str]] = {
     sqlite3.SQLITE_FULL: ("the disk is full", "free some space; no paid work is taken meanwhile"),
     sqlite3.SQLITE_BUSY: ("another process holds the database", "stop the other program that writes to it"),

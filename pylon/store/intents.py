@@ -18,6 +18,7 @@ import uuid
 
 import attrs
 
+from protocols.keys import is_hex
 from pylon.errors import AlreadyPaid, InvoiceInvalid, NotFound, PaymentFailed, StoreError
 from pylon.money import MAX_MSAT, Msat
 from pylon.store.database import Reads, Tx
@@ -205,18 +206,6 @@ def by_hash(source: Reads, payment_hash: str) -> Intent:
     return found
 
 
-def open_intents(source: Reads) -> list[Intent]:
-    """Everything pending, oldest first: what a start must ask the wallet about."""
-    rows = source.read(f"SELECT {_COLUMNS} FROM intents WHERE state = 'pending' ORDER BY created_at, id")
-    return [_intent(row) for row in rows]
-
-
-def reserved_total(source: Reads) -> Msat:
-    """What all pending intents may still take, maximum fees included."""
-    row = source.one("SELECT COALESCE(SUM(amount_msats + max_fee_msats), 0) AS n FROM intents WHERE state = 'pending'")
-    return Msat(0 if row is None else row["n"])
-
-
 def committed_total(source: Reads, since: float) -> Msat:
     """What a rolling budget has to count: settled since then with fees, and all that is pending, however old."""
     row = source.one(
@@ -245,7 +234,7 @@ def preimage(source: Reads, vault: Vault, intent_id: str) -> str | None:
 
 
 def _check(payment_hash: str, amount: int, max_fee: int) -> None:
-    if len(payment_hash) != 64 or not set(payment_hash) <= set("0123456789abcdef"):
+    if not is_hex(payment_hash, 64):
         raise InvoiceInvalid("the payment hash is not 64 lowercase hex digits")
     if not (0 < amount <= MAX_MSAT and 0 <= max_fee <= MAX_MSAT):
         raise InvoiceInvalid(f"an invoice of {amount} msat cannot be paid")

@@ -113,21 +113,6 @@ def post(tx: Tx, cause: str, kind: str, debit: Account, credit: Account, msats: 
 # --- what happens, by name ------------------------------------------------------------------------------------------
 
 
-def sale_paid(tx: Tx, cause: str, msats: int, at: float) -> bool:
-    """A customer has paid."""
-    return post(tx, cause, "paid", Account.WALLET, Account.UNEARNED, msats, at)
-
-
-def sale_earned(tx: Tx, cause: str, msats: int, at: float) -> bool:
-    """The result is stored."""
-    return post(tx, cause, "earned", Account.UNEARNED, Account.EARNED, msats, at)
-
-
-def sale_owed(tx: Tx, cause: str, msats: int, at: float) -> bool:
-    """The job failed, or more was paid than it cost."""
-    return post(tx, cause, "owed", Account.UNEARNED, Account.OWED, msats, at)
-
-
 def sale_moved(
     tx: Tx,
     *,

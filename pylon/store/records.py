@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Generic, TypeVar
 
 import attrs
 import cattrs
@@ -16,11 +16,8 @@ import orjson
 
 from pylon.errors import SealError
 from pylon.machine import Effect, Machine
-from pylon.store.database import Store, Tx
+from pylon.store.database import Reads, Tx
 from pylon.store.vault import Vault
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 log = logging.getLogger(__name__)
 
@@ -77,14 +74,14 @@ class RecordTable(Generic[R]):
                 f"the record at {place} does not read ({type(error).__name__})", "restore a backup of the home"
             ) from None
 
-    def load(self, source: Store | Tx, record_id: str) -> R | None:
-        """Raises ``SealError`` for a record that is damaged, or sealed with another key."""
+    def load(self, source: Reads, record_id: str) -> R | None:
+        """One record, or ``None``. Raises ``SealError`` for a record that is damaged, or sealed with another key."""
         row = source.one(f"SELECT id, record FROM {self.table} WHERE id = ?", (record_id,))
         return None if row is None else self._open(row)
 
     def where(
         self,
-        source: Store,
+        source: Reads,
         condition: str,
         params: tuple[Any, ...] = (),
         *,
@@ -102,7 +99,7 @@ class RecordTable(Generic[R]):
             else:
                 yield record
 
-    def unfinished(self, source: Store) -> Iterator[R]:
+    def unfinished(self, source: Reads) -> Iterator[R]:
         """Every record that is not in a final state, oldest first."""
         final = sorted(self.machine.final)
         marks = ",".join("?" * len(final))

@@ -6,6 +6,7 @@ from pylon.store.database import Reads, Tx
 
 
 def get(source: Reads, key: str) -> str | None:
+    """The value, or ``None``."""
     row = source.one("SELECT value FROM settings WHERE key = ?", (key,))
     return None if row is None else str(row["value"])
 

@@ -25,11 +25,12 @@ async def store(tmp_path):
 
 
 async def sold(store, cause, msats, at, earned=True):
-    def job(tx):
-        ledger.sale_paid(tx, cause, msats, at)
-        (ledger.sale_earned if earned else ledger.sale_owed)(tx, cause, msats, at)
+    done = {"earned": (0, msats), "owed": (0, 0)} if earned else {"earned": (0, 0), "owed": (0, msats)}
+    await store.write(lambda tx: ledger.sale_moved(tx, cause=cause, paid=(0, msats), **done, at=at))
 
-    await store.write(job)
+
+def nothing_done(tx, cause, msats):
+    ledger.sale_moved(tx, cause=cause, paid=(0, msats), earned=(0, 0), owed=(0, 0), at=NOW)
 
 
 async def test_nothing_yet(store):
@@ -44,7 +45,7 @@ async def test_days_and_weeks(store):
     await sold(store, "yesterday", 100, NOW - 3_601.0)
     await sold(store, "today", 1_000, NOW - 3_600.0)
     await sold(store, "debt", 10_000, NOW, earned=False)
-    await store.write(lambda tx: ledger.sale_paid(tx, "open", 100_000, NOW))
+    await store.write(lambda tx: nothing_done(tx, "open", 100_000))
     found = earnings(store, NOW)
     assert (found.today, found.week, found.total) == (1_000, 1_110, 1_111)
     assert (found.jobs, found.owed, found.unearned) == (4, 10_000, 100_000)

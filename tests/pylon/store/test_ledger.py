@@ -52,7 +52,7 @@ def test_debits_equal_credits_and_a_name_is_used_once(entries):
 @pytest.mark.parametrize("msats", [0, -1, MAX_MSAT + 1])
 def test_amounts_that_cannot_be(msats):
     with transaction() as tx, pytest.raises(ValueError):
-        ledger.sale_paid(tx, "s1", msats, NOW)
+        ledger.deposit(tx, "s1", msats, NOW)
 
 
 def test_every_account_has_a_type_and_a_balance():
@@ -83,10 +83,8 @@ def test_one_of_everything():
     with transaction() as tx:
         ledger.brought_forward(tx, "import", 1_000, NOW)
         ledger.deposit(tx, "d1", 100, NOW)
-        ledger.sale_paid(tx, "s1", 50, NOW)
-        ledger.sale_earned(tx, "s1", 50, NOW)
-        ledger.sale_paid(tx, "s2", 30, NOW)
-        ledger.sale_owed(tx, "s2", 30, NOW)
+        ledger.sale_moved(tx, cause="s1", paid=(0, 50), earned=(0, 50), owed=(0, 0), at=NOW)
+        ledger.sale_moved(tx, cause="s2", paid=(0, 30), earned=(0, 0), owed=(0, 30), at=NOW)
         ledger.debt_paid_out(tx, "o1", "h1", 20, 1, NOW)
         ledger.purchase_settled(tx, cause="p1", payment_hash="h2", amount=40, fee=2, at=NOW)
         ledger.withdrawal(tx, "w1", 60, 3, NOW)
