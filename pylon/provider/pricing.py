@@ -47,7 +47,7 @@ class Terms:
 def appraise(
     job: JobRequest, terms: Terms, *, prompt: str | None, models: Collection[str], now: float
 ) -> Priced | Free | Refused:
-    """Take a job at a price, take it free, or say why not."""
+    """Take a job at a price, take it free, or say why not: in words that anybody may read, for a refusal is open."""
     if prompt is None or not prompt.strip():
         return Refused("the request has no input")
     if len(prompt) > terms.max_prompt_chars:
@@ -57,9 +57,11 @@ def appraise(
     if job.expiration is not None and job.expiration <= now:
         return Refused("the request has expired")
     if job.model is not None and job.model not in models:
-        return Refused(f"model {job.model[:80]!r} is not served here; served: {', '.join(sorted(models)) or 'none'}")
+        named = "the model that was asked for" if job.encrypted else f"model {job.model[:80]!r}"
+        return Refused(f"{named} is not served here; served: {', '.join(sorted(models))}")
     if job.max_tokens is not None and job.max_tokens > terms.max_tokens:
-        return Refused(f"max_tokens {job.max_tokens} is above {terms.max_tokens}")
+        wish = "what was asked for" if job.encrypted else str(job.max_tokens)
+        return Refused(f"max_tokens: {wish} is above {terms.max_tokens}")
     if not terms.payments or terms.price == 0:
         return Free()
     if job.bid_msats is not None and job.bid_msats < terms.price:

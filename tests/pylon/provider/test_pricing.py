@@ -11,6 +11,7 @@ from protocols.nip90 import JobRequest
 from pylon.money import Msat
 from pylon.provider.pricing import Terms, appraise
 from pylon.provider.sale import Free, Priced, Refused
+from tests.pylon.market import open_actor, open_home
 
 NOW = 1_800_000_000.0
 TERMS = Terms(min_price=Msat(5_000))
@@ -55,8 +56,31 @@ def test_each_refusal_says_why(changes, terms, prompt, models, says):
 
 
 def test_a_refusal_repeats_no_more_than_a_name_of_it():
-    found = verdict(attrs.evolve(JOB, params={"model": "x" * 4_000}))
+    found = verdict(attrs.evolve(JOB, encrypted=False, params={"model": "x" * 4_000}))
+    assert "x" * 80 in found.reason
     assert len(found.reason) < 300
+
+
+@given(
+    st.text(st.characters(categories=["L"]), min_size=6).filter(lambda text: text not in "m1 m2"),
+    st.integers(10_000, 10**9),
+)
+def test_the_refusal_of_an_encrypted_job_repeats_nothing_that_was_encrypted(model, max_tokens):
+    for changes in ({"params": {"model": model}}, {"max_tokens": max_tokens}):
+        told = verdict(attrs.evolve(JOB, **changes)).reason
+        other = {"params": {"model": "another"}} if "params" in changes else {"max_tokens": 2_000}
+        assert told == verdict(attrs.evolve(JOB, **other)).reason
+        assert told != verdict(attrs.evolve(JOB, encrypted=False, **changes)).reason
+
+
+async def test_the_refusal_as_it_is_published(autojump_clock, market):
+    home, customer = await open_home(market), await open_actor(market, "customer")
+    async with home.selling():
+        for encrypt in (True, False):
+            for changes in ({"model": "canary-7b"}, {"max_tokens": 77_777}):
+                told = await customer.told(customer.ask(home.secret, encrypt=encrypt, **changes), "error")
+                words = str(next(iter(changes.values())))
+                assert (words in told.to_json()) == (not encrypt)
 
 
 @pytest.mark.parametrize("terms", [Terms(Msat(0)), Terms(Msat(5_000), payments=False)])
