@@ -40,6 +40,7 @@ async def _run_here(state: State, verb: str, params: dict[str, Any], online: boo
     from pylon.daemon.process import hold_home
     from pylon.daemon.runtime import open_home_store, open_runtime, open_wallet
     from pylon.daemon.verbs import Verbs
+    from pylon.identity import load as load_identity
 
     loaded = configuration.load(state.home.config)
     warn(loaded.warnings)
@@ -55,11 +56,9 @@ async def _run_here(state: State, verb: str, params: dict[str, Any], online: boo
         stack.enter_context(hold_home(state.home))
         if online:
             runtime = await stack.enter_async_context(open_runtime(state.home, config, clock=clock))
-            verbs = Verbs(config, clock, runtime.store, runtime.wallet, runtime.buyer, runtime)
+            verbs = Verbs.of(runtime)
         else:
-            from pylon.identity import load
-
-            identity = load(state.home)
+            identity = load_identity(state.home)
             store = await stack.enter_async_context(open_home_store(state.home, clock))
             wallet = None
             if config.network == "simnet":

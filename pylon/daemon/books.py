@@ -48,7 +48,7 @@ async def audit(store: Store, wallet: Wallet | None, clock: Clock) -> Report:
 def report(store: Store, wallet: Balance | None, payments: Sequence[Payment] = ()) -> Report:
     """Check everything that can be checked without the network, all as of one moment.
 
-    :param wallet: the settled balance, where the wallet is Pylon's alone and could be asked.
+    :param wallet: the wallet's balance, where the wallet is Pylon's alone and could be asked.
     :param payments: the wallet's history, which explains what is settled there and not booked yet.
     """
     with store.snapshot():

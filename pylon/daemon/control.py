@@ -33,7 +33,6 @@ INVALID_PARAMS = -32602
 INTERNAL_ERROR = -32603
 PYLON_ERROR = -32000
 
-
 Notify = Callable[[str, Any], Awaitable[Any]]
 """``await notify(method, params)`` sends a notification to the caller. The answer is false once the caller has gone:
 whether to go on without it is the method's choice."""
@@ -137,7 +136,7 @@ class _Connection:
 
 
 class _LineTooLong(Exception):
-    pass
+    """More than ``Limits.max_line`` bytes without an end."""
 
 
 class _Server:

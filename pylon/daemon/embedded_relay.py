@@ -12,7 +12,7 @@ from pathlib import Path
 
 import trio
 
-from protocols.nip11 import RelayInformation
+from protocols.nip11 import MEDIA_TYPE, RelayInformation
 from pylon.clock import Clock
 from pylon.config import Bind
 from pylon.errors import ConfigError
@@ -22,7 +22,9 @@ from pylon.relays.server import SOFTWARE, PortTaken, serve_relay
 log = logging.getLogger(__name__)
 
 _TRY_AGAIN = 1.0
+"""Seconds between two attempts to bind a port that another home serves."""
 _ANSWER_WITHIN = 5.0
+"""Seconds for whoever has the port to say what it is."""
 
 
 class EmbeddedRelay:
@@ -86,7 +88,7 @@ async def _software_at(url: str) -> str | None:
 
     try:
         async with httpx.AsyncClient(timeout=_ANSWER_WITHIN, trust_env=False) as client:
-            answer = await client.get(url, headers={"Accept": "application/nostr+json"})
+            answer = await client.get(url, headers={"Accept": MEDIA_TYPE})
             return RelayInformation.from_json(answer.content).software
     except (httpx.HTTPError, ValueError):
         return None

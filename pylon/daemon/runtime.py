@@ -1,7 +1,7 @@
 """One running Pylon: store, relays, wallet, buyer and provider of a home, put together.
 
-The tree is DESIGN's: what several parts share lives outside, each part under supervision. The daemon runs it for
-long; a command without a daemon runs it for as long as the command takes.
+What several parts share (store, wallet, pool, embedded relay) lives outside; the parts are children of a supervisor.
+The daemon runs it for long; a command without a daemon runs it for as long as the command takes.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Runtime:
 
 
 def require_simnet(config: Config, what: str) -> None:
-    """Until other wallets are there, money moves on simnet only."""
+    """Until other wallets are there, money moves on simnet only: raises ``NetworkUnsupported`` on any other."""
     if config.network != "simnet":
         raise NetworkUnsupported(
             f"{what} on network {config.network!r} is not possible yet: its wallet is not built",
@@ -78,7 +78,7 @@ def require_simnet(config: Config, what: str) -> None:
 
 @asynccontextmanager
 async def open_home_store(home: Home, clock: Clock) -> AsyncIterator[Store]:
-    """The home's database, with the vault's key from ``keys/``."""
+    """The home's database, with the vault's key from ``keys/``. Raises ``IdentityError``, ``StoreError``."""
     vault = Vault.load(home.data_key)
     async with open_store(home.database, vault=vault, clock=clock) as store:
         yield store
@@ -116,7 +116,7 @@ async def open_runtime(
     clock, rng = clock or SystemClock(), rng or random.Random()
     sell = mode != "host"
     identity = load_identity(home)
-    if config.network != "simnet" and (config.enable_payments or not sell):
+    if config.enable_payments or not sell:
         require_simnet(config, "taking payments" if sell else "buying")
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_home_store(home, clock))
@@ -188,7 +188,10 @@ async def open_runtime(
 
 
 def choose_model(config: Config) -> ModelFile:
-    """The model that the embedded engine serves: the file named, else the default model, else the first one there."""
+    """The model that the embedded engine serves: the file named, else the default model, else the first one there.
+
+    Raises ``ModelMissing``.
+    """
     if config.provider.model_file is not None:
         return from_file(config.provider.model_file)
     directory = models_directory()

@@ -26,9 +26,6 @@ log = logging.getLogger(__name__)
 _LOOKS_INTO_THE_BOOKS = 5
 """At the start, a second apart."""
 
-_STOP_WITHIN = 10.0
-"""Seconds for everything to end after a signal."""
-
 
 def run_daemon(
     home: Home, config: Config, mode: str, *, say: Callable[[str], None], backend: Backend | None = None
@@ -37,7 +34,7 @@ def run_daemon(
 
     ``backend`` answers instead of the embedded engine.
     """
-    if config.network != "simnet" and (config.enable_payments or mode == "host"):
+    if config.enable_payments or mode == "host":
         require_simnet(config, "start")
     with hold_home(home, pid_file=True):
         start_logging(home.log)
@@ -50,9 +47,8 @@ def run_daemon(
 
 async def _serve(home: Home, config: Config, mode: str, say: Callable[[str], None], backend: Backend | None) -> None:
     async with open_runtime(home, config, mode=mode, backend=backend) as runtime:
-        verbs = Verbs(config, runtime.clock, runtime.store, runtime.wallet, runtime.buyer, runtime)
         async with trio.open_nursery() as nursery:
-            await nursery.start(serve_control, home, verbs.table())
+            await nursery.start(serve_control, home, Verbs.of(runtime).table())
             for line in _greeting(runtime):
                 say(line)
             log.info("ready")

@@ -6,7 +6,7 @@ Parameters and results are JSON. Amounts are ``*_msats``, ids hex, times Unix se
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
@@ -18,6 +18,7 @@ from pylon.compute.buyer import Buyer, purchase_records
 from pylon.compute.purchase import PURCHASE, Purchase
 from pylon.config import Config
 from pylon.daemon import books
+from pylon.daemon.control import Method, Notify
 from pylon.daemon.runtime import Runtime, require_simnet
 from pylon.errors import NotFound, PylonError, UsageError
 from pylon.money import MAX_MSAT, Msat, format_msat
@@ -25,11 +26,7 @@ from pylon.provider.earnings import earnings, recent
 from pylon.store.database import Store
 from pylon.wallets.simnet import SimnetWallet
 
-Notify = Callable[[str, Any], Awaitable[None]]
-Verb = Callable[[Mapping[str, Any], Notify], Awaitable[Any]]
-
 MAX_PROMPT_CHARS = 32_000
-
 MAX_FUNDING = Msat(MAX_MSAT // 1_000)
 """What the simnet faucet gives at once."""
 
@@ -45,8 +42,14 @@ class Verbs:
     buyer: Buyer | None = None
     runtime: Runtime | None = None
 
-    def table(self) -> dict[str, Verb]:
-        verbs: dict[str, Verb] = {
+    @classmethod
+    def of(cls, runtime: Runtime) -> Verbs:
+        """Those of a home that runs whole."""
+        return cls(runtime.config, runtime.clock, runtime.store, runtime.wallet, runtime.buyer, runtime)
+
+    def table(self) -> dict[str, Method]:
+        """The verbs by their names, for the control socket."""
+        verbs: dict[str, Method] = {
             "job.submit": self.job_submit,
             "job.list": self.job_list,
             "job.status": self.job_status,
@@ -125,7 +128,7 @@ class Verbs:
         if not rows:
             raise NotFound(f"no job has an id that begins with {wanted}", "pylon job list")
         record = purchase_records(self.store).load(self.store, rows[0]["id"])
-        assert record is not None
+        assert record is not None, "nothing deletes a purchase"
         return {**job_json(record), "history": self._history(record.id)}
 
     def _history(self, subject: str) -> list[dict[str, Any]]:
@@ -193,7 +196,7 @@ class Verbs:
 
     async def status(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
         runtime = self.runtime
-        assert runtime is not None
+        assert runtime is not None, "only a whole runtime has this verb"
         balance = None if self.wallet is None else await self.wallet.balance()
         found = earnings(self.store, self.clock.now())
         health = None if runtime.engine is None else await runtime.engine.health()

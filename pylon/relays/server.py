@@ -11,13 +11,13 @@ import logging
 import signal
 import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 
 import h11
 import trio
 import trio_websocket
 
 from protocols.nip11 import MEDIA_TYPE, Limitation, RelayInformation
+from pylon import __version__
 from pylon.clock import SystemClock
 from pylon.errors import PylonError, RelayError
 from pylon.relays.relay import Limits, Relay, open_relay
@@ -25,8 +25,10 @@ from pylon.relays.transport import TransportClosed
 
 log = logging.getLogger(__name__)
 
-SOFTWARE = "https://github.com/OpenAgentsInc/pylon"
-"""The ``software`` of the NIP-11 document, by which another home knows this relay for a Pylon."""
+SOFTWARE = "pylon"
+"""The ``software`` of the NIP-11 document, by which another home knows this relay for a Pylon.
+
+NIP-11 suggests the address of a homepage; a name is the same wherever the code is kept."""
 
 SUPPORTED_NIPS = (1, 9, 11, 40)
 
@@ -92,7 +94,7 @@ def relay_information(limits: Limits) -> RelayInformation:
         description="The relay inside a Pylon: it serves the agents and the provider of its own home.",
         supported_nips=SUPPORTED_NIPS,
         software=SOFTWARE,
-        version=_version(),
+        version=__version__,
         limitation=Limitation(
             max_message_length=limits.max_message_length,
             max_subscriptions=limits.max_subscriptions,
@@ -105,13 +107,6 @@ def relay_information(limits: Limits) -> RelayInformation:
             restricted_writes=False,
         ),
     )
-
-
-def _version() -> str:
-    try:
-        return version("pylon-runtime")
-    except PackageNotFoundError:
-        return "0"
 
 
 async def _handle(relay: Relay, stream: trio.SocketStream) -> None:
