@@ -63,6 +63,11 @@ _LONGEST_WAIT = 60.0
 _PARTIAL_SECONDS = 0.5
 """Between two partial results of a job: what the limits of public relays bear."""
 _PARTIAL_LIFE = 60
+_PROCESSING_LIFE = 900
+_REFUSAL_LIFE = 86_400
+"""Seconds after which feedback asks to be forgotten (NIP-40), and is sent to no relay any more."""
+_QUOTE_GRACE = 600
+"""Seconds that a quote outlives its invoice: a relay whose clock is ahead must not refuse it."""
 _POLL_SECONDS = 30.0
 """Wallets may miss telling us of a payment; open invoices are asked about this often."""
 
@@ -426,6 +431,12 @@ class Provider:
             SaleEffect.PUBLISH_PROCESSING: FeedbackStatus.PROCESSING,
         }.get(effect, FeedbackStatus.ERROR)  # type: ignore[call-overload]
         quoting, owing = effect is SaleEffect.PUBLISH_QUOTE, effect is SaleEffect.PUBLISH_DEBT
+        # What is owed is never forgotten, and neither is a result.
+        lives_until = {
+            SaleEffect.PUBLISH_QUOTE: int(sale.expires_at or now) + _QUOTE_GRACE,
+            SaleEffect.PUBLISH_PROCESSING: now + _PROCESSING_LIFE,
+            SaleEffect.PUBLISH_REFUSAL: now + _REFUSAL_LIFE,
+        }
         return build_feedback(
             self._secret,
             request=sale.id,
@@ -436,6 +447,7 @@ class Provider:
             bolt11=sale.bolt11 if quoting else None,
             credit_msats=sale.owed if owing else None,
             created_at=now,
+            expiration=lives_until.get(effect),  # type: ignore[call-overload]
         )
 
     def _book(self, tx: Tx, step: Step[Sale]) -> None:

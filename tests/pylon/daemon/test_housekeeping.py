@@ -8,8 +8,10 @@ from pylon.daemon import books, housekeeping
 from pylon.errors import StoreError
 from pylon.provider.pricing import Terms
 from pylon.provider.sale import SaleState
+from pylon.store import outbox
 from pylon.store.database import open_store
 from pylon.store.vault import Vault
+from pylon.testing.backend import EMPTY, ScriptedBackend
 from tests.pylon.market import PRICE, open_actor, open_home, until
 
 MONTH = 31 * 86_400.0
@@ -37,6 +39,44 @@ async def test_what_came_to_nothing_is_forgotten_and_what_was_paid_is_not(autoju
         assert (count(store, "sales"), count(store, "inbox"), count(store, "outbox")) == (1, 0, 0)
         assert {row["subject"] for row in store.read("SELECT subject FROM transitions")} == {paid.id}
         assert books.report(store, await home.wallet.balance()).problems == ()
+
+
+async def test_what_a_dead_relay_never_took_is_given_up_but_no_result_and_no_debt(autojump_clock, market):
+    home, customer = await open_home(market, funds=0), await open_actor(market, "customer")
+    dead = "ws://dead.test"
+    backend = ScriptedBackend(lambda asked: "fine" if "answered" in asked.messages[0].content else EMPTY)
+    async with home.selling(backend) as (provider, store):
+        provider._pool.add_relay(dead)
+        for prompt in ("answered", "owed"):
+            request = customer.ask(home.secret, prompt=prompt)
+            await customer.pay(await customer.told(request, "payment-required"))
+            await trio.sleep(120)
+        customer.ask(home.secret, prompt=" ")
+        customer.ask(home.secret, prompt="never paid")
+        await trio.sleep(5)
+
+        def waiting(*states):
+            marks = ", ".join("?" * len(states))
+            rows = store.read(
+                "SELECT o.effect AS effect FROM deliveries d JOIN outbox o ON o.event_id = d.event_id"
+                f" WHERE d.relay = ? AND d.state IN ({marks}) ORDER BY effect",
+                (dead, *states),
+            )
+            return [row["effect"].removeprefix("sale.publish_") for row in rows]
+
+        for_ever = ["debt", "result"]
+        assert waiting("pending") == [
+            "debt", "processing", "processing", "quote", "quote", "quote", "refusal", "result"
+        ]  # fmt: skip
+        await housekeeping.sweep(store, market.clock.now() + 1_260)
+        assert waiting("pending") == ["debt", "refusal", "result"]
+        await housekeeping.sweep(store, market.clock.now() + 90_000)
+        assert waiting("pending") == for_ever
+        await housekeeping.sweep(store, market.clock.now() + MONTH)
+        assert waiting("pending", "expired") == for_ever
+        assert outbox.pending_count(store) == 2
+        await housekeeping.sweep(store, market.clock.now() + 12 * MONTH)
+        assert waiting("pending") == for_ever
 
 
 async def test_a_full_disk_does_not_end_it(autojump_clock, market):
