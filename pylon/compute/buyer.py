@@ -28,13 +28,15 @@ from protocols.nip90 import (
 )
 from pylon.clock import Clock
 from pylon.compute import purchase as machine
-from pylon.compute.discovery import Market, Offer, rank
+from pylon.compute.discovery import Market, Offer, rank, why_none
 from pylon.compute.purchase import PURCHASE, Purchase, PurchaseEffect, PurchaseState
 from pylon.compute.quotes import check_quote
 from pylon.driver import Driver
 from pylon.errors import NotFound, WalletError
+from pylon.machine import Effect
 from pylon.money import Msat
 from pylon.relays.pool import Received, RelayPool
+from pylon.relays.subscription import OVERLAP
 from pylon.store import cursors, inbox, intents
 from pylon.store.database import Store, Tx
 from pylon.store.records import RecordTable, Step
@@ -44,10 +46,17 @@ from pylon.wallets.purse import Failed, Outcome, Purse, Settled, Unknown
 
 log = logging.getLogger(__name__)
 
+Paid = machine.PaymentSettled | machine.PaymentFailed | machine.PaymentRefused
+"""What a payment comes to in the end."""
+Reply = machine.Answered | machine.Quoted | machine.TurnedAway | machine.Credited
+"""What a provider's event may mean to a purchase."""
+
 _CONSUMER = "buyer"
-_OVERLAP = 900
 _REQUEST_LIFE = 3_600
 """Seconds after which a request asks to be forgotten (NIP-40)."""
+_FIRST_LOOK = 0.2
+_LONGEST_LOOK = 30.0
+"""Seconds between two questions to a wallet that does not know yet."""
 _DISTRUST = 7 * 86_400.0
 """Seconds for which a provider that kept our money is asked last."""
 
@@ -112,7 +121,7 @@ class Buyer:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Resume unfinished purchases, then listen for replies until cancelled."""
         me = self._secret.public.hex
-        since = cursors.since(self._store, _CONSUMER, _OVERLAP)
+        since = cursors.since(self._store, _CONSUMER, OVERLAP)
         filters = [Filter(kinds=[FEEDBACK, result_kind(JOB_TEXT)], tags={"p": [me]})]
         async with self._pool.subscribe(filters, since=since) as replies, trio.open_nursery() as nursery:
             await nursery.start(self._driver.run)
@@ -179,9 +188,15 @@ class Buyer:
             offers = self._fitting(record, found)
         if not offers:
             return machine.NoneLeft(
-                f"no provider fits ({len(found)} announced, {len(record.tried)} tried)"
-                if found
-                else "no provider announces itself on the relays"
+                why_none(
+                    found,
+                    bid=record.bid,
+                    model=record.model,
+                    network=self._settings.network,
+                    tried=record.tried,
+                    own=self._secret.public.hex,
+                    wanted=record.wanted,
+                )
             )
         offer, now = offers[0], self._clock.now()
         request = build_request(
@@ -226,32 +241,33 @@ class Buyer:
         )
         return [row["provider"] for row in rows]
 
-    async def _pay(self, record: Purchase) -> object:
+    async def _pay(self, record: Purchase) -> Paid:
         outcome = await self._purse.send(intents.by_hash(self._store, _hash(record)), _bolt11(record))
         if isinstance(outcome, Unknown):
             return await self._reconcile(record)
         return self._payment_input(outcome)
 
-    async def _reconcile(self, record: Purchase) -> object:
+    async def _reconcile(self, record: Purchase) -> Paid:
         """Ask until the wallet knows; a pending payment may take as long as it likes."""
-        wait = 0.2
+        wait = _FIRST_LOOK
         while True:
             intent = intents.by_hash(self._store, _hash(record))
             outcome = await self._purse.reconcile(intent, _bolt11(record))
             if not isinstance(outcome, Unknown):
                 return self._payment_input(outcome)
             await trio.sleep(wait * (0.5 + self._rng.random()))
-            wait = min(wait * 2, 30.0)
+            wait = min(wait * 2, _LONGEST_LOOK)
 
-    async def _attend(self, record: Purchase) -> object:
+    async def _attend(self, record: Purchase) -> machine.TurnedAway | machine.AnswerOverdue:
         if record.state is PurchaseState.REQUESTED and record.request_id is not None:
             return machine.TurnedAway(record.request_id, "no quote in time")
         return machine.AnswerOverdue()
 
-    def _compose(self, record: Purchase, effect: object) -> Event:
+    def _compose(self, record: Purchase, effect: Effect) -> Event:
+        """The request that ``_discover`` has signed: the only event of a purchase."""
         return self._signed.pop(record.id)
 
-    def _payment_input(self, outcome: Settled | Failed) -> object:
+    def _payment_input(self, outcome: Settled | Failed) -> Paid:
         match outcome:
             case Settled(amount, fee, preimage):
                 answer_by = self._clock.now() + self._settings.answer_seconds
@@ -289,7 +305,7 @@ class Buyer:
         """Act on a reply if it comes from the provider that the request was sent to; strangers mean nothing."""
         request_id = event.tag("e")
         row = self._store.one("SELECT purchase_id, provider FROM purchase_requests WHERE request_id = ?", (request_id,))
-        if row is None or row["provider"] != event.pubkey:
+        if request_id is None or row is None or row["provider"] != event.pubkey:
             return
         record = self.records.load(self._store, row["purchase_id"])
         if record is None or record.request_id != request_id or inbox.seen(self._store, _CONSUMER, event.id):
@@ -298,18 +314,18 @@ class Buyer:
         if isinstance(message, Feedback):
             self._pass_on(record, message.content)
             return
-
-        def admit(tx: Tx) -> bool:
-            cursors.advance(tx, _CONSUMER, min(event.created_at, int(self._clock.now())))
-            return inbox.take(tx, _CONSUMER, event.id, self._clock.now())
-
         if message is None:
             return  # means nothing now: not worth a row, for a provider could send any number of these
+
+        def admit(tx: Tx) -> bool:
+            cursors.advance(tx, _CONSUMER, event.created_at)
+            return inbox.take(tx, _CONSUMER, event.id, self._clock.now())
+
         try:
             await self._driver.advance(record.id, message, admit)
         except WalletError as error:
             log.warning("purchase %s: quote refused: %s", record.id[:16], error.message)
-            await self._driver.advance(record.id, machine.TurnedAway(event.tag("e") or "", error.message), admit)
+            await self._driver.advance(record.id, machine.TurnedAway(request_id, error.message), admit)
 
     def _pass_on(self, record: Purchase, text: str) -> None:
         """Words on their way: for whoever watches, and kept nowhere."""
@@ -317,7 +333,7 @@ class Buyer:
             with contextlib.suppress(trio.WouldBlock, trio.BrokenResourceError):
                 watcher.send_nowait(text)
 
-    def _understand(self, record: Purchase, event: Event) -> object | None:
+    def _understand(self, record: Purchase, event: Event) -> Reply | Feedback | None:
         """The input that a reply is; a ``Feedback`` for a partial result; ``None`` for what means nothing."""
         try:
             if event.kind != FEEDBACK:
@@ -329,7 +345,7 @@ class Buyer:
             return None
         return self._understand_feedback(record, feedback)
 
-    def _understand_feedback(self, record: Purchase, feedback: Feedback) -> object | None:
+    def _understand_feedback(self, record: Purchase, feedback: Feedback) -> Reply | Feedback | None:
         match feedback.status:
             case FeedbackStatus.PAYMENT_REQUIRED if record.state is PurchaseState.REQUESTED:
                 return check_quote(

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import attrs
 import trio
 
 from protocols.nip01 import Filter
 from protocols.nip89 import Announcement, AnnouncementInvalid, parse_announcement
-from pylon.money import Msat, max_fee
+from pylon.money import Msat, format_msat, max_fee
 from pylon.relays.pool import RelayPool
 
 ANNOUNCEMENT = 31990
 FRESH_SECONDS = 5.0
 """How long announcements are believed. A price that has changed meanwhile is noticed by its quote."""
 _MOST_ANNOUNCEMENTS = 500
+_MOST_NAMES = 5
+_LONGEST_NAME = 60
 
 
 @attrs.frozen
@@ -104,3 +106,51 @@ def rank(
     if wanted is not None and not heard and wanted not in barred:
         return [Offer(wanted, bid, announced=False)]
     return [entry[4] for entry in sorted(best.values(), key=lambda entry: entry[:4])]
+
+
+def why_none(
+    found: Iterable[Announcement],
+    *,
+    bid: Msat,
+    model: str | None,
+    network: str,
+    tried: Collection[str],
+    own: str,
+    wanted: str | None,
+) -> str:
+    """Why ``rank`` has nobody to offer, in words for the buyer: what would have to be otherwise."""
+    theirs = [announcement for announcement in found if announcement.provider != own]
+    if wanted is not None:
+        if wanted == own:
+            return "the provider that was named is this home, and nobody buys from itself"
+        theirs = [announcement for announcement in theirs if announcement.provider == wanted]
+        if not theirs:
+            return f"the provider that was named{' was tried, and' if wanted in tried else ''} announces nothing"
+    if not theirs:
+        return _all_tried(tried) if tried else "no provider announces itself on the relays"
+    here = [announcement for announcement in theirs if announcement.network in ("", network)]
+    if not here:
+        return f"nobody sells on {network} (announced: {_listing(announcement.network for announcement in theirs)})"
+    fitting = [announcement for announcement in here if model is None or model in announcement.models]
+    if not fitting:
+        served = _listing(name for announcement in here for name in announcement.models)
+        return f"nobody serves model {model!r} (served: {served or 'none'})"
+    fresh = [announcement for announcement in fitting if announcement.provider not in tried]
+    prices = [announcement.price_msats for announcement in fresh if announcement.price_msats is not None]
+    if not prices:
+        return _all_tried(tried)
+    asked = (
+        f"the cheapest{' other' if tried else ''} asks {format_msat(Msat(min(prices)))}, the bid is {format_msat(bid)}"
+    )
+    return f"{_all_tried(tried)}; {asked}" if tried else asked
+
+
+def _all_tried(tried: Collection[str]) -> str:
+    return f"all {len(tried)} that fit were tried" if len(tried) > 1 else "the only one that fits was tried"
+
+
+def _listing(names: Iterable[str]) -> str:
+    """A few of these names, which are strangers' words: cut, and with nothing that a terminal obeys."""
+    every = sorted(set(names))
+    shown = ", ".join(repr(name[:_LONGEST_NAME]) for name in every[:_MOST_NAMES])
+    return f"{shown} and {len(every) - _MOST_NAMES} more" if len(every) > _MOST_NAMES else shown

@@ -101,7 +101,7 @@ def test_what_a_provider_writes_commands_no_terminal(pylon, daemon):
 @pytest.mark.parametrize(
     ("result", "code", "name", "hint"),
     [
-        (ended("failed", "no provider fits (1 announced, 0 tried)"), 1, "market", "--bid"),
+        (ended("failed", "the cheapest asks 25 sat, the bid is 5 sat"), 1, "market", "--bid"),
         (ended("failed", "needs 1 sat, 0 sat are available", "PaymentRefused"), 4, "wallet", "pylon wallet fund"),
         (ended("failed", "the route broke", "PaymentFailed"), 1, "market", "pylon --home DIR start -m provider"),
         (ended("lost"), 1, "market", f"pylon job status {ID[:16]}"),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import given
 
 from protocols.nip01 import sign_event
 from protocols.nip89 import Announcement
-from pylon.compute.discovery import ANNOUNCEMENT, Offer, announcements, rank
+from pylon.compute.discovery import ANNOUNCEMENT, Offer, announcements, rank, why_none
 from pylon.money import Msat, max_fee, sats
 from tests.pylon.market import Home, open_actor, open_home
 
@@ -86,6 +87,71 @@ def test_who_is_named_is_asked_unannounced_but_not_against_its_word():
 def test_a_cheap_thief_is_asked_last():
     found = [announced(NAMES[0], price=1), announced(NAMES[1], price=9_000)]
     assert [offer.provider for offer in ranked(found, distrusted=[NAMES[0]])] == [NAMES[1], NAMES[0]]
+
+
+# --- why nobody fits ------------------------------------------------------------------------------------------
+
+OWN = "ee" * 32
+A, B, C = NAMES[:3]
+
+
+def why(found, bid=BID, model=None, network="simnet", tried=(), wanted=None):
+    return why_none(found, bid=bid, model=model, network=network, tried=tried, own=OWN, wanted=wanted)
+
+
+@pytest.mark.parametrize(
+    ("found", "changes", "says"),
+    [
+        ([], {}, "no provider announces itself on the relays"),
+        ([announced(OWN)], {}, "no provider announces itself on the relays"),
+        ([announced(price=25_000), announced(B, price=30_500)], {}, "the cheapest asks 25 sat, the bid is 10 sat"),
+        ([announced(), announced(B, models=("n",))], {"model": "x"}, "nobody serves model 'x' (served: 'm', 'n')"),
+        ([announced(models=())], {"model": "x"}, "nobody serves model 'x' (served: none)"),
+        ([announced(models=tuple("abcdefgh"))], {"model": "x"}, "'a', 'b', 'c', 'd', 'e' and 3 more)"),
+        ([announced(OWN, models=("x",))], {"model": "x"}, "no provider announces itself on the relays"),
+        ([announced(network="mainnet")], {}, "nobody sells on simnet (announced: 'mainnet')"),
+        ([announced(), announced(B)], {"tried": (A, B)}, "all 2 that fit were tried"),
+        ([announced(), announced(B)], {"tried": (A, B, C)}, "all 3 that fit were tried"),
+        ([announced()], {"tried": (A,)}, "the only one that fits was tried"),
+        ([], {"tried": (A,)}, "the only one that fits was tried"),
+        (
+            [announced(), announced(B, price=12_000)],
+            {"tried": (A,)},
+            "the only one that fits was tried; the cheapest other asks 12 sat, the bid is 10 sat",
+        ),
+        ([announced(), announced(B, price=12_000)], {"wanted": B}, "the cheapest asks 12 sat, the bid is 10 sat"),
+        ([announced()], {"wanted": A, "tried": (A,)}, "the only one that fits was tried"),
+        ([], {"wanted": A, "tried": (A,)}, "the provider that was named was tried, and announces nothing"),
+        ([announced(OWN)], {"wanted": OWN}, "the provider that was named is this home, and nobody buys from itself"),
+    ],
+)
+def test_why_nobody_fits(found, changes, says):
+    assert says in why(found, **changes)
+
+
+@given(
+    st.lists(announcements_, max_size=12),
+    st.sampled_from([None, "m", "o"]),
+    st.lists(st.sampled_from(NAMES), max_size=3, unique=True),
+    st.one_of(st.none(), st.sampled_from([*NAMES, OWN])),
+)
+def test_whenever_nobody_fits_something_true_is_said(found, model, tried, wanted):
+    if ranked(found, model=model, excluded=(*tried, OWN), wanted=wanted):
+        return
+    words = why(found, model=model, tried=tried, wanted=wanted)
+    assert len(words) < 600
+    if "tried" in words:
+        assert tried
+    if "asks" in words:
+        assert any(a.price_msats is not None and a.price_msats > BID and a.provider not in tried for a in found)
+    if "serves" in words:
+        assert not any(model in a.models for a in found if a.network in ("simnet", "") and wanted in (None, a.provider))
+
+
+def test_strangers_names_command_no_terminal():
+    words = why([announced(models=("\x1b]0;title\x07 \u202e" + "x" * 500,))], model="x")
+    assert words.isprintable()
+    assert len(words) < 200
 
 
 async def test_nonsense_announcements_are_left_out(autojump_clock, market):
