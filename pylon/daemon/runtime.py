@@ -136,7 +136,8 @@ async def open_runtime(
             urls.insert(0, await nursery.start(relay.run))
         if not urls:
             raise ConfigError("no relay is configured", "name some in relays = [...], or set [relay] enabled = true")
-        pool = RelayPool(urls, connect=connect, clock=clock, rng=rng)
+        # The relays are those that the user has named: they may know whose home this is (NIP-42).
+        pool = RelayPool(urls, connect=connect, clock=clock, rng=rng, signer=identity.nostr)
         await nursery.start(pool.run)
         supervisor.start(ChildSpec("publisher", Publisher(pool, store, clock, rng).run))
         supervisor.start(ChildSpec("housekeeping", functools.partial(keep_house, store, clock)))
