@@ -10,7 +10,7 @@ import trio
 
 from protocols import entropy
 from protocols.keys import SecretKey
-from protocols.nip01 import Event
+from protocols.nip01 import Event, sign_event
 from protocols.nip89 import build_announcement
 from protocols.nip90 import JOB_TEXT
 from pylon.clock import Clock
@@ -26,6 +26,10 @@ log = logging.getLogger(__name__)
 
 _LOOK_AGAIN = 15.0
 """Seconds between two looks at what the backends have."""
+_CLOCK_JUMP = 900.0
+"""Seconds: a date further ahead is refused by relays (NIP-11, ``created_at_upper_limit``)."""
+_DELETION = 5
+"""NIP-09."""
 
 
 @attrs.frozen
@@ -36,7 +40,12 @@ class Profile:
 
 
 class Announcer:
-    """Publishes what is sold, anew whenever it has changed. Nothing is announced while no model is there."""
+    """Publishes what is sold, anew whenever it has changed. Nothing is announced while no model is there.
+
+    Relays keep the version with the latest date. One that was written while our clock was far ahead would keep every
+    other out until then, and relays would refuse any that was dated later still: so it is deleted by its id (NIP-09),
+    and said again with today's date.
+    """
 
     def __init__(
         self,
@@ -57,6 +66,7 @@ class Announcer:
         self._terms = terms
         self._profile = profile
         self._said: tuple[Sequence[str], Msat, Sequence[str]] | None = None
+        self._said_at = 0.0
 
     async def run(self) -> None:
         while True:
@@ -71,17 +81,25 @@ class Announcer:
         models = sorted({model.id for model in await self._router.models()})
         price = self._terms.price if self._terms.payments else Msat(0)
         say = (models, price, sorted(self._pool.urls))
-        if not models or say == self._said:
+        # When this process began, by the wall: it moves only when the clock is set.
+        began = self._clock.now() - self._clock.monotonic()
+        if not models or (say == self._said and abs(began - self._said_at) < _CLOCK_JUMP):
             return False
         instance = await self._store.write(_instance)
         await self._store.write(lambda tx: self._publish(tx, instance, models, price))
-        self._said = say
+        self._said, self._said_at = say, began
         log.info("announced %s at %d msats a job", ", ".join(models), price)
         return True
 
     def _publish(self, tx: Tx, instance: str, models: Sequence[str], price: Msat) -> Event:
         address = f"31990:{self._secret.public.hex}:{instance}"
         now = self._clock.now()
+        ahead = outbox.withdraw(tx, address, after=now + _CLOCK_JUMP)
+        if ahead:
+            log.warning("the clock has gone back: what was announced with a later date is deleted")
+            tags = [*(("e", event_id) for event_id in ahead), ("k", "31990")]
+            deletion = sign_event(self._secret, kind=_DELETION, tags=tags, created_at=int(now))
+            outbox.add(tx, deletion, self._pool.urls, effect="", subject="announcement", at=now)
         event = build_announcement(
             self._secret,
             d=instance,

@@ -208,6 +208,17 @@ def cancel(tx: Tx, event_id: str, at: float) -> int:
     return _finish(tx, "cancelled", at, "event_id = :event_id", {"event_id": event_id})
 
 
+def withdraw(tx: Tx, address: str, after: float) -> list[str]:
+    """Forget the versions of an address that are dated later than ``after``, as if they had never been written.
+
+    Returns their ids: what a relay has of them is for the caller to have deleted (NIP-09).
+    """
+    rows = tx.all("SELECT event_id FROM outbox WHERE address = ? AND created_at > ? ORDER BY id", (address, after))
+    for row in rows:
+        tx.execute("DELETE FROM outbox WHERE event_id = ?", (row["event_id"],))
+    return [row["event_id"] for row in rows]
+
+
 def expire(tx: Tx, at: float) -> int:
     """Give up what is past its end; returns how many deliveries. ``due`` leaves them out in any case."""
     return _finish(tx, "expired", at, "event_id IN (SELECT event_id FROM outbox WHERE expires_at <= :at)", {})

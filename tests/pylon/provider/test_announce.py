@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 
+import attrs
+import pytest
 import trio
 
 from protocols.nip89 import parse_announcement
@@ -11,6 +13,7 @@ from pylon.inference.router import Router
 from pylon.money import Msat
 from pylon.provider.announce import Announcer, Profile
 from pylon.provider.pricing import Terms
+from pylon.store import outbox
 from pylon.testing.backend import ScriptedBackend
 from tests.pylon.market import open_home
 
@@ -77,12 +80,49 @@ async def test_created_at_grows_even_when_the_clock_does_not(autojump_clock, mar
     async with announcing(home, backend) as store:
         for number in range(1, 6):
             await trio.sleep(100)
-            market.clock.skew -= 500
+            market.clock.skew -= 250
             backend.model_ids = (f"m{number}",)
         await trio.sleep(100)
         times = sent(store)
     assert times == sorted(set(times))
     assert len(times) == 6
+
+
+@pytest.mark.parametrize("limit", [900, 10**9], ids=["relays that refuse the future", "relays that take it"])
+@pytest.mark.parametrize("restart", [True, False])
+async def test_a_clock_that_was_far_ahead_hides_nobody(autojump_clock, market, limit, restart):
+    market.relay.core.limits = attrs.evolve(market.relay.core.limits, created_at_upper_limit=limit)
+    true_time = market.clock.now
+    market.relay.core.now = lambda: int(true_time() - market.clock.skew)
+    home, backend = await open_home(market), ScriptedBackend("a", models=("old",))
+    market.clock.skew = 30 * 86_400.0
+    async with announcing(home, backend) as store:
+        await trio.sleep(100)
+        backend.model_ids = ("older",)
+        await trio.sleep(100)
+        if not restart:
+            market.clock.skew = 0.0
+            await trio.sleep(100)
+    market.clock.skew = 0.0
+    backend.model_ids = ("new",)
+    async with announcing(home, backend) as store:
+        await trio.sleep(100)
+        assert outbox.pending_count(store) == 0
+        assert sent(store)[-1] <= market.now
+    found = market.events(31990)
+    assert [parse_announcement(event).models for event in found] == [("new",)]
+
+
+async def test_a_clock_that_was_far_behind_is_noticed(autojump_clock, market):
+    home = await open_home(market)
+    market.clock.skew = -30 * 86_400.0
+    async with announcing(home, ScriptedBackend("a")) as store:
+        await trio.sleep(100)
+        market.clock.skew = 0.0
+        await trio.sleep(100)
+        assert len(sent(store)) == 2
+    found = market.events(31990)
+    assert [event.created_at >= market.now - 200 for event in found] == [True]
 
 
 async def test_a_free_provider_says_so(autojump_clock, market):

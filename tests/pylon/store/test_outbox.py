@@ -293,6 +293,19 @@ def test_created_at_never_goes_back():
         assert outbox.last_created_at(tx, address) == 9
 
 
+def test_what_is_withdrawn_never_was():
+    with transaction() as tx:
+        right, later, other = version(100), version(10_000), version(10_000, d="another")
+        for event in (right, later, other):
+            queue(tx, event)
+        assert outbox.withdraw(tx, later.address, after=200) == [later.id]
+        assert outbox.withdraw(tx, later.address, after=200) == []
+        assert outbox.last_created_at(tx, later.address) == 100
+        assert queue(tx, version(150)) == 1
+        assert [d.event_id for d in outbox.due(tx, A)] == [other.id, version(150).id]
+        assert outbox.acknowledge(tx, later.id, A, True, "", NOW) is None
+
+
 def test_pruning_keeps_what_is_pending_or_recent():
     with transaction() as tx:
         done, recent, waiting = (make_event(content=text) for text in ("done", "recent", "waiting"))
