@@ -1,7 +1,7 @@
 """What a quote must satisfy before a single millisatoshi moves. Pure.
 
 The caller has made sure that the feedback is signed by the chosen provider and names the current request; here the
-invoice itself is held against quote, announced price, bid, network and time (field-notes H.22).
+invoice itself is held against quote, announced price, bid, network and time.
 """
 
 from __future__ import annotations

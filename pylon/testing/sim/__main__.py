@@ -41,11 +41,9 @@ def _many(seeds: range, jobs: int) -> int:
     bad = purchases = answered = deaths = 0
     with ProcessPoolExecutor(jobs) as pool:
         for told in pool.map(simulate, seeds, chunksize=4):
-            purchases, answered, deaths = (
-                purchases + told.purchases,
-                answered + told.answered,
-                deaths + len(told.deaths),
-            )
+            purchases += told.purchases
+            answered += told.answered
+            deaths += len(told.deaths)
             if not told.ok:
                 bad += 1
                 _show(told)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextvars
 import random
+from collections.abc import Awaitable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import attrs
 import trio
@@ -29,7 +30,10 @@ from pylon.wallets.port import Balance, IssuedInvoice, Payment, PaymentEvents, W
 from pylon.wallets.purse import Purse
 from pylon.wallets.simnet import PREFIX, SimnetLedger, SimnetWallet
 
+T = TypeVar("T")
+
 current: contextvars.ContextVar[Node | None] = contextvars.ContextVar("current", default=None)
+"""Whose task this is; ``None`` for the world's own."""
 
 
 class Killed(BaseException):
@@ -189,7 +193,7 @@ class MortalWallet:
         self._wallet = wallet
         self._node = node
 
-    async def _mortal(self, call: Any) -> Any:
+    async def _mortal(self, call: Awaitable[T]) -> T:
         if not self._node.alive:
             raise Killed
         try:
@@ -199,32 +203,28 @@ class MortalWallet:
                 raise Killed
 
     async def info(self) -> WalletInfo:
-        return await self._mortal(self._wallet.info())  # type: ignore[no-any-return]
+        return await self._mortal(self._wallet.info())
 
     async def balance(self) -> Balance:
-        return await self._mortal(self._wallet.balance())  # type: ignore[no-any-return]
+        return await self._mortal(self._wallet.balance())
 
     async def receive(self, amount: Msat, description: str, expiry_seconds: int, key: str) -> IssuedInvoice:
-        return await self._mortal(  # type: ignore[no-any-return]
-            self._wallet.receive(amount, description, expiry_seconds, key)
-        )
+        return await self._mortal(self._wallet.receive(amount, description, expiry_seconds, key))
 
     async def quote(self, bolt11: str) -> Msat:
-        return await self._mortal(self._wallet.quote(bolt11))  # type: ignore[no-any-return]
+        return await self._mortal(self._wallet.quote(bolt11))
 
     async def pay(self, bolt11: str, *, max_fee: Msat, idempotency_key: str) -> Payment:
-        return await self._mortal(  # type: ignore[no-any-return]
-            self._wallet.pay(bolt11, max_fee=max_fee, idempotency_key=idempotency_key)
-        )
+        return await self._mortal(self._wallet.pay(bolt11, max_fee=max_fee, idempotency_key=idempotency_key))
 
     async def lookup_payment(self, payment_hash: str) -> Payment | None:
-        return await self._mortal(self._wallet.lookup_payment(payment_hash))  # type: ignore[no-any-return]
+        return await self._mortal(self._wallet.lookup_payment(payment_hash))
 
     async def lookup_invoice(self, payment_hash: str) -> IssuedInvoice | None:
-        return await self._mortal(self._wallet.lookup_invoice(payment_hash))  # type: ignore[no-any-return]
+        return await self._mortal(self._wallet.lookup_invoice(payment_hash))
 
     async def payments(self, *, since: float = 0.0, limit: int = 1_000) -> list[Payment]:
-        return await self._mortal(self._wallet.payments(since=since, limit=limit))  # type: ignore[no-any-return]
+        return await self._mortal(self._wallet.payments(since=since, limit=limit))
 
     def events(self) -> AbstractAsyncContextManager[PaymentEvents]:
         return self._wallet.events()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import random
 import tempfile
 from collections.abc import Callable, Iterator
@@ -61,11 +60,6 @@ class Told:
             f"seed {self.seed}: {verdict}; {self.purchases} purchases: {self.answered} answered, {self.failed} failed,"
             f" {self.credited} credited, {self.lost} lost; {len(self.deaths)} deaths; {self.virtual_seconds:.0f} s"
         )
-
-
-def answer_of(seller: str, prompt: str) -> str:
-    """The only right answer of a seller to a prompt."""
-    return f"{seller} thinks {hashlib.sha256(prompt.encode()).hexdigest()[:12]}"
 
 
 def simulate(seed: int) -> Told:
@@ -156,7 +150,7 @@ class World:
         broken = self.rng.random() < 0.15
 
         def script(request: InferenceRequest) -> Reply:
-            right = answer_of(seller, request.messages[-1].content)
+            right = invariants.answer_of(seller, request.messages[-1].content)
             pace = self.rng.choice([0.0, 0.01, 0.5])
             if self.trouble:
                 if broken:
