@@ -15,19 +15,27 @@ import attrs
 
 @attrs.frozen
 class ModelInfo:
+    """A model that a backend serves."""
+
     id: str
+    """The backend's own name for it."""
     backend: str
     context_length: int | None = None
+    """Tokens of prompt and answer together; ``None`` where the backend does not say."""
 
 
 @attrs.frozen
 class Usage:
+    """Tokens, as the backend counts them."""
+
     prompt_tokens: int
     completion_tokens: int
 
 
 @attrs.frozen
 class Message:
+    """One turn of a conversation."""
+
     role: str
     """``system``, ``user`` or ``assistant``."""
     content: str
@@ -35,9 +43,12 @@ class Message:
 
 @attrs.frozen
 class InferenceRequest:
+    """What to answer, and how. ``None``: as the backend has it."""
+
     model: str
     messages: tuple[Message, ...]
     max_tokens: int = 256
+    """The longest answer; one that is cut has the finish reason ``length``."""
     temperature: float | None = None
     top_p: float | None = None
     seed: int | None = None
@@ -57,14 +68,19 @@ class Chunk:
 
 @attrs.frozen
 class Completion:
+    """A whole answer."""
+
     text: str
     finish_reason: str
     usage: Usage | None
     model: str
+    """The one that answered."""
 
 
 @attrs.frozen
 class Health:
+    """Whether a backend would answer now."""
+
     ok: bool
     detail: str = ""
 
@@ -84,9 +100,13 @@ DEFAULT_DEADLINES = Deadlines()
 
 class Backend(Protocol):
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What errors, log and configuration call it."""
+        ...
 
-    async def models(self) -> list[ModelInfo]: ...
+    async def models(self) -> list[ModelInfo]:
+        """What it serves. Raises ``InferenceError``."""
+        ...
 
     async def health(self) -> Health:
         """Never raises: what is wrong stands in ``detail``."""
@@ -102,6 +122,10 @@ class Backend(Protocol):
         """
         ...
 
-    async def complete(self, request: InferenceRequest, deadlines: Deadlines = DEFAULT_DEADLINES) -> Completion: ...
+    async def complete(self, request: InferenceRequest, deadlines: Deadlines = DEFAULT_DEADLINES) -> Completion:
+        """The whole of what ``stream`` would give. Raises the same."""
+        ...
 
-    async def aclose(self) -> None: ...
+    async def aclose(self) -> None:
+        """Let go of what it holds; harmless when repeated."""
+        ...

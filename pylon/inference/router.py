@@ -2,7 +2,7 @@
 
 The backends stand in the order of preference. A model belongs to the first healthy backend that has it; failing that,
 to the first that has it and may still come up. A model that nobody has is served by the first model of the first
-healthy backend, which is said once in the log and remembered for ``doctor``. With no healthy backend there is nothing
+healthy backend, which is said once in the log and remembered. With no healthy backend there is nothing
 to fall back on.
 """
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 import orjson
 
@@ -236,7 +236,11 @@ def _text(value: object) -> str:
 def _usage(value: object) -> Usage | None:
     if not isinstance(value, dict):
         return None
-    counts = [value.get(key) for key in ("prompt_tokens", "completion_tokens")]
-    if all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 1 << 53 for n in counts):
-        return Usage(*counts)  # type: ignore[arg-type]
+    prompt_tokens, completion_tokens = value.get("prompt_tokens"), value.get("completion_tokens")
+    if _is_count(prompt_tokens) and _is_count(completion_tokens):
+        return Usage(prompt_tokens, completion_tokens)
     return None
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return type(value) is int and 0 <= value < 1 << 53

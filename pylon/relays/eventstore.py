@@ -131,7 +131,7 @@ class EventStore:
         finally:
             self._db.close()
 
-    # Writing
+    # --- writing ----------------------------------------------------------------------------------------------
 
     def add(self, event: Event, now: int) -> Outcome:
         """Take an event whose id and signature the caller has checked. It lasts from the next ``commit`` on."""
@@ -273,7 +273,7 @@ class EventStore:
             self._purged_at = now
         return len(gone)
 
-    # Reading
+    # --- reading ----------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
         (count,) = self._db.execute("SELECT count(*) FROM event").fetchone()

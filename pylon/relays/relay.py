@@ -167,7 +167,7 @@ class Relay:
         self._group: list[tuple[_Client | None, Event, Outcome]] = []
         self._grouped = trio.Event()
 
-    # Clients
+    # --- clients ----------------------------------------------------------------------------------------------
 
     async def serve(self, link: ClientLink) -> None:
         """Look after one client until it leaves, is cut off, or the relay ends. Raises nothing but cancellation."""
@@ -232,7 +232,7 @@ class Relay:
             self.counters.refused += 1
             client.push(RelayOk(event_id, False, f"invalid: {error}").encode())
 
-    # Events
+    # --- events -----------------------------------------------------------------------------------------------
 
     def publish(self, event: Event) -> Outcome:
         """Take an event from within the process, checked like a stranger's; it is committed on return.
@@ -335,7 +335,7 @@ class Relay:
             client.push(client.subscriptions[subscription_id] + tail)
             self.counters.delivered += 1
 
-    # Subscriptions
+    # --- subscriptions ----------------------------------------------------------------------------------------
 
     async def _answer(self, client: _Client, request: ClientReq) -> None:
         subscription_id, filters = request.subscription_id, tuple(request.filters)

@@ -1,6 +1,6 @@
 """A connection to a relay, reduced to what the pool needs: text frames both ways, a ping, an end.
 
-``websocket.websocket_transport`` is the real one; tests and simulations bring their own (``pylon.testing.relay``).
+``websocket.connect`` is the real one; tests and simulations bring their own (``pylon.testing.relay``).
 """
 
 from __future__ import annotations

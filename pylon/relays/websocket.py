@@ -67,7 +67,7 @@ answer_pings_until_closing()
 
 
 @asynccontextmanager
-async def websocket_transport(
+async def connect(
     url: str,
     *,
     connect_timeout: float = CONNECT_SECONDS,
@@ -93,9 +93,6 @@ async def websocket_transport(
         nursery.cancel_scope.cancel()
     if failure is not None:
         raise failure
-
-
-connect = websocket_transport
 
 
 @attrs.frozen

@@ -36,6 +36,8 @@ class Direction(enum.StrEnum):
 
 @attrs.frozen
 class WalletInfo:
+    """What a wallet is, which does not change while it is open."""
+
     name: str
     network: str
     kind: str
@@ -48,7 +50,10 @@ class WalletInfo:
 
 @attrs.frozen
 class Balance:
+    """What a wallet holds, as it said at ``known_at``."""
+
     settled: Msat
+    """What is on its way out has not left it yet."""
     pending_out: Msat
     """On its way out, fees included; not spendable."""
     known_at: float
@@ -56,6 +61,7 @@ class Balance:
 
     @property
     def spendable(self) -> Msat:
+        """Settled, less what is on its way out."""
         return Msat(self.settled - self.pending_out)
 
 
@@ -100,12 +106,19 @@ class PaymentEvents(Protocol):
 
 
 class Wallet(Protocol):
-    async def info(self) -> WalletInfo: ...
+    async def info(self) -> WalletInfo:
+        """What it is."""
+        ...
 
-    async def balance(self) -> Balance: ...
+    async def balance(self) -> Balance:
+        """What it holds. Raises where it cannot tell."""
+        ...
 
     async def receive(self, amount: Msat, description: str, expiry_seconds: int, key: str) -> IssuedInvoice:
-        """An invoice for ``amount``. Idempotent by ``key``: the same key gives the same invoice again."""
+        """An invoice for ``amount``. Idempotent by ``key``: the same key gives the same invoice again.
+
+        Raises ``InvoiceInvalid`` for an amount or an expiry that no invoice has.
+        """
         ...
 
     async def quote(self, bolt11: str) -> Msat:
@@ -136,4 +149,6 @@ class Wallet(Protocol):
         """Listen from the moment of entering: ``async with wallet.events() as events: async for payment in events``."""
         ...
 
-    async def aclose(self) -> None: ...
+    async def aclose(self) -> None:
+        """Let go of what it holds, and end its events; harmless when repeated."""
+        ...

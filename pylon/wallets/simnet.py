@@ -226,13 +226,11 @@ class SimnetWallet:
         """See ``Wallet.pay``. Cancelled, it leaves the payment to end by itself, as a network does."""
         now = await self._begin()
         payment_hash = _payable(bolt11).payment_hash
-        attempt = self._file.pay(
-            self.node_pubkey, payment_hash, bolt11, max_fee=max_fee, key=idempotency_key, now=now
-        )  # fmt: skip
+        attempt = self._file.pay(self.node_pubkey, payment_hash, bolt11, max_fee=max_fee, key=idempotency_key, now=now)
         if attempt.error is not None:
             raise attempt.error
         payment = attempt.payment
-        assert payment is not None
+        assert payment is not None, "an attempt without an error has a payment"
         while attempt.waits_until is not None and payment.state is PaymentState.PENDING:
             await trio.sleep(max(attempt.waits_until - self._clock.now(), 0.001))
             self._file.resolve_due(self._clock.now())

@@ -170,7 +170,7 @@ class LedgerFile:
         changed, self._seen = version != self._seen, version
         return changed
 
-    # Wallets and the faucet
+    # --- wallets and the faucet -------------------------------------------------------------------------------
 
     def register(self, wallet: str, name: str, label: str, now: float) -> None:
         """Open an account for a node key, if there is none."""
@@ -203,7 +203,7 @@ class LedgerFile:
             self._transfer(OUTSIDE, wallet, amount)
             return self._record_received(wallet, amount, now, "faucet", None)
 
-    # Invoices
+    # --- invoices ---------------------------------------------------------------------------------------------
 
     def invoice_by_key(self, wallet: str, key: str) -> IssuedInvoice | None:
         return self._issued("wallet = ? AND key = ?", wallet, key)
@@ -227,7 +227,7 @@ class LedgerFile:
             issued = self.invoice_by_key(wallet, key)
         return issued or invoice
 
-    # Fees and faults
+    # --- fees and faults --------------------------------------------------------------------------------------
 
     def fees(self) -> FeeModel:
         with self._errors():
@@ -251,7 +251,7 @@ class LedgerFile:
         with self._transaction():
             self._db.execute("DELETE FROM faults")
 
-    # Payments
+    # --- payments ---------------------------------------------------------------------------------------------
 
     def route(self, wallet: str, payment_hash: str, bolt11: str) -> sqlite3.Row:
         """The payee's invoice. ``NoRoute`` where none of this ledger issued just this text, or this wallet itself."""
@@ -353,7 +353,7 @@ class LedgerFile:
             ).fetchall():
                 self._end(row)
 
-    # Within a transaction
+    # --- within a transaction ---------------------------------------------------------------------------------
 
     def _known(self, wallet: str, payment_hash: str, key: str) -> Attempt | None:
         mine = self._db.execute(
@@ -449,7 +449,7 @@ class LedgerFile:
         self._db.execute("UPDATE accounts SET msats = msats - ? WHERE account = ?", (msats, debit))
         self._db.execute("UPDATE accounts SET msats = msats + ? WHERE account = ?", (msats, credit))
 
-    # SQLite
+    # --- SQLite -----------------------------------------------------------------------------------------------
 
     def _issued(self, where: str, *parameters: str) -> IssuedInvoice | None:
         with self._errors():
