@@ -24,7 +24,7 @@ Progress = Callable[[str, Any], None]
 
 
 class ControlClient:
-    """One connection. ``timeout`` bounds, in seconds, connecting and each call that names no other bound.
+    """One connection. ``timeout`` bounds, in seconds, connecting, and each call as a whole; ``None`` waits for ever.
 
     Raises ``NotRunning`` where nobody listens, ``ControlError`` where the daemon does not answer in time or speaks
     nonsense; an error that the daemon answers with is raised as what it was over there.
@@ -63,11 +63,9 @@ class ControlClient:
         params: Mapping[str, Any] | None = None,
         *,
         on_progress: Progress | None = None,
-        timeout: float | None = -1.0,
     ) -> Any:
-        """The result of one method. ``timeout`` in seconds is for all of it; ``None`` waits for ever."""
-        limit = self._timeout if timeout == -1.0 else timeout
-        deadline = None if limit is None else time.monotonic() + limit
+        """The result of one method."""
+        deadline = None if self._timeout is None else time.monotonic() + self._timeout
         self._calls += 1
         request = {"jsonrpc": "2.0", "id": self._calls, "method": method, "params": dict(params or {})}
         try:
@@ -81,7 +79,7 @@ class ControlClient:
                     on_progress(reply["method"], reply.get("params"))
         except TimeoutError:
             raise ControlError(
-                f"the daemon has not answered {method!r} within {limit:g} s", "see its log: logs/pylon.log"
+                f"the daemon has not answered {method!r} within {self._timeout:g} s", "see its log: logs/pylon.log"
             ) from None
         except OSError as error:
             raise ControlError(f"the daemon hung up: {error.strerror or error}", "pylon status") from None

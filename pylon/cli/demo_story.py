@@ -30,8 +30,8 @@ from pylon.compute.purchase import PURCHASE, Purchase, PurchaseState
 from pylon.daemon import books
 from pylon.daemon.process import hold_home
 from pylon.daemon.runtime import Runtime, open_runtime
-from pylon.errors import MarketError, ModelMissing, PylonError
-from pylon.inference.models import CATALOGUE, from_file, installed, models_directory, pull
+from pylon.errors import MarketError, PylonError
+from pylon.inference.models import DEFAULT_MODEL, from_file, installed, models_directory, pull
 from pylon.money import Msat, format_msat, sats
 from pylon.paths import Home
 
@@ -49,6 +49,8 @@ _QUOTE_WITHIN = 5.0
 
 @attrs.define
 class Seller:
+    """A provider of the play, in a process of its own once it is started."""
+
     name: str
     home: Home
     price: Msat
@@ -121,21 +123,17 @@ class Story:
         directory = models_directory()
         present = installed(directory)
         if not present:
-            name = next(iter(CATALOGUE))
-            self._tell(f"fetching the model {name} (once)")
-            present = [(await pull(name, directory, lambda progress: None)).file]
-        if not present:
-            raise ModelMissing("no model is installed", "pylon models pull smollm2-135m")
+            self._tell(f"fetching the model {DEFAULT_MODEL} (once)")
+            present = [(await pull(DEFAULT_MODEL, directory)).file]
         self._tell(f"model     {present[0].name}")
         return present[0].path
 
     def _make_home(self, home: Home, relays: str, relay: str, now: float, more: str = "") -> configuration.Config:
-        made = identity.create(home, now=now)
+        identity.create(home, now=now)
         home.config.write_text(
             f'network = "simnet"  # not money\nrelays = [{relays}]\n{more}'
             f"[relay]\n{relay}\n\n[simnet]\nledger = {json.dumps(str(self._ledger))}\n"
         )
-        del made
         return configuration.load(home.config, environ={}).config
 
     def _start(self, seller: Seller, relay: str, model: Path, now: float) -> None:

@@ -106,8 +106,14 @@ def _text(report: dict[str, Any], phrase: str | None) -> str:
     if report["kept"]:
         lines.append(f"The identity that was here before is kept in {report['kept']}: money may hang on it.")
     if phrase is not None:
-        lines += ["", "Write these words down, in this order. Whoever has them has the identity and its money;",
-                  "they are shown once.", "", f"    {phrase}", ""]  # fmt: skip
+        lines += [
+            "",
+            "Write these words down, in this order. Whoever has them has the identity and its money;",
+            "they are shown once.",
+            "",
+            f"    {phrase}",
+            "",
+        ]
     if report["created"]:
         lines.append(
             f"Back up {paths['identity']} and {paths['data_key']}, out of reach of others: "

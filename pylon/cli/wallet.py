@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from pylon.cli.amounts import AMOUNT
@@ -14,10 +16,10 @@ def wallet() -> None:
     """Balance, invoices and payments."""
 
 
-def _text(report: dict[str, object]) -> str:
-    lines = [f"Balance: {sats(report['settled_msats'])}"]  # type: ignore[arg-type]
+def _text(report: dict[str, Any]) -> str:
+    lines = [f"Balance: {sats(report['settled_msats'])}"]
     if report["pending_msats"]:
-        lines.append(f"On its way out: {sats(report['pending_msats'])}")  # type: ignore[arg-type]
+        lines.append(f"On its way out: {sats(report['pending_msats'])}")
     if report["network"] == "simnet":
         lines.append("Network: simnet (these sats are not money)")
     return "\n".join(lines)
