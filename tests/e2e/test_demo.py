@@ -5,24 +5,14 @@ import re
 import subprocess
 
 import pytest
-import trio
 
-from pylon.inference.models import DEFAULT_MODEL, PullFailed, models_directory, pull
 from pylon.paths import Home
 from tests.e2e.homes import command, environment
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240), pytest.mark.usefixtures("model")]
 
 JOB = {"request", "provider", "invoice_msats", "paid_msats", "fee_msats", "payment_hash", "result", "prompt", "text"}
 BOOKS = {"customer_paid_msats", "provider_earned_msats", "owed_msats", "fees_msats", "wallets_delta_msats", "balanced"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def model():
-    try:
-        return trio.run(pull, DEFAULT_MODEL, models_directory()).file
-    except PullFailed as error:
-        pytest.skip(f"no model: {error.message}")
 
 
 def play(*options):

@@ -17,7 +17,7 @@ import trio
 
 from pylon.errors import BackendUnavailable, InferenceError
 from pylon.inference.llamacpp import EmbeddedLlama
-from pylon.inference.models import CATALOGUE, DEFAULT_MODEL, PullFailed, checksum, from_file, models_directory, pull
+from pylon.inference.models import CATALOGUE, DEFAULT_MODEL, checksum, from_file
 from pylon.inference.port import InferenceRequest, Message
 from pylon.inference.router import Router
 
@@ -29,14 +29,6 @@ PARIS = InferenceRequest(
 STORY = InferenceRequest(
     DEFAULT_MODEL, (Message("user", "Tell a very long story about a lighthouse."),), max_tokens=3000, temperature=0
 )
-
-
-@pytest.fixture(scope="module")
-def model():
-    try:
-        return trio.run(pull, DEFAULT_MODEL, models_directory()).file
-    except PullFailed as error:
-        pytest.skip(f"no model: {error.message}")
 
 
 @pytest.fixture
@@ -145,10 +137,10 @@ async def test_killed_in_the_middle_of_an_answer_it_comes_back(engine):
         os.kill(pid, signal.SIGKILL)
         with trio.fail_after(2), pytest.raises(BackendUnavailable):
             await collect_all(chunks)
-    with trio.fail_after(15):
-        while not (await engine.health()).ok:  # noqa: ASYNC110
+    with trio.fail_after(60):
+        # A customer may learn of the death before we do: until then the dead one still counts as healthy.
+        while engine.pid == pid or not (await engine.health()).ok:  # noqa: ASYNC110
             await trio.sleep(0.05)
-    assert engine.pid != pid
     assert "Paris" in (await engine.complete(PARIS)).text
 
 

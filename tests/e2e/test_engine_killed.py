@@ -5,20 +5,10 @@ import signal
 
 import psutil
 import pytest
-import trio
 
-from pylon.inference.models import DEFAULT_MODEL, PullFailed, models_directory, pull
 from tests.e2e.homes import PRICE_MSATS, fetch, until
 
 pytestmark = pytest.mark.e2e
-
-
-@pytest.fixture(scope="module")
-def model():
-    try:
-        return trio.run(pull, DEFAULT_MODEL, models_directory()).file
-    except PullFailed as error:
-        pytest.skip(f"no model: {error.message}")
 
 
 def engine_of(daemon):
