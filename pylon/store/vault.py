@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from protocols import entropy
 from pylon.errors import IdentityError, SealError
+from pylon.files import sync_directory, write_private
 
 KEY_BYTES = 32
 _VERSION = b"\x01"
@@ -73,13 +74,13 @@ class Vault:
             path.parent.chmod(0o700)
             with contextlib.suppress(FileNotFoundError):
                 draft.unlink()
-            _write_durably(draft, key)
+            write_private(draft, key)
             try:
                 # A link, unlike a rename, refuses to replace; so the key appears at once and complete.
                 os.link(draft, path)
             finally:
                 draft.unlink()
-            _sync_directory(path.parent)
+            sync_directory(path.parent)
         except FileExistsError:
             raise IdentityError(
                 f"there is a data key at {path} already", "it is never overwritten; move it away to make a new one"
@@ -117,20 +118,3 @@ class Vault:
 
 def _bound(where: str) -> bytes:
     return b"pylon:" + where.encode("utf-8", "surrogatepass")
-
-
-def _write_durably(path: Path, content: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        os.fchmod(file.fileno(), 0o600)
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
