@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from pylon.cli.local import run_verb
-from pylon.cli.output import State, emit, json_option, pass_state, sats
+from pylon.cli.output import State, emit, in_sats, json_option, pass_state
 
 
 @click.command()
@@ -24,8 +24,8 @@ def books(context: click.Context, state: State, check: bool) -> None:
 
 
 def _text(report: dict[str, Any]) -> str:
-    lines = [f"{name.removesuffix('_msats'):<16} {sats(amount):>16}" for name, amount in report["accounts"].items()]
+    lines = [f"{name.removesuffix('_msats'):<16} {in_sats(amount):>16}" for name, amount in report["accounts"].items()]
     if report["wallet_msats"] is not None:
-        lines.append(f"{'(wallet says)':<16} {sats(report['wallet_msats']):>16}")
+        lines.append(f"{'(wallet says)':<16} {in_sats(report['wallet_msats']):>16}")
     lines += [f"PROBLEM: {problem}" for problem in report["problems"]] or ["the books are clean"]
     return "\n".join(lines)

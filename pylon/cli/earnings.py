@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from pylon.cli.local import run_verb
-from pylon.cli.output import State, emit, json_option, pass_state, sats
+from pylon.cli.output import State, emit, in_sats, json_option, pass_state
 
 
 @click.command()
@@ -24,16 +24,16 @@ def earnings(state: State, limit: int) -> None:
 def _text(report: dict[str, Any]) -> str:
     summary = report["summary"]
     lines = [
-        f"Today:     {sats(summary['today_msats'])}",
-        f"This week: {sats(summary['week_msats'])}",
-        f"Total:     {sats(summary['total_msats'])} for {summary['job_count']} jobs",
+        f"Today:     {in_sats(summary['today_msats'])}",
+        f"This week: {in_sats(summary['week_msats'])}",
+        f"Total:     {in_sats(summary['total_msats'])} for {summary['job_count']} jobs",
     ]
     if summary["owed_msats"]:
-        lines.append(f"Owed to customers: {sats(summary['owed_msats'])}")
+        lines.append(f"Owed to customers: {in_sats(summary['owed_msats'])}")
     if summary["unearned_msats"]:
-        lines.append(f"Paid for, in the works: {sats(summary['unearned_msats'])}")
+        lines.append(f"Paid for, in the works: {in_sats(summary['unearned_msats'])}")
     lines += [
-        f"  {time.strftime('%Y-%m-%d %H:%M', time.localtime(row['earned_at']))}  {sats(row['amount_msats']):>12}"
+        f"  {time.strftime('%Y-%m-%d %H:%M', time.localtime(row['earned_at']))}  {in_sats(row['amount_msats']):>12}"
         f"  {row['job_id'][:16]}"
         for row in report["recent"]
     ]

@@ -10,7 +10,7 @@ import click
 
 from pylon.cli.amounts import AMOUNT
 from pylon.cli.local import run_verb
-from pylon.cli.output import State, emit, json_option, note, pass_state, plain, sats
+from pylon.cli.output import State, emit, in_sats, json_option, note, pass_state, plain
 from pylon.errors import ControlError, MarketError, PylonError, WalletError
 from pylon.groups import cause
 
@@ -165,9 +165,9 @@ def _line(data: dict[str, Any]) -> str:
         case "requested":
             return f"requested {data['request'][:16]} from {data['provider'][:16]}"
         case "paying":
-            return f"quoted {sats(data['invoice_msats'])}, paying"
+            return f"quoted {in_sats(data['invoice_msats'])}, paying"
         case "paid":
-            return f"paid {sats(data['paid_msats'])} + {sats(data['fee_msats'])} fee; waiting for the answer"
+            return f"paid {in_sats(data['paid_msats'])} + {in_sats(data['fee_msats'])} fee; waiting for the answer"
         case _:
             return str(data["state"])
 
@@ -184,7 +184,7 @@ def list_jobs(state: State, limit: int) -> None:
 
 def _row(row: dict[str, Any]) -> str:
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(row["created_at"]))
-    paid = sats(row["paid_msats"] + row["fee_msats"])
+    paid = in_sats(row["paid_msats"] + row["fee_msats"])
     words = " ".join((row["text"] or row["reason"] or "").split())
     return f"{row['id'][:16]}  {when}  {row['state']:<9}  {paid:>12}  {words[:60]}"
 
@@ -205,8 +205,8 @@ def _details(row: dict[str, Any]) -> str:
         f"state:    {row['state']}" + (f" ({row['reason']})" if row["reason"] else ""),
         f"request:  {row['request'] or 'none'}",
         f"provider: {row['provider'] or 'none'}",
-        f"quoted:   {sats(row['invoice_msats'])} of a bid of {sats(row['bid_msats'])}",
-        f"paid:     {sats(row['paid_msats'])} + {sats(row['fee_msats'])} fee",
+        f"quoted:   {in_sats(row['invoice_msats'])} of a bid of {in_sats(row['bid_msats'])}",
+        f"paid:     {in_sats(row['paid_msats'])} + {in_sats(row['fee_msats'])} fee",
         f"result:   {row['result'] or 'none'}",
     ]
     lines += [

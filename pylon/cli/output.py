@@ -116,7 +116,7 @@ def print_error(error: PylonError, as_json: bool) -> None:
         note(f"hint: {error.hint}")
 
 
-def sats(msats: int | None) -> str:
+def in_sats(msats: int | None) -> str:
     """An amount for people, with its unit; unknown is said, and is not zero."""
     if msats is None:
         return "unknown"

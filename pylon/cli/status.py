@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pylon.cli.output import State, emit, json_option, note, pass_state, sats
+from pylon.cli.output import State, emit, in_sats, json_option, note, pass_state
 from pylon.errors import NotRunning
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def render(report: dict[str, Any]) -> str:
     if wallet:
         lines.append(f"Wallet:   {_wallet(wallet)}")
     lines.append(
-        f"Jobs:     {stats.get('jobs_completed', 'unknown')} completed, {sats(stats.get('earnings_msats'))} earned"
+        f"Jobs:     {stats.get('jobs_completed', 'unknown')} completed, {in_sats(stats.get('earnings_msats'))} earned"
     )
     default = report.get("default_backend")
     backends = [
@@ -117,9 +117,9 @@ def _name(entry: Any) -> str:
 
 
 def _wallet(wallet: dict[str, Any]) -> str:
-    text = sats(wallet.get("settled_msats"))
+    text = in_sats(wallet.get("settled_msats"))
     if wallet.get("pending_msats"):
-        text += f", {sats(wallet['pending_msats'])} on its way out"
+        text += f", {in_sats(wallet['pending_msats'])} on its way out"
     known_at = wallet.get("known_at")
     if isinstance(known_at, (int, float)) and (age := int(time.time() - known_at)) >= 5:
         text += f" (known {_duration(age)} ago)"
@@ -134,7 +134,7 @@ def _relay(entry: Any) -> str:
 
 def _agent(entry: Any) -> str:
     agent = _table(entry)
-    return f"{_name(entry)}  {agent.get('state', 'unknown')}  {sats(agent.get('balance_msats'))}"
+    return f"{_name(entry)}  {agent.get('state', 'unknown')}  {in_sats(agent.get('balance_msats'))}"
 
 
 def _is_trouble(entry: Any) -> bool:

@@ -8,7 +8,7 @@ import click
 
 from pylon.cli.amounts import AMOUNT
 from pylon.cli.local import run_verb
-from pylon.cli.output import State, emit, json_option, pass_state, sats
+from pylon.cli.output import State, emit, in_sats, json_option, pass_state
 
 
 @click.group()
@@ -17,9 +17,9 @@ def wallet() -> None:
 
 
 def _text(report: dict[str, Any]) -> str:
-    lines = [f"Balance: {sats(report['settled_msats'])}"]
+    lines = [f"Balance: {in_sats(report['settled_msats'])}"]
     if report["pending_msats"]:
-        lines.append(f"On its way out: {sats(report['pending_msats'])}")
+        lines.append(f"On its way out: {in_sats(report['pending_msats'])}")
     if report["network"] == "simnet":
         lines.append("Network: simnet (these sats are not money)")
     return "\n".join(lines)
@@ -43,4 +43,4 @@ def balance(state: State) -> None:
 def fund(state: State, amount: int) -> None:
     """Get test sats: on simnet from nowhere, at once."""
     report = run_verb(state, "wallet.fund", {"amount_msats": amount})
-    emit(state, report, lambda: f"funded with {sats(report['funded_msats'])}\n{_text(report)}")
+    emit(state, report, lambda: f"funded with {in_sats(report['funded_msats'])}\n{_text(report)}")
