@@ -3,8 +3,8 @@
 A retry is byte-identical, so that relays recognise it. Nothing here is remembered but in rows: what was sent and not
 acknowledged is sent again after a restart.
 
-While the store cannot be written (a full disk, say) the answers wait here, and no more is sent than ever stands
-unrecorded; all goes on by itself when the store is back.
+While the store cannot be written (a full disk, say) the answers wait here, and little more is sent; all goes on by
+itself when the store is back.
 """
 
 from __future__ import annotations
@@ -30,13 +30,15 @@ from pylon.store.outbox import Delivery
 log = logging.getLogger(__name__)
 
 IN_FLIGHT = 32
-"""Events sent to one relay of which the answer is not yet recorded."""
+"""Events sent to one relay and not yet answered."""
+UNRECORDED = 128
+"""Events sent to one relay of which no answer is recorded yet."""
 
 _ANSWER_SECONDS = 10.0
 _MOST_PATIENCE = 6
 _LONGEST_NAP = 60.0
-_GATHER_SECONDS = 0.005
-"""For which an answer waits for others, to be recorded with them."""
+_GATHER_SECONDS = 0.05
+"""For which an answer waits for others, to be recorded with them. Nothing waits for the record but another attempt."""
 _MOST_AT_ONCE = 256
 _FIRST_BACKOFF = 1.0
 _LONGEST_BACKOFF = 60.0
@@ -150,6 +152,7 @@ class _RelayQueue:
         self._record = recorder.record
         self._trouble = _Trouble(rng)
         self._in_flight: set[str] = set()
+        self._unanswered = 0
         self._wake = trio.Event()
 
     async def run(self) -> None:
@@ -169,17 +172,18 @@ class _RelayQueue:
 
     async def _start_what_is_due(self, nursery: trio.Nursery) -> float:
         """Start deliveries; returns how long to sleep unless woken."""
-        room = IN_FLIGHT - len(self._in_flight)
+        room = min(IN_FLIGHT - self._unanswered, UNRECORDED - len(self._in_flight))
         if room <= 0 or not self._pool.is_connected(self._url):
             return _LONGEST_NAP
         found = outbox.due(self._store, self._url, limit=room, besides=self._in_flight)
         for delivery in found:
             self._in_flight.add(delivery.event_id)
+            self._unanswered += 1
             nursery.start_soon(self._deliver, delivery)
             # Tasks started together run in any order; one at a time, events go out in the order of the queue.
             await trio.lowlevel.checkpoint()
         if len(found) == room:
-            return _LONGEST_NAP  # woken by the first that is done
+            return _LONGEST_NAP  # woken by the next answer
         at = outbox.next_due(self._store, self._url, besides=self._in_flight)
         return _LONGEST_NAP if at is None else min(max(at - self._clock.now(), 0.01), _LONGEST_NAP)
 
@@ -199,7 +203,11 @@ class _RelayQueue:
                 await self._pool.wait_changed()
 
     async def _deliver(self, delivery: Delivery) -> None:
-        await self._record(await self._try(delivery))
+        write = await self._try(delivery)
+        self._unanswered -= 1
+        if self._unanswered == IN_FLIGHT // 2:
+            self._wake.set()
+        await self._record(write)
         # Not if that failed: nothing may go out any more while this publisher ends.
         self._in_flight.discard(delivery.event_id)
         self._wake.set()
