@@ -17,9 +17,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import attrs
-from bech32 import CHARSET, bech32_decode, bech32_encode, convertbits
 from secp256k1 import ffi, lib, secp256k1_ctx
 
+from protocols import bech32_words
+from protocols.bech32_words import CHARSET, to_bytes, to_words
 from protocols.keys import SecretKey
 
 NETWORKS: Mapping[str, str] = {"bc": "mainnet", "tb": "testnet", "tbs": "signet", "bcrt": "regtest", "sb": "simnet"}
@@ -130,28 +131,28 @@ def encode(
     if (description is None) == (description_hash is None):
         raise Bolt11Invalid("an invoice has either a description or the hash of one")
     words = _to_words(timestamp, _TIMESTAMP_WORDS)
-    words += field("s", _pack(_hex32(payment_secret, "payment secret")))
-    words += field("p", _pack(_hex32(payment_hash, "payment hash")))
+    words += field("s", to_words(_hex32(payment_secret, "payment secret")))
+    words += field("p", to_words(_hex32(payment_hash, "payment hash")))
     if description is not None:
-        words += field("d", _pack(_utf8(description)))
+        words += field("d", to_words(_utf8(description)))
     if description_hash is not None:
-        words += field("h", _pack(_hex32(description_hash, "description hash")))
+        words += field("h", to_words(_hex32(description_hash, "description hash")))
     if expiry != DEFAULT_EXPIRY:
         words += field("x", _quantity(expiry, "expiry"))
     if min_final_cltv is not None:
         words += field("c", _quantity(min_final_cltv, "final CLTV delta"))
     if name_payee:
-        words += field("n", _pack(node_public_key(node_secret)))
+        words += field("n", to_words(node_public_key(node_secret)))
     for version, program in fallbacks:
         if not 0 <= version <= 18:
             raise Bolt11Invalid(f"unknown fallback version {version}")
-        words += field("f", [version, *_pack(program)])
+        words += field("f", [version, *to_words(program)])
     for hint in route_hints:
         if not hint or len(hint) % 51:
             raise Bolt11Invalid("a route hint is made of hops of 51 bytes")
-        words += field("r", _pack(hint))
+        words += field("r", to_words(hint))
     if metadata is not None:
-        words += field("m", _pack(metadata))
+        words += field("m", to_words(metadata))
     bits = sum(1 << bit for bit in set(features))
     if bits:
         words += field("9", _to_words(bits))
@@ -171,7 +172,7 @@ def decode(text: str, *, max_chars: int = MAX_CHARS) -> Invoice:
     prefix, amount = _read_hrp(hrp)
     if len(words) < _TIMESTAMP_WORDS + _SIGNATURE_WORDS:
         raise Bolt11Invalid("too short to be an invoice")
-    body, signed = words[:-_SIGNATURE_WORDS], bytes(convertbits(words[-_SIGNATURE_WORDS:], 5, 8, False) or ())
+    body, signed = words[:-_SIGNATURE_WORDS], to_bytes(words[-_SIGNATURE_WORDS:])
     found = _read_fields(body[_TIMESTAMP_WORDS:])
     description, description_hash = found.description, found.description_hash
     if found.payment_hash is None:
@@ -267,7 +268,7 @@ def seal(hrp: str, words: Sequence[int], node_secret: bytes | SecretKey) -> str:
 
 def attach_signature(hrp: str, words: Sequence[int], signature: bytes) -> str:
     """The invoice as text with a signature made elsewhere: 64 bytes R || S and the recovery id."""
-    return str(bech32_encode(hrp, [*words, *_pack(signature)]))
+    return bech32_words.encode(hrp, [*words, *to_words(signature)])
 
 
 @attrs.define
@@ -340,9 +341,9 @@ def _read_single(found: _Fields, letter: str, data: Sequence[int]) -> bool:
 
 def _split(text: str) -> tuple[str, list[int]]:
     """Bech32 without its limit of 90 characters; the reason of a failure is found afterwards."""
-    hrp, words = bech32_decode(text)
-    if hrp is not None and words is not None:
-        return hrp, words
+    found = bech32_words.decode(text)
+    if found is not None:
+        return found
     if not text.isascii() or not text.isprintable():
         raise Bolt11Invalid("characters that no invoice has")
     if text.lower() != text and text.upper() != text:
@@ -388,7 +389,7 @@ def _amount_text(amount_msats: int | None) -> str:
 
 
 def _digest(hrp: str, words: Sequence[int]) -> bytes:
-    return hashlib.sha256(hrp.encode("ascii") + bytes(convertbits(words, 5, 8, True) or ())).digest()
+    return hashlib.sha256(hrp.encode("ascii") + to_bytes(words)).digest()
 
 
 def _recover(digest: bytes, signed: bytes) -> bytes:
@@ -469,13 +470,9 @@ def _minimal(data: Sequence[int], what: str) -> Sequence[int]:
     return data
 
 
-def _pack(data: bytes) -> list[int]:
-    return convertbits(data, 8, 5, True) or []
-
-
 def _unpack(words: Sequence[int]) -> bytes:
     """Whole bytes; the bits that pad the last word are dropped."""
-    return bytes(convertbits(words, 5, 8, True) or ())[: len(words) * 5 // 8]
+    return to_bytes(words)[: len(words) * 5 // 8]
 
 
 def _to_words(value: int, length: int | None = None) -> list[int]:
