@@ -187,13 +187,13 @@ class DeadlinesConfig:
     """How long a backend, and a customer, is waited for. Seconds."""
 
     connect: float = _key(_seconds(600), 5.0)
-    """Until the backend accepts a request. Not used yet: the backends keep the default."""
+    """Until the backend accepts a request."""
     first_token: float = _key(_seconds(3_600), 60.0)
-    """From there to the first token. Not used yet."""
+    """From there to the first token."""
     between_tokens: float = _key(_seconds(3_600), 30.0)
-    """From one token to the next. Not used yet."""
+    """From one token to the next."""
     total: float = _key(_seconds(86_400), 300.0)
-    """For a whole answer. Not used yet."""
+    """For a whole answer."""
     payment: float = _key(_seconds(86_400), 600.0)
     """From the quote to the payment; the life of an invoice."""
 

@@ -17,7 +17,7 @@ import trio
 
 from pylon.clock import Clock, SystemClock
 from pylon.compute.buyer import Buyer, BuyerSettings
-from pylon.config import Config
+from pylon.config import Config, DeadlinesConfig
 from pylon.daemon.embedded_relay import EmbeddedRelay
 from pylon.daemon.housekeeping import keep_house
 from pylon.errors import ConfigError, ModelMissing, NetworkUnsupported
@@ -25,7 +25,7 @@ from pylon.identity import Identity
 from pylon.identity import load as load_identity
 from pylon.inference.llamacpp import EmbeddedLlama
 from pylon.inference.models import ModelFile, find, from_file, installed, models_directory
-from pylon.inference.port import Backend
+from pylon.inference.port import Backend, Deadlines
 from pylon.inference.router import Router
 from pylon.money import Msat
 from pylon.paths import Home
@@ -245,7 +245,12 @@ def _provider(
             default_tokens=config.provider.max_tokens,
             invoice_seconds=int(config.provider.deadlines.payment),
         ),
+        deadlines=_deadlines(config.provider.deadlines),
     )
+
+
+def _deadlines(wanted: DeadlinesConfig) -> Deadlines:
+    return Deadlines(wanted.connect, wanted.first_token, wanted.between_tokens, wanted.total)
 
 
 def _announcer(

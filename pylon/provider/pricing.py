@@ -44,10 +44,29 @@ class Terms:
         return Msat(-(-self.min_price // self.unit) * self.unit)
 
 
+def estimate_tokens(text: str) -> int:
+    """About how many tokens a text is, for any model: four ASCII characters a token, three bytes of anything else.
+
+    Good enough to refuse before the money is taken what no context can hold.
+    """
+    size = len(text.encode("utf-8", "replace"))
+    plain = sum(1 for char in text if char.isascii())
+    return plain // 4 + (size - plain) // 3
+
+
 def appraise(
-    job: JobRequest, terms: Terms, *, prompt: str | None, models: Collection[str], now: float
+    job: JobRequest,
+    terms: Terms,
+    *,
+    prompt: str | None,
+    models: Collection[str],
+    context: int | None = None,
+    now: float,
 ) -> Priced | Free | Refused:
-    """Take a job at a price, take it free, or say why not: in words that anybody may read, for a refusal is open."""
+    """Take a job at a price, take it free, or say why not: in words that anybody may read, for a refusal is open.
+
+    :param context: tokens that the model can hold, prompt and answer together; ``None`` where it does not say.
+    """
     if prompt is None or not prompt.strip():
         return Refused("the request has no input")
     if len(prompt) > terms.max_prompt_chars:
@@ -62,6 +81,8 @@ def appraise(
     if job.max_tokens is not None and job.max_tokens > terms.max_tokens:
         wish = "what was asked for" if job.encrypted else str(job.max_tokens)
         return Refused(f"max_tokens: {wish} is above {terms.max_tokens}")
+    if context is not None and estimate_tokens(prompt) + (job.max_tokens or terms.default_tokens) > context:
+        return Refused(f"prompt and answer together are longer than the {context:,} tokens that the model can hold")
     if not terms.payments or terms.price == 0:
         return Free()
     if job.bid_msats is not None and job.bid_msats < terms.price:

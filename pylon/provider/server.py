@@ -27,7 +27,7 @@ from protocols.nip90 import (
 from pylon.clock import Clock
 from pylon.driver import Driver
 from pylon.errors import InferenceError, WalletError, brief
-from pylon.inference.port import InferenceRequest, Message
+from pylon.inference.port import DEFAULT_DEADLINES, Deadlines, InferenceRequest, Message
 from pylon.inference.router import Router
 from pylon.money import Msat
 from pylon.provider import sale as machine
@@ -87,6 +87,7 @@ class Provider:
         clock: Clock,
         rng: random.Random,
         terms: Terms,
+        deadlines: Deadlines = DEFAULT_DEADLINES,
         slots: int = 1,
     ) -> None:
         self._secret = secret
@@ -98,6 +99,7 @@ class Provider:
         self._clock = clock
         self._rng = rng
         self.terms = terms
+        self._deadlines = deadlines
         self._slots = trio.CapacityLimiter(slots)
         self.records = sale_records(store)
         self._driver = Driver(
@@ -176,9 +178,11 @@ class Provider:
             job = parse_request(event, self._secret)
         except JobInvalid as error:
             return sale, machine.Refused(str(error))
-        models = [model.id for model in await self.router.models()]
+        served = await self.router.models()
+        models = [model.id for model in served]
+        context = next((model.context_length for model in served if job.model in (None, model.id)), None)
         prompt = job.prompt
-        verdict = appraise(job, self.terms, prompt=prompt, models=models, now=now)
+        verdict = appraise(job, self.terms, prompt=prompt, models=models, context=context, now=now)
         if isinstance(verdict, machine.Refused):
             return sale, verdict
         repeated = "" if job.encrypted else event.to_json()
@@ -237,7 +241,7 @@ class Provider:
 
     async def _think(self, sale: Sale, request: InferenceRequest) -> machine.Answered | machine.AttemptFailed:
         text, usage, told = "", None, trio.current_time()
-        async with self.router.stream(request) as chunks:
+        async with self.router.stream(request, self._deadlines) as chunks:
             async for chunk in chunks:
                 # Engines that cut in the middle of a character leave halves of it, which no event can carry.
                 text += chunk.text.encode("utf-8", "replace").decode()

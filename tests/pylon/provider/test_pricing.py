@@ -118,3 +118,20 @@ def test_nobody_is_charged_above_their_bid_nor_served_below_the_price(bid, token
             assert not payments or price == 0
         case Refused(_):
             assert (tokens or 0) > terms.max_tokens or (bid is not None and bid < price)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "max_tokens", "fits"),
+    [
+        ("x" * 4_000, 1_000, True),
+        ("x" * 20_000, 256, False),
+        ("\N{GRINNING FACE}" * 2_000, 256, True),
+        ("\N{GRINNING FACE}" * 20_000, 256, False),
+        ("think", 1_024, True),
+    ],
+)
+def test_what_no_context_can_hold_is_refused_before_it_is_paid(prompt, max_tokens, fits):
+    job = attrs.evolve(JOB, max_tokens=max_tokens)
+    found = appraise(job, TERMS, prompt=prompt, models=("m1",), context=4_096, now=NOW)
+    assert isinstance(found, Priced if fits else Refused)
+    assert isinstance(appraise(job, TERMS, prompt=prompt, models=("m1",), now=NOW), Priced), "not said: not refused"
