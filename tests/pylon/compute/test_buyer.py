@@ -9,6 +9,7 @@ from protocols.nip90 import FeedbackStatus
 from pylon.compute.purchase import PurchaseState
 from pylon.daemon import books
 from pylon.money import Msat, sats
+from pylon.store import cursors
 from pylon.wallets.simnet import Fault, FaultKind
 from tests.pylon.market import PRICE, open_actor, open_home, until
 
@@ -32,6 +33,8 @@ async def test_a_thought_is_bought(autojump_clock, market):
         record = await bought(buyer, purchase)
         assert (record.state, record.text, record.paid) == (PurchaseState.ANSWERED, "words", PRICE)
         assert books.report(store, None).problems == ()
+        # After a restart the relays are asked from here on, not for everything they have.
+        assert market.now - 60 <= cursors.since(store, "buyer", 0) <= market.now
 
 
 async def test_a_payment_that_was_pending_for_long_still_leaves_time_for_the_answer(autojump_clock, market):
