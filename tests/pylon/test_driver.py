@@ -183,6 +183,22 @@ async def test_a_handler_that_breaks_is_tried_again_ever_slower(autojump_clock, 
         assert all(0.5 * 2**n <= wait <= 1.5 * 2**n for n, wait in enumerate(waits))
 
 
+async def test_a_record_that_was_damaged_meanwhile_is_given_up(autojump_clock, tmp_path, clock, caplog):
+    async with staged(tmp_path, clock) as stage:
+
+        async def mint(sale):
+            stage.done.append("mint")
+            await stage.store.write(lambda tx: tx.execute("UPDATE sales SET record = x'0102'"))
+            raise RuntimeError
+
+        stage.handlers[SaleEffect.MINT_INVOICE] = mint
+        async with running(stage):
+            await stage.begin()
+            await trio.sleep(3_600)
+        assert stage.done == ["mint"]
+        assert "giving up sale" in caplog.text
+
+
 async def test_no_prompt_in_the_log_of_what_broke(autojump_clock, tmp_path, clock, caplog):
     async with staged(tmp_path, clock) as stage:
 
