@@ -143,6 +143,13 @@ def test_a_state_comes_back_as_it_was_to_its_agent_alone(state):
         nip_sa_state.parse_state(event, EVE)
 
 
+def test_a_state_that_a_stranger_seals_for_the_agent_is_not_its_own():
+    sealed = nip44.encrypt('{"epoch":9}', nip44.conversation_key(EVE, AGENT.public))
+    event = sign_event(EVE, kind=39_201, tags=[["d", "state"]], content=sealed, created_at=NOW)
+    with pytest.raises(AgentEventInvalid, match="another agent"):
+        nip_sa_state.parse_state(event, AGENT)
+
+
 def test_what_an_agent_thinks_is_not_shown():
     state = nip_sa_state.AgentState(
         goals=(nip_sa_state.Goal(id="g", description="xyzzy", extra={"why": "xyzzy"}),),
