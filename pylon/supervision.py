@@ -20,6 +20,7 @@ import attrs
 import trio
 
 from pylon.backoff import JITTER, Backoff
+from pylon.errors import brief
 
 
 class ChildState(enum.StrEnum):
@@ -210,8 +211,7 @@ def _cancelled() -> bool:
 
 
 def _describe(error: BaseException) -> str:
-    """One line for ``status``: the first cause within groups."""
+    """One line for ``status``: the first cause within groups, its own words only where they are ours."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}"[:300] if text else type(error).__name__
+    return " ".join(brief(error).split())[:300]

@@ -20,7 +20,7 @@ from pylon.compute.buyer import Buyer, BuyerSettings
 from pylon.config import Config, DeadlinesConfig
 from pylon.daemon.embedded_relay import EmbeddedRelay
 from pylon.daemon.housekeeping import keep_house
-from pylon.errors import ConfigError, ModelMissing, NetworkUnsupported
+from pylon.errors import ConfigError, ModelMissing, NetworkUnsupported, brief
 from pylon.identity import Identity
 from pylon.identity import load as load_identity
 from pylon.inference.llamacpp import EmbeddedLlama
@@ -216,7 +216,7 @@ def _embedded(config: Config, home: Home, supervisor: Supervisor, rng: random.Ra
 
 
 def _tell(status: ChildStatus, error: BaseException | None) -> None:
-    log.error("%s: %s", status.name, status.last_error or "ended", exc_info=error)
+    log.error("%s ended: %s", status.name, "cleanly" if error is None else brief(error))
 
 
 def _provider(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 
@@ -45,10 +46,14 @@ def run_daemon(
             raise cause(group) from None
 
 
+def _tell_fault(method: str, error: BaseException) -> None:
+    log.error("%s failed unexpectedly: %s", method, brief(error))
+
+
 async def _serve(home: Home, config: Config, mode: str, say: Callable[[str], None], backend: Backend | None) -> None:
     async with open_runtime(home, config, mode=mode, backend=backend) as runtime:
         async with trio.open_nursery() as nursery:
-            await nursery.start(serve_control, home, Verbs.of(runtime).table())
+            await nursery.start(functools.partial(serve_control, on_error=_tell_fault), home, Verbs.of(runtime).table())
             for line in _greeting(runtime):
                 say(line)
             log.info("ready")

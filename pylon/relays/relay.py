@@ -40,7 +40,7 @@ from protocols.nip01 import (
     peek_event_id,
 )
 from pylon.clock import Clock
-from pylon.errors import StoreError
+from pylon.errors import StoreError, brief
 from pylon.relays.eventstore import EventStore, Outcome
 from pylon.relays.fanout import SubscriptionIndex
 from pylon.relays.transport import TransportClosed
@@ -193,9 +193,9 @@ class Relay:
             await work()
         except TransportClosed:
             pass
-        except Exception:
+        except Exception as error:
             # A fault in the service of one client must not take the others down.
-            log.exception("the service of a relay client failed")
+            log.error("the service of a relay client failed: %s", brief(error))
         client.scope.cancel()
 
     async def _watch(self, client: _Client) -> None:
