@@ -150,10 +150,11 @@ class Router:
     async def _look(self) -> list[_Look]:
         async with self._looking:
             now = trio.current_time()
-            async with trio.open_nursery() as nursery:
-                for backend in self.backends:
-                    look = self._looks.get(id(backend))
-                    if look is None or look.until <= now:
+            fresh = {of for of, look in self._looks.items() if look.until > now}
+            stale = [backend for backend in self.backends if id(backend) not in fresh]
+            if stale:
+                async with trio.open_nursery() as nursery:
+                    for backend in stale:
                         nursery.start_soon(self._look_at, backend)
             # A backend that fails meanwhile may have been dropped by another task.
             return [self._looks.get(id(b)) or _Look((), Health(False, "just failed"), 0) for b in self.backends]

@@ -299,29 +299,19 @@ class Connection:
             self._filled.set()
         return queued
 
-    async def send(self, frame: str) -> None:
-        """Raises ``RelayError`` without a connection, or if it did not take the frame in time."""
-        if self._transport is None:
-            raise RelayError(f"{self.url}: not connected")
-        queued = self.send_soon(frame)
-        with trio.move_on_after(2 * WRITE_SECONDS):
-            await queued.done.wait()
-        if not queued.sent:
-            raise RelayError(f"{self.url}: did not take what it was sent")
-
     async def _write(self, transport: Transport) -> None:
-        while True:
-            self._filled = trio.Event()
-            while self._unsent:
-                with trio.move_on_after(WRITE_SECONDS) as patience:
+        with trio.CancelScope() as patience:
+            while True:
+                self._filled = trio.Event()
+                while self._unsent:
+                    patience.deadline = trio.current_time() + WRITE_SECONDS
                     await transport.send(self._unsent[0].text)
-                if patience.cancelled_caught:
-                    self.cut("it does not read")
-                    return
-                frame = self._unsent.popleft()
-                frame.sent = True
-                frame.done.set()
-            await self._filled.wait()
+                    frame = self._unsent.popleft()
+                    frame.sent = True
+                    frame.done.set()
+                patience.deadline = math.inf
+                await self._filled.wait()
+        self.cut("it does not read")
 
     def ask(self, subscription: Subscription) -> None:
         """Send the REQ; not if the connection is just ending, for the next one will ask."""
@@ -372,18 +362,27 @@ class Connection:
         return verdict
 
     async def _attempt(self, event_id: str, frame: str, timeout: float) -> Verdict:
+        if self._transport is None:
+            raise RelayError(f"{self.url}: not connected")
         answer = _Answer()
         self._waiting.setdefault(event_id, []).append(answer)
+        queued = self.send_soon(frame)
         try:
-            await self.send(frame)
             with trio.move_on_after(timeout):
                 await answer.done.wait()
+            if not answer.done.is_set() and not queued.done.is_set():
+                # A slow line, or much before it: the relay's time begins when it has the event.
+                with trio.move_on_after(2 * WRITE_SECONDS):
+                    await queued.done.wait()
+                with trio.move_on_after(timeout):
+                    await answer.done.wait()
         finally:
             self._waiting[event_id].remove(answer)
             if not self._waiting[event_id]:
                 del self._waiting[event_id]
         if answer.verdict is None:
-            raise RelayError(f"{self.url}: did not say whether it has the event")
+            failing = "did not say whether it has the event" if queued.sent else "did not take what it was sent"
+            raise RelayError(f"{self.url}: {failing}")
         return answer.verdict
 
     async def _watch(self) -> None:

@@ -252,11 +252,16 @@ class _WebSocketTransport:
             self._tell()
 
     async def _room(self) -> bool:
+        if not self._is_full():
+            return True
         with trio.move_on_after(_FULL_SECONDS):
-            while len(self._queue) >= QUEUED_MESSAGES or self._queued >= QUEUED_CHARACTERS:
+            while self._is_full():
                 await self._moved.wait()
             return True
         return False
+
+    def _is_full(self) -> bool:
+        return len(self._queue) >= QUEUED_MESSAGES or self._queued >= QUEUED_CHARACTERS
 
     def _tell(self) -> None:
         self._moved.set()

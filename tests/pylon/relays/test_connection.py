@@ -151,6 +151,25 @@ async def test_who_waits_for_an_answer_learns_at_once_that_the_connection_is_gon
         assert len(ended) == 1
 
 
+async def test_a_relays_time_to_answer_begins_when_it_has_the_event(autojump_clock):
+    script, event = Script(), note()
+    async with pooled(script) as pool, trio.open_nursery() as nursery:
+        script.link.reads = False
+        verdicts = []
+
+        async def publish():
+            verdicts.append(await pool.publish(URL, event, timeout=2))
+
+        nursery.start_soon(publish)
+        await trio.sleep(8)
+        script.link.reads = True
+        script.link._tell()
+        await trio.sleep(1.5)
+        script.link.say("OK", event.id, True, "")
+        await settle()
+        assert [verdict.accepted for verdict in verdicts] == [True]
+
+
 async def test_nobody_who_is_cancelled_while_sending_cuts_the_connection(autojump_clock):
     script = Script()
     async with pooled(script) as pool:
