@@ -20,6 +20,7 @@ import click
 from pylon import config, errors
 from pylon.cli.main import cli
 from pylon.compute.purchase import PURCHASE
+from pylon.host.lifecycle import LIFECYCLE
 from pylon.machine import Machine
 from pylon.provider.sale import SALE
 
@@ -174,6 +175,7 @@ def _default(value: Any) -> str:
 PAGES = {
     "cli.md": commands,
     "config.md": configuration,
+    "lifecycle.md": lambda: page(LIFECYCLE, "pylon.host.lifecycle"),
     "sale.md": lambda: page(SALE, "pylon.provider.sale"),
     "purchase.md": lambda: page(PURCHASE, "pylon.compute.purchase"),
 }
