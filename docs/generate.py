@@ -54,7 +54,8 @@ def page(machine: Machine, module_name: str) -> str:
         )
         + ". Waiting for an input from outside: "
         + ", ".join(f"*{state.value}*" for state in sorted(machine.waiting))
-        + f".\n\n## Crash points\n\nBefore and after each effect, where a driver runs this machine; `PYLON_CRASH_AT` names one.\n\n{points}\n"
+        + f".\n\n## Crash points\n\n"
+        f"Before and after each effect, where a driver runs this machine; `PYLON_CRASH_AT` names one.\n\n{points}\n"
     )
 
 
