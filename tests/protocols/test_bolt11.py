@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import attrs
-import bolt11 as oracle
 import pytest
 from bech32 import CHARSET
-from bolt11.exceptions import Bolt11HrpInvalidException
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -24,6 +22,12 @@ from protocols.strategies_invoices import WAYS, BrokenInvoice, broken_invoices, 
 
 VECTORS = json.loads((Path(__file__).parent / "vectors" / "bolt11.json").read_text(encoding="utf-8"))
 SPEC_SECRET = bytes.fromhex(VECTORS["node_secret"])
+
+
+@pytest.fixture(scope="module")
+def oracle() -> Any:
+    """The ``bolt11`` package, an implementation that is not ours."""
+    return pytest.importorskip("bolt11", reason="bolt11 has no release for this Python")
 
 
 def named(vectors: list[dict[str, Any]]) -> list[Any]:
@@ -152,11 +156,11 @@ class TestRoundTrip:
 
 class TestNetworks:
     @given(invoices(prefixes=["sb"]))
-    def test_simnet_is_no_other_network(self, text):
+    def test_simnet_is_no_other_network(self, oracle, text):
         assert text.startswith("lnsb")
         assert bolt11.decode(text).network == "simnet"
         assert not text.startswith(("lnbc", "lntb"))
-        with pytest.raises(Bolt11HrpInvalidException):
+        with pytest.raises(oracle.exceptions.Bolt11HrpInvalidException):
             oracle.decode(text)
 
     @pytest.mark.parametrize("prefix", sorted(bolt11.NETWORKS))
@@ -301,7 +305,7 @@ class TestOracles:
                 *(ours.timestamp, ours.expiry, ours.min_final_cltv, "REGTEST"),
             ]
 
-    def test_a_thousand_invoices_are_read_and_written_alike(self):
+    def test_a_thousand_invoices_are_read_and_written_alike(self, oracle):
         rng = random.Random(12)
         for nth in range(1_000):
             fields = random_fields(rng)
@@ -318,7 +322,7 @@ class TestOracles:
             if nth % 4 == 0:  # it takes its time
                 assert oracle.encode(theirs, fields["node_secret"].hex()) == text
 
-    def test_an_invoice_made_elsewhere_is_read(self):
+    def test_an_invoice_made_elsewhere_is_read(self, oracle):
         rng = random.Random(13)
         for _ in range(50):
             preimage = rng.randbytes(32)
