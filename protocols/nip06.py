@@ -13,6 +13,7 @@ from protocols import entropy
 from protocols.keys import SecretKey
 
 _HARDENED = 0x80000000
+_MOST_DIGITS = len(str(_HARDENED))
 _WORDS = Mnemonic("english")
 
 
@@ -35,7 +36,7 @@ def check_mnemonic(phrase: str) -> str:
     """The phrase in its normal form. Raises ``MnemonicInvalid`` for wrong words, count or checksum."""
     normal = " ".join(unicodedata.normalize("NFKD", phrase).lower().split())
     if len(normal.split()) not in (12, 15, 18, 21, 24):
-        raise MnemonicInvalid("a phrase has 12 or 24 words")
+        raise MnemonicInvalid("a phrase has 12, 15, 18, 21 or 24 words")
     if not _WORDS.check(normal):
         raise MnemonicInvalid("a word is not in the list, or the checksum is wrong")
     return normal
@@ -70,7 +71,8 @@ def _indices(path: str) -> list[int]:
     indices = []
     for part in parts:
         digits = part.rstrip("'h")
-        if not digits.isascii() or not digits.isdigit() or len(part) - len(digits) > 1 or int(digits) >= _HARDENED:
+        numeric = digits.isascii() and digits.isdigit() and len(digits) <= _MOST_DIGITS
+        if not numeric or len(part) - len(digits) > 1 or int(digits) >= _HARDENED:
             raise PathInvalid("a path is numbers, hardened ones with an apostrophe")
         indices.append(int(digits) + (_HARDENED if part != digits else 0))
     return indices

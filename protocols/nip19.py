@@ -1,6 +1,7 @@
 """NIP-19: bech32 forms of keys, events and addresses.
 
-Unknown TLV entries are skipped, as the NIP asks; a known one of the wrong length is an error.
+Unknown TLV entries are skipped, as the NIP asks; a known one of the wrong length is an error. What cannot be written
+so that ``decode`` reads it again is a ``Nip19Error`` of the encoder.
 """
 
 from __future__ import annotations
@@ -67,19 +68,21 @@ def encode_nevent(pointer: EventPointer) -> str:
     if pointer.author is not None:
         entries.append((2, _hex32(pointer.author)))
     if pointer.kind is not None:
-        entries.append((3, pointer.kind.to_bytes(4, "big")))
+        entries.append((3, _kind_bytes(pointer.kind)))
     return _encode("nevent", _tlv(entries))
 
 
 def encode_naddr(address: Address) -> str:
-    entries = [(0, address.d.encode()), *_relays(address.relays)]
-    entries += [(2, _hex32(address.pubkey)), (3, address.kind.to_bytes(4, "big"))]
+    entries = [(0, _text_bytes(address.d, "utf-8")), *_relays(address.relays)]
+    entries += [(2, _hex32(address.pubkey)), (3, _kind_bytes(address.kind))]
     return _encode("naddr", _tlv(entries))
 
 
 def decode(text: str) -> PublicKey | SecretKey | str | Profile | EventPointer | Address:
-    """Whatever ``text`` stands for; a note is its id in hex. Accepts ``nostr:`` before it. Raises ``Nip19Error``."""
-    prefix, data = _decode(text.removeprefix("nostr:"))
+    """Whatever ``text`` stands for; a note is its id in hex. Accepts ``nostr:`` before it (NIP-21; in capitals in
+    QR codes). Raises ``Nip19Error``.
+    """
+    prefix, data = _decode(text[6:] if text[:6].lower() == "nostr:" else text)
     try:
         match prefix:
             case "npub":
@@ -127,7 +130,10 @@ def decode_public_key(text: str) -> PublicKey:
 def _encode(prefix: str, data: bytes) -> str:
     words = convertbits(data, 8, 5, True)
     assert words is not None, "whole bytes, padded"
-    return str(bech32_encode(prefix, words))
+    text = str(bech32_encode(prefix, words))
+    if len(text) > MAX_CHARS:
+        raise Nip19Error(f"more than {MAX_CHARS} characters")
+    return text
 
 
 def _decode(text: str) -> tuple[str, bytes]:
@@ -153,7 +159,20 @@ def _length32(data: bytes) -> bytes:
 
 
 def _relays(relays: tuple[str, ...]) -> list[tuple[int, bytes]]:
-    return [(1, relay.encode("ascii")) for relay in relays]
+    return [(1, _text_bytes(relay, "ascii")) for relay in relays]
+
+
+def _text_bytes(text: str, encoding: str) -> bytes:
+    try:
+        return text.encode(encoding)
+    except UnicodeEncodeError:
+        raise Nip19Error(f"text in it cannot be written in {encoding}") from None
+
+
+def _kind_bytes(kind: int) -> bytes:
+    if not 0 <= kind < 1 << 32:
+        raise Nip19Error("a kind is a number of 32 bits")
+    return kind.to_bytes(4, "big")
 
 
 def _tlv(entries: list[tuple[int, bytes]]) -> bytes:

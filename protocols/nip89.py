@@ -15,6 +15,9 @@ KIND = 31990
 _MAX_KINDS = 64
 _MAX_MODELS = 256
 _MAX_TEXT = 500
+_MAX_MSATS = 21_000_000 * 100_000_000 * 1_000
+"""More than exists is no price, and would not fit into a database either."""
+_MSATS_OF_UNIT = {"msat": 1, "msats": 1, "sat": 1_000, "sats": 1_000}
 
 
 class AnnouncementInvalid(ValueError):
@@ -87,14 +90,14 @@ def _is_small_number(text: str) -> bool:
 
 
 def _price(event: Event) -> int | None:
-    """Whole msats, or ``None``: other software writes sats, ranges and prose there."""
+    """Whole msats, or ``None``: other software writes ranges and prose there. Underscores are seen in amounts."""
     for tag in event.tags_named("price"):
-        if len(tag) > 1 and tag[1].isascii() and tag[1].isdigit() and len(tag[1]) <= 19:
-            unit = tag[2] if len(tag) > 2 else "msats"
-            if unit in ("msat", "msats"):
-                return int(tag[1])
-            if unit in ("sat", "sats"):
-                return int(tag[1]) * 1_000
+        digits = tag[1].replace("_", "") if len(tag) > 1 else ""
+        unit = _MSATS_OF_UNIT.get(tag[2].lower() if len(tag) > 2 else "msats")
+        if unit is not None and digits.isascii() and digits.isdigit() and len(digits) <= 19:
+            price = int(digits) * unit
+            if price <= _MAX_MSATS:
+                return price
     return None
 
 

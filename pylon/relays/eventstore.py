@@ -106,9 +106,13 @@ class EventStore:
         self._purged_at = 0
         try:
             self._db = sqlite3.connect(fspath(path), isolation_level=None, timeout=1.0, cached_statements=512)
+        except sqlite3.Error as error:
+            raise _cannot_open(path, error) from error
+        try:
             self._prepare()
         except sqlite3.Error as error:
-            raise StoreError(f"the relay's events cannot be opened: {fspath(path)}: {error}") from error
+            self._db.close()
+            raise _cannot_open(path, error) from error
 
     def _prepare(self) -> None:
         self._db.execute("PRAGMA journal_mode=WAL")
@@ -317,6 +321,10 @@ class EventStore:
             return self._db.execute(sql, values)
         except sqlite3.Error as error:
             raise StoreError(f"the relay cannot read its events: {error}") from error
+
+
+def _cannot_open(path: str | PathLike[str], error: sqlite3.Error) -> StoreError:
+    return StoreError(f"the relay's events cannot be opened: {fspath(path)}: {error}")
 
 
 def _newest_first(row: _Row) -> tuple[int, bytes]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
+from contextlib import closing
 from unittest import mock
 
 import orjson
@@ -152,39 +153,39 @@ def filters(draw, known: list[Event]) -> Filter:
 @given(st.data())
 def test_the_store_agrees_with_a_model_made_of_lists(data) -> None:
     store, model, seen, now = EventStore(), Model(), [], 98
-    few = data.draw(st.sampled_from([0, 1, 2, 128]))
-    for _ in range(data.draw(st.integers(1, 14))):
-        again = seen and data.draw(st.integers(0, 4)) == 0
-        event = data.draw(st.sampled_from(seen) if again else events(seen))
-        seen.append(event)
-        assert store.add(event, now).value == model.add(event, now)
-        step = data.draw(st.integers(0, 9))
-        if step < 3:
-            store.commit()
-        elif step < 5:
-            now += 1
-        elif step == 5:
-            store._purged_at = 0
-            store.purge(now)
-    for _ in range(4):
-        wanted = data.draw(st.lists(filters(seen), min_size=1, max_size=3))
-        limit = data.draw(st.sampled_from([2, 500]))
-        with mock.patch.object(eventstore, "_MAX_SCANS", few):
-            assert ids(store.query(wanted, now, limit)) == model.query(wanted, now, limit), wanted
-    store.close()
+    with closing(store):
+        few = data.draw(st.sampled_from([0, 1, 2, 128]))
+        for _ in range(data.draw(st.integers(1, 14))):
+            again = seen and data.draw(st.integers(0, 4)) == 0
+            event = data.draw(st.sampled_from(seen) if again else events(seen))
+            seen.append(event)
+            assert store.add(event, now).value == model.add(event, now)
+            step = data.draw(st.integers(0, 9))
+            if step < 3:
+                store.commit()
+            elif step < 5:
+                now += 1
+            elif step == 5:
+                store._purged_at = 0
+                store.purge(now)
+        for _ in range(4):
+            wanted = data.draw(st.lists(filters(seen), min_size=1, max_size=3))
+            limit = data.draw(st.sampled_from([2, 500]))
+            with mock.patch.object(eventstore, "_MAX_SCANS", few):
+                assert ids(store.query(wanted, now, limit)) == model.query(wanted, now, limit), wanted
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_a_query_finds_what_the_filter_matches_newest_first(data) -> None:
     store, model = EventStore(), Model()
-    seen = [data.draw(events([])) for _ in range(data.draw(st.integers(1, 25)))]
-    for event in seen:
-        store.add(event, 50)
-        model.add(event, 50)
-    wanted = [data.draw(filters(seen))]
-    assert ids(store.query(wanted, 50)) == model.query(wanted, 50, 500)
-    store.close()
+    with closing(store):
+        seen = [data.draw(events([])) for _ in range(data.draw(st.integers(1, 25)))]
+        for event in seen:
+            store.add(event, 50)
+            model.add(event, 50)
+        wanted = [data.draw(filters(seen))]
+        assert ids(store.query(wanted, 50)) == model.query(wanted, 50, 500)
 
 
 def test_what_comes_back_is_the_event_as_it_was(store) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from contextlib import closing
 
 import pytest
 import trio
@@ -519,7 +520,8 @@ async def test_a_damaged_page_is_said_when_met(tmp_path, opened):
             await store.write(put(key, "x" * 500))
     path = tmp_path / "pylon.db"
     content = bytearray(path.read_bytes())
-    root = sqlite3.connect(path).execute("SELECT rootpage FROM sqlite_schema WHERE name = 'settings'").fetchone()[0]
+    with closing(sqlite3.connect(path)) as db:
+        root = db.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'settings'").fetchone()[0]
     content[(root - 1) * 4096 : root * 4096] = b"\xff" * 4096
     path.write_bytes(content)
     async with opened() as store:
