@@ -18,10 +18,7 @@ from protocols.keys import SecretKey
 from protocols.nip01 import MAX_EVENT_BYTES, Event, EventInvalid, Filter
 from protocols.nip90 import (
     JOB_TEXT,
-    FeedbackStatus,
     JobInvalid,
-    build_feedback,
-    build_result,
     parse_request,
 )
 from pylon.clock import Clock
@@ -29,9 +26,11 @@ from pylon.driver import Driver
 from pylon.errors import InferenceError, WalletError, brief
 from pylon.inference.port import DEFAULT_DEADLINES, Deadlines, InferenceRequest, Message
 from pylon.inference.router import Router
+from pylon.machine import Effect
 from pylon.money import Msat
 from pylon.provider import sale as machine
 from pylon.provider.pricing import Terms, appraise
+from pylon.provider.replies import compose, compose_partial
 from pylon.provider.sale import SALE, Sale, SaleEffect, SaleState
 from pylon.relays.pool import Received, RelayPool
 from pylon.store import claims, cursors, inbox, ledger, outbox
@@ -62,12 +61,6 @@ _FIRST_WAIT = 1.0
 _LONGEST_WAIT = 60.0
 _PARTIAL_SECONDS = 0.5
 """Between two partial results of a job: what the limits of public relays bear."""
-_PARTIAL_LIFE = 60
-_PROCESSING_LIFE = 900
-_REFUSAL_LIFE = 86_400
-"""Seconds after which feedback asks to be forgotten (NIP-40), and is sent to no relay any more."""
-_QUOTE_GRACE = 600
-"""Seconds that a quote outlives its invoice: a relay whose clock is ahead must not refuse it."""
 _POLL_SECONDS = 30.0
 """Wallets may miss telling us of a payment; open invoices are asked about this often."""
 
@@ -265,18 +258,8 @@ class Provider:
 
     async def _tell_partial(self, sale: Sale, text: str) -> None:
         """All words so far, to whoever listens now: partials are not kept, and nothing depends on them."""
-        now = int(self._clock.now())
         try:
-            partial = build_feedback(
-                self._secret,
-                request=sale.id,
-                customer=sale.customer,
-                status=FeedbackStatus.PARTIAL,
-                content=text,
-                encrypt=sale.encrypted,
-                created_at=now,
-                expiration=now + _PARTIAL_LIFE,
-            )
+            partial = compose_partial(self._secret, sale, text, int(self._clock.now()))
         except (JobInvalid, EventInvalid):
             return
         await self._pool.send_ephemeral(partial)
@@ -418,41 +401,8 @@ class Provider:
 
     # --- what is signed and booked ----------------------------------------------------------------------------
 
-    def _compose(self, sale: Sale, effect: object) -> Event:
-        now = int(self._clock.now())
-        if effect is SaleEffect.PUBLISH_RESULT:
-            return build_result(
-                self._secret,
-                request=Event.from_json(sale.request) if sale.request else sale.id,
-                request_kind=sale.kind,
-                customer=sale.customer,
-                text=sale.result or "",
-                encrypt=sale.encrypted,
-                created_at=now,
-            )
-        status = {
-            SaleEffect.PUBLISH_QUOTE: FeedbackStatus.PAYMENT_REQUIRED,
-            SaleEffect.PUBLISH_PROCESSING: FeedbackStatus.PROCESSING,
-        }.get(effect, FeedbackStatus.ERROR)  # type: ignore[call-overload]
-        quoting, owing = effect is SaleEffect.PUBLISH_QUOTE, effect is SaleEffect.PUBLISH_DEBT
-        # What is owed is never forgotten, and neither is a result.
-        lives_until = {
-            SaleEffect.PUBLISH_QUOTE: int(sale.expires_at or now) + _QUOTE_GRACE,
-            SaleEffect.PUBLISH_PROCESSING: now + _PROCESSING_LIFE,
-            SaleEffect.PUBLISH_REFUSAL: now + _REFUSAL_LIFE,
-        }
-        return build_feedback(
-            self._secret,
-            request=sale.id,
-            customer=sale.customer,
-            status=status,
-            message=_public_reason(sale) if status is FeedbackStatus.ERROR else "",
-            amount_msats=sale.price if quoting else None,
-            bolt11=sale.bolt11 if quoting else None,
-            credit_msats=sale.owed if owing else None,
-            created_at=now,
-            expiration=lives_until.get(effect),  # type: ignore[call-overload]
-        )
+    def _compose(self, sale: Sale, effect: Effect) -> Event:
+        return compose(self._secret, sale, effect, int(self._clock.now()))
 
     def _book(self, tx: Tx, step: Step[Sale]) -> None:
         """Whatever moved in the record moves in the ledger; what is given back is delivered no more."""
@@ -477,17 +427,6 @@ class Provider:
         )
         for row in rows:
             outbox.cancel(tx, row["event_id"], self._clock.now())
-
-
-def _public_reason(sale: Sale) -> str:
-    """Why, for strangers. What a backend or a wallet said may name files, addresses and other people's prompts."""
-    if sale.state is SaleState.REFUSED:
-        return sale.reason if sale.price == 0 else "no invoice can be made at the moment"
-    if sale.state in (SaleState.SERVED, SaleState.DELIVERED):
-        return "more was paid than the job costs"
-    if sale.state is SaleState.OWED and sale.paid < sale.price:
-        return "less was paid than the job costs"
-    return "the job failed"
 
 
 def sale_records(store: Store) -> RecordTable[Sale]:

@@ -369,13 +369,13 @@ async def test_deposits_are_booked_beyond_the_first_page(autojump_clock, market,
 
 
 def test_reasons_of_our_own_may_be_told():
-    from pylon.provider.server import _public_reason
+    from pylon.provider.replies import public_reason
 
     sale = machine.Sale(id="a" * 64, customer="b" * 64, kind=5050, created_at=0.0)
     refused = attrs.evolve(sale, state=SaleState.REFUSED, reason="the prompt is too long")
-    assert _public_reason(refused) == "the prompt is too long"
+    assert public_reason(refused) == "the prompt is too long"
     short = attrs.evolve(sale, state=SaleState.OWED, price=Msat(5), paid=Msat(4))
-    assert _public_reason(short) == "less was paid than the job costs"
+    assert public_reason(short) == "less was paid than the job costs"
 
 
 async def test_a_full_disk_does_not_end_the_provider(autojump_clock, market):
