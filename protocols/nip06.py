@@ -36,7 +36,7 @@ def check_mnemonic(phrase: str) -> str:
     """The phrase in its normal form. Raises ``MnemonicInvalid`` for wrong words, count or checksum."""
     normal = " ".join(unicodedata.normalize("NFKD", phrase).lower().split())
     if len(normal.split()) not in (12, 15, 18, 21, 24):
-        raise MnemonicInvalid("a phrase has 12, 15, 18, 21 or 24 words")
+        raise MnemonicInvalid("a phrase has 12 or 24 words")
     if not _WORDS.check(normal):
         raise MnemonicInvalid("a word is not in the list, or the checksum is wrong")
     return normal
