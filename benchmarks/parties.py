@@ -21,7 +21,7 @@ import trio
 from benchmarks.meter import Meter, meter_pylon
 from protocols.keys import SecretKey
 from pylon.clock import SystemClock
-from pylon.compute.buyer import Buyer, BuyerSettings
+from pylon.compute.buyer import Account, Buyer, BuyerSettings
 from pylon.compute.purchase import PurchaseState
 from pylon.inference.router import Router
 from pylon.money import sats
@@ -81,9 +81,9 @@ class Party:
                 await self._obey(store, None)
             else:
                 await wallet.fund(FUNDS)
+                account = Account("", secret, Purse(wallet, store, clock), await wallet.info())
                 buyer = Buyer(
-                    secret=secret, store=store, pool=pool, purse=Purse(wallet, store, clock),
-                    wallet=await wallet.info(), clock=clock, rng=rng,
+                    accounts=lambda owner: account, store=store, pool=pool, clock=clock, rng=rng,
                     settings=BuyerSettings("simnet", PREFIX, quote_seconds=60.0),
                 )  # fmt: skip
                 await nursery.start(buyer.run)

@@ -20,7 +20,9 @@ import click
 from pylon import config, errors
 from pylon.cli.main import cli
 from pylon.compute.purchase import PURCHASE
+from pylon.host.acting import ACTION
 from pylon.host.lifecycle import LIFECYCLE
+from pylon.host.ticking import TICK
 from pylon.machine import Machine
 from pylon.provider.sale import SALE
 
@@ -176,6 +178,8 @@ def _default(value: Any) -> str:
 PAGES = {
     "cli.md": commands,
     "config.md": configuration,
+    "action.md": lambda: page(ACTION, "pylon.host.acting"),
+    "tick.md": lambda: page(TICK, "pylon.host.ticking"),
     "lifecycle.md": lambda: page(LIFECYCLE, "pylon.host.lifecycle"),
     "sale.md": lambda: page(SALE, "pylon.provider.sale"),
     "purchase.md": lambda: page(PURCHASE, "pylon.compute.purchase"),

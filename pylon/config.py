@@ -140,6 +140,17 @@ def _bind(value: Any) -> Bind:
     return Bind(match[1] or match[2], int(match[3]))
 
 
+def _public_name(value: Any) -> str:
+    """Empty, or what may stand behind the @ of a lightning address: those who pay refuse anything else."""
+    name = _text(value).strip().lower()
+    if name:
+        # Imported here: most configurations name none.
+        from protocols.lnurl import lightning_address_url
+
+        lightning_address_url(f"agent@{name}")
+    return name
+
+
 def _path(value: Any) -> Path:
     path = Path(_some_text(os.fspath(value))).expanduser()
     if not path.is_absolute():
@@ -152,6 +163,7 @@ TEXT = _Kind("a text", _text)
 SOME_TEXT = _Kind("a text that is not empty", _some_text)
 PATH = _Kind("an absolute path (~ is yours)", _path)
 BIND = _Kind('"host:port", port 0 to 65535', _bind)
+PUBLIC_NAME = _Kind('a host name in public, a port with it if need be, such as "agents.example.com"', _public_name)
 RELAYS = _list_of(relay_url, 'a list of relay addresses, ws:// or wss://, such as ["wss://relay.example"]')
 BACKEND_LIST = _list_of(_choice(*BACKENDS).check, "a list of " + ", ".join(f'"{name}"' for name in BACKENDS))
 TEXTS = _list_of(_some_text, "a list of texts")
@@ -215,12 +227,18 @@ class ProviderConfig:
 
 @attrs.frozen(kw_only=True)
 class ApiConfig:
-    """The HTTP interface. Read and checked; not built yet."""
+    """The HTTP interface: for now what makes agents zappable (LNURL-pay). The other paths want the token."""
 
     enabled: bool = _key(FLAG, True)
     """Serve it."""
     bind: Bind = _key(BIND, Bind("127.0.0.1", 9899))
-    """Where it listens."""
+    """Where it listens. Where only the default is taken, a free port is used; one that you have set must be free."""
+    public_name: str = _key(PUBLIC_NAME, "")
+    """Under which the world reaches it, by https: agents are zapped as NAME@public_name. Empty: by nobody outside."""
+    zap_max_sats: int = _key(_integer(1, MAX_MSAT // 1_000, "sats"), 1_000_000)
+    """The most that one payment to an agent may bring, sats."""
+    bind_given: bool = attrs.field(default=False, eq=False)
+    """Whether ``bind`` was set, and is not the default. No key."""
 
 
 @attrs.frozen(kw_only=True)
@@ -384,6 +402,8 @@ def load(path: Path, *, environ: Mapping[str, str] = os.environ, flags: Mapping[
     if values.get(("network",)) == "simnet":
         values.setdefault(("relays",), [])
     config = _CONVERTER.structure(_nest(values), Config)
+    if ("api", "bind") in values:
+        config = attrs.evolve(config, api=attrs.evolve(config.api, bind_given=True))
     warnings.extend(
         f"{source[('relays',)]}: {url} is not encrypted; ws:// is for one's own machine and network, wss:// for others"
         for url in config.relays
@@ -545,6 +565,8 @@ network = "{network}"{remark}
 [api]
 # enabled = true
 # bind = "127.0.0.1:9899"
+# public_name = ""  # "agents.example.com": the world zaps your agents as NAME@agents.example.com
+# zap_max_sats = 1000000
 
 [claude]
 # enabled = true

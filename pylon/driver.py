@@ -46,11 +46,11 @@ class Driver(Generic[R]):
     """See the module.
 
     :param handlers: for each effect that is not an outbox effect.
-    :param compose: the signed event of an outbox effect, ``compose(record, effect)``.
+    :param compose: the signed events of an outbox effect, made in the transaction of its step.
     :param book: called in every transaction after the record has moved, for ledger and intents.
     :param due: when (wall time) a waiting record needs attention by itself; ``None``: never.
     :param attend: called when that time has come; returns an input or ``None``.
-    :param relays: the relays that outbox effects go to.
+    :param relays: the relays that a record's events go to.
     """
 
     def __init__(
@@ -61,11 +61,11 @@ class Driver(Generic[R]):
         rng: random.Random,
         *,
         handlers: Mapping[Effect, Handler[R]],
-        compose: Callable[[R, Effect], Event],
+        compose: Callable[[Tx, R, Effect], Sequence[Event]],
         book: Callable[[Tx, Step[R]], None],
         due: Callable[[R], float | None],
         attend: Handler[R],
-        relays: Callable[[], Sequence[str]],
+        relays: Callable[[R], Sequence[str]],
     ) -> None:
         self.records = records
         self._store = store
@@ -103,9 +103,13 @@ class Driver(Generic[R]):
         def job(tx: Tx) -> Step[R] | None:
             if admit is not None and not admit(tx):
                 return None
-            return self._commit(tx, self.records.begin(tx, record, message, self._clock.now()))
+            return self.begin_in(tx, record, message)
 
         return self.acted(await self._store.write(job))
+
+    def begin_in(self, tx: Tx, record: R, message: Any) -> Step[R]:
+        """The transactional half of ``begin``. Hand the step to ``acted`` after the commit."""
+        return self._commit(tx, self.records.begin(tx, record, message, self._clock.now()))
 
     async def advance(self, record_id: str, message: Any, admit: Callable[[Tx], bool] | None = None) -> R | None:
         """Move a record by an input; ``None`` if that meant nothing. ``admit`` as in ``begin``."""
@@ -139,14 +143,15 @@ class Driver(Generic[R]):
         self._book(tx, step)
         for effect in step.effects:
             if effect in self.records.machine.outbox:
-                outbox.add(
-                    tx,
-                    self._compose(step.after, effect),
-                    self._relays(),
-                    effect=f"{self.records.machine.name}.{effect.value}",
-                    subject=step.after.id,
-                    at=self._clock.now(),
-                )
+                for event in self._compose(tx, step.after, effect):
+                    outbox.add(
+                        tx,
+                        event,
+                        self._relays(step.after),
+                        effect=f"{self.records.machine.name}.{effect.value}",
+                        subject=step.after.id,
+                        at=self._clock.now(),
+                    )
         return step
 
     async def _perform(self, effect: Effect, record: R) -> None:

@@ -80,6 +80,12 @@ class SealError(StoreError):
     code = "seal"
 
 
+class BundleError(PylonError):
+    """A sealed bundle that does not open, or a payload that cannot be sealed into one."""
+
+    code = "bundle"
+
+
 class RelayError(PylonError):
     """A relay cannot be reached, or did not answer."""
 
@@ -111,6 +117,12 @@ class InsufficientFunds(WalletError):
         )
         self.required_msats = required_msats
         self.available_msats = available_msats
+
+
+class BudgetExceeded(WalletError):
+    """A budget does not carry this payment, or cannot be read; nothing was reserved, nothing will be sent."""
+
+    code = "over_budget"
 
 
 class InvoiceInvalid(WalletError):

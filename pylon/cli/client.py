@@ -124,6 +124,15 @@ def not_running(home: Path) -> NotRunning:
     return NotRunning(f"no daemon is running in {home}", "pylon start")
 
 
+def is_running(home: Home) -> bool:
+    """Whether somebody listens on the control socket."""
+    try:
+        ControlClient(home.socket).close()
+    except PylonError:
+        return False
+    return True
+
+
 def call(
     home: Home,
     method: str,

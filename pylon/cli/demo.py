@@ -14,29 +14,40 @@ from pylon.errors import UsageError
 
 
 @click.command()
-@click.option("--jobs", type=click.IntRange(2, 1_000), default=2, show_default=True, help="How many answers to buy.")
-@click.option("--prompt", metavar="TEXT", help="What to ask, instead of the demo's own questions.")
+@click.option("--ticks", type=click.IntRange(2, 1_000), help="How many thoughts the agent has (default 4).")
+@click.option("--jobs", type=click.IntRange(2, 1_000), help="The same: each of its thoughts is a job that it buys.")
+@click.option("--goal", metavar="TEXT", help="What the agent is to do, instead of the demo's own goal.")
+@click.option("--prompt", metavar="TEXT", help="The same: a goal is what it is asked about.")
 @click.option("--keep", metavar="DIR", help="Keep the homes, in DIR, which is new or empty.")
 @click.option("--model-file", metavar="FILE.gguf", help="Let the providers serve this model.")
 @json_option
 @pass_state
-def demo(state: State, jobs: int, prompt: str | None, keep: str | None, model_file: str | None) -> None:
-    """Buy and sell answers on this machine: a customer, two providers, a relay, a model, pretended sats.
+def demo(
+    state: State,
+    ticks: int | None,
+    jobs: int | None,
+    goal: str | None,
+    prompt: str | None,
+    keep: str | None,
+    model_file: str | None,
+) -> None:
+    """Let an agent live on this machine: it buys its thoughts, posts, sleeps, runs out of sats and is revived.
 
-    The cheaper provider is killed before the last job, which then goes to the other one.
+    A home hosts it and sells thoughts; a stranger sells them cheaper, until that one is killed before the last
+    thought. Everything is real but the sats: a relay, a model, two daemons, Lightning invoices of a pretended network.
     """
     import json
     import logging
 
-    import trio
-
     from pylon.cli.demo_story import Story
 
+    if ticks is not None and jobs is not None and ticks != jobs:
+        raise UsageError("--ticks and --jobs are one number: each thought is a job", "give one of them")
     logging.getLogger().addHandler(logging.NullHandler())
     tell = note if state.json else _tell
     with _directory(keep) as directory:
-        story = Story(directory, tell=tell, jobs=jobs, prompt=prompt, model_file=model_file)
-        told = trio.run(story.run)
+        story = Story(directory, tell=tell, ticks=ticks or jobs or 4, goal=goal or prompt, model_file=model_file)
+        told = story.run()
         if keep is not None:
             tell(f"kept: {directory}")
     if state.json:

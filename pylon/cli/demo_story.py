@@ -1,300 +1,280 @@
 """The story that ``pylon demo`` plays: every word of it is what really happened.
 
-The customer and the relay live in this process; each provider is a process of the installed command, with a home of
-its own. All of them share one simnet ledger.
+A home hosts an agent and sells thoughts; a stranger sells them cheaper, in a home and a process of its own. The agent
+lives on few sats: it thinks for them, is woken, runs low, hibernates; its operator takes the rest, which leaves it
+dormant; a deposit revives it. In the end the books of everybody are held against each other.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
+import random
 import textwrap
+import time
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
-import attrs
-import trio
-
-from protocols.nip90 import JOB_TEXT
-from pylon import config as configuration
+from protocols.keys import SecretKey
+from protocols.nip01 import sign_event
 from pylon import identity
+from pylon.cli.demo_cast import Player, free_port, publish, stop, until
 from pylon.clock import SystemClock
-from pylon.compute.discovery import announcements
-from pylon.compute.purchase import PURCHASE, Purchase, PurchaseState
-from pylon.daemon import books
-from pylon.daemon.process import hold_home
-from pylon.daemon.runtime import Runtime, open_runtime
 from pylon.errors import MarketError, PylonError
 from pylon.inference.models import DEFAULT_MODEL, from_file, installed, models_directory, pull
 from pylon.money import Msat, format_msat, sats
-from pylon.paths import Home
+from pylon.wallets.simnet_ledger import LedgerFile
 
-QUESTIONS = (
-    "What is the capital of France? Answer in one sentence.",
-    "Write one sentence about why the sky is blue.",
-    "Name three things that a robot could buy with a coin.",
-    "What is a lightning bolt? Answer in one sentence.",
-)
-_FUNDS = sats(10_000)
-_BID = sats(50)
-_READY_WITHIN = 90.0
-_QUOTE_WITHIN = 5.0
+GOAL = "Post one short note about what a robot could buy with a coin."
+MENTION = "What would you buy with your last coin?"
+AGENT = "ada"
 
-
-@attrs.define
-class Seller:
-    """A provider of the play, in a process of its own once it is started."""
-
-    name: str
-    home: Home
-    price: Msat
-    pubkey: str = ""
-    process: subprocess.Popen[bytes] | None = None
+CHEAP, DEAR = sats(10), sats(25)
+_FEE = Msat(50)
+"""Of a thought at the cheap price."""
+_LEFT_SATS = 30
+"""What is left when the agent hibernates."""
+_HIBERNATE_SATS = 35
+_LOW_SATS = 45
+_DEPOSIT = sats(100)
+_THOUGHT_WITHIN = 120.0
+_ENDED = {"success", "partial", "error"}
 
 
 class Story:
-    """One play. ``run`` returns what ``--json`` prints."""
+    """One play. ``run`` returns what ``--json`` prints.
+
+    :param ticks: how many thoughts the agent has; the last one after its revival.
+    """
 
     def __init__(
-        self,
-        directory: Path,
-        *,
-        tell: Callable[[str], None],
-        jobs: int,
-        prompt: str | None,
-        model_file: str | None,
+        self, directory: Path, *, tell: Callable[[str], None], ticks: int, goal: str | None, model_file: str | None
     ) -> None:
         self._directory = directory
         self._tell = tell
-        self._jobs = jobs
-        self._prompt = prompt
+        self._thoughts = ticks
+        self._goal = goal or GOAL
         self._model_file = model_file
         self._ledger = directory / "simnet.db"
-        self._told_paid = False
-        self._words = ""
-        self._sellers = [
-            Seller("cheap", Home(directory / "cheap"), sats(10)),
-            Seller("dear", Home(directory / "dear"), sats(25)),
-        ]
+        self._home = Player("home", directory, DEAR, "both")
+        self._stranger = Player("cheap", directory, CHEAP, "provider")
+        self._relay = ""
+        self._state = ""
+        self._withdrawn = 0
+        self._moved = 0
+        """Msats that the operator has put into the agent's wallet, less those taken out, fees of that included."""
 
-    async def run(self) -> dict[str, Any]:
-        self._tell("A market on this machine. Its sats are simnet's: they are not money.")
-        model = await self._model()
-        clock = SystemClock()
-        customer = Home(self._directory / "customer")
-        config = self._make_home(customer, "", 'enabled = true\nbind = "127.0.0.1:0"', clock.now())
-        async with AsyncExitStack() as stack:
-            stack.enter_context(hold_home(customer))
-            stack.callback(self._stop_sellers)
-            runtime = await stack.enter_async_context(open_runtime(customer, config, quote_seconds=_QUOTE_WITHIN))
-            wallet, buyer = runtime.wallet, runtime.buyer
-            assert wallet is not None
-            assert buyer is not None
-            relay = runtime.pool.urls[0]
-            self._tell(f"relay     {relay}")
-            for seller in self._sellers:
-                self._start(seller, relay, model, clock.now())
-            await wallet.fund(_FUNDS)
-            await books.book_deposits(runtime.store, wallet, clock.now())
-            self._tell(f"customer  {runtime.identity.npub}, {format_msat(_FUNDS)} from the simnet faucet")
-            await self._announced(runtime)
-            before = self._wallets(runtime)
-
-            done = []
-            for number in range(1, self._jobs + 1):
-                if number == self._jobs:
-                    self._kill(self._sellers[0])
-                done.append(await self._buy(runtime, number))
-            await self._delivered()
-            self._stop_sellers()
-            return await self._close_books(runtime, done, before)
+    def run(self) -> dict[str, Any]:
+        self._tell("An agent that lives on its own sats, on this machine. They are simnet's: not money.")
+        with ExitStack() as stack:
+            stack.callback(stop, [self._home, self._stranger])
+            self._open()
+            self._born()
+            self._lives()
+            self._falls_asleep()
+            self._rises()
+            ended = self._look_back()
+        return self._close_books(ended)
 
     # --- the cast ---------------------------------------------------------------------------------------------
 
-    async def _model(self) -> Path:
+    def _open(self) -> None:
+        model, now, port = self._model(), SystemClock().now(), free_port()
+        self._relay = f"ws://127.0.0.1:{port}"
+        self._home.make(
+            relay=f'enabled = true\nbind = "127.0.0.1:{port}"', relays=[], ledger=self._ledger, model=model, now=now
+        )
+        self._stranger.make(relay="enabled = false", relays=[self._relay], ledger=self._ledger, model=model, now=now)
+        for player in (self._home, self._stranger):
+            player.start()
+        for player in (self._home, self._stranger):
+            player.ready()
+            self._tell(f"{player.name:<9} pid {player.pid}, sells a thought for {format_msat(player.price)}")
+        self._tell(f"relay     {self._relay}")
+
+    def _model(self) -> Path:
         if self._model_file is not None:
             return from_file(self._model_file).path
         directory = models_directory()
         present = installed(directory)
         if not present:
             self._tell(f"fetching the model {DEFAULT_MODEL} (once)")
-            present = [(await pull(DEFAULT_MODEL, directory)).file]
+            import trio
+
+            present = [trio.run(pull, DEFAULT_MODEL, directory).file]
         self._tell(f"model     {present[0].name}")
         return present[0].path
 
-    def _make_home(self, home: Home, relays: str, relay: str, now: float, more: str = "") -> configuration.Config:
-        identity.create(home, now=now)
-        home.config.write_text(
-            f'network = "simnet"  # not money\nrelays = [{relays}]\n{more}'
-            f"[relay]\n{relay}\n\n[simnet]\nledger = {json.dumps(str(self._ledger))}\n"
-        )
-        return configuration.load(home.config, environ={}).config
-
-    def _start(self, seller: Seller, relay: str, model: Path, now: float) -> None:
-        self._make_home(
-            seller.home, json.dumps(relay), "enabled = false", now, more=f"min_price_msats = {seller.price}\n\n"
-        )
-        with seller.home.config.open("a") as file:
-            file.write(
-                f'\n[provider]\nname = "{seller.name}"\nmodel_file = {json.dumps(str(model))}\nmax_tokens = 64\n'
-            )
-        seller.pubkey = identity.load(seller.home).pubkey
-        output = (self._directory / f"{seller.name}.out").open("wb")
-        with output:
-            seller.process = subprocess.Popen(
-                [*_command(), "--home", str(seller.home.root), "start", "-m", "provider"],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=_environment(),
-            )
-        self._tell(f"{seller.name:<9} pid {seller.process.pid}, sells an answer for {format_msat(seller.price)}")
-
-    async def _announced(self, runtime: Runtime) -> None:
-        """Wait until both sell; a provider that ended is told with its own last words."""
-        missing = {seller.pubkey: seller for seller in self._sellers}
-        with trio.move_on_after(_READY_WITHIN):
-            while missing:
-                for announcement in await announcements(runtime.pool, JOB_TEXT, 1.0):
-                    seller = missing.pop(announcement.provider, None)
-                    if seller is not None:
-                        models = ", ".join(announcement.models)
-                        self._tell(f"announced {seller.pubkey[:16]} ({seller.name}): {models}, kind {JOB_TEXT}")
-                for seller in missing.values():
-                    if seller.process is not None and seller.process.poll() is not None:
-                        raise MarketError(f"the provider {seller.name} ended: {self._last_words(seller)}")
-                if missing:
-                    await trio.sleep(0.1)
-            return
-        names = ", ".join(seller.name for seller in missing.values())
-        raise MarketError(f"not ready within {_READY_WITHIN:.0f} s: {names}", "look into the logs with --keep DIR")
-
-    def _last_words(self, seller: Seller) -> str:
-        lines = (self._directory / f"{seller.name}.out").read_text(errors="replace").strip().splitlines()
-        return " / ".join(lines[-3:])
-
-    def _kill(self, seller: Seller) -> None:
-        if seller.process is not None and seller.process.poll() is None:
-            seller.process.send_signal(signal.SIGKILL)
-            seller.process.wait()
-            self._tell(f"\nkilled    {seller.name}, pid {seller.process.pid} (SIGKILL)")
-
-    def _stop_sellers(self) -> None:
-        for seller in self._sellers:
-            if seller.process is not None and seller.process.poll() is None:
-                seller.process.terminate()
-        for seller in self._sellers:
-            if seller.process is not None:
-                try:
-                    seller.process.wait(15)
-                except subprocess.TimeoutExpired:
-                    seller.process.kill()
-                    seller.process.wait()
-
     # --- the play ---------------------------------------------------------------------------------------------
 
-    async def _buy(self, runtime: Runtime, number: int) -> Purchase:
-        buyer = runtime.buyer
-        assert buyer is not None
-        prompt = self._prompt or QUESTIONS[(number - 1) % len(QUESTIONS)]
-        self._tell(f"\njob {number}: {prompt}")
-        record = await buyer.buy(prompt, bid=_BID, max_tokens=64)
-        told: PurchaseState | None = None
-        self._told_paid = False
-        self._words = ""
-        with runtime.store.listen(f"purchases:{record.id}") as changed, buyer.watch(record.id) as words:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._hear, words)
-                while True:
-                    record = buyer.records.load(runtime.store, record.id) or record
-                    if record.state is not told:
-                        told = record.state
-                        self._scene(record)
-                    if record.state in PURCHASE.final:
-                        break
-                    await changed.receive()
-                nursery.cancel_scope.cancel()
-        if record.state is not PurchaseState.ANSWERED:
-            raise MarketError(f"job {number} {record.state.value}: {record.reason}")
-        return record
+    def _born(self) -> None:
+        before = self._thoughts - 1
+        born = self._home.ask(
+            "agent.spawn",
+            name=AGENT,
+            about="a small robot that thinks for sats",
+            goals=[self._goal],
+            heartbeat=3_600,
+            lifecycle={
+                "assumed_daily_burn_sats": _LOW_SATS if before > 1 else _HIBERNATE_SATS + 3,
+                "low_balance_days": 1,
+                "hibernate_threshold_sats": _HIBERNATE_SATS,
+            },
+            schedule={"min_gap": 0.5, "debounce": 0.3, "patience": 1, "catch_up": 0.5, "late": 1, "jitter": 0},
+        )
+        self._tell(f"\nspawned   {AGENT}, {born['npub']}: {born['reason']}")
+        self._tell(f"goal      {self._goal}")
+        self._see(born)
+        funds = Msat(sats(_LEFT_SATS) + before * (CHEAP + _FEE))
+        self._fund(funds)
 
-    async def _hear(self, words: trio.MemoryReceiveChannel[str]) -> None:
-        """The model's words while it speaks: whole lines as soon as they cannot change any more."""
-        async for text in words:
-            self._speak(text, complete=False)
+    def _lives(self) -> None:
+        """Thoughts bought from the stranger, who is cheaper: by the heartbeat, by a mention, and on until it is low."""
+        self._thought(1)
+        if self._thoughts > 2:
+            self._tell(f"\nsleeps    until {self._next()}; then somebody mentions it: {MENTION}")
+            visitor = SecretKey.generate()
+            text = f"{MENTION}"
+            pubkey = self._agent()["pubkey"]
+            event = sign_event(visitor, kind=1, content=text, tags=[["p", pubkey]], created_at=int(time.time()))
+            publish(self._relay, event)
+            self._thought(2)
+        if self._thoughts > 3:
+            self._tell("\nits operator quickens its heartbeat to 2 s: it spends, and runs low")
+            self._home.ask("agent.set", agent=AGENT, heartbeat=2)
+            for number in range(3, self._thoughts):
+                self._thought(number)
 
-    def _speak(self, text: str, *, complete: bool) -> None:
-        lines = textwrap.wrap(" ".join(text.split()), 78)
-        spoken = self._words.splitlines()
-        if lines[: len(spoken)] != spoken:  # another attempt, with other words
-            if not complete:
-                return
-            spoken = []
-        for line in lines[len(spoken) :] if complete else lines[len(spoken) : -1]:
-            self._words += line + "\n"
-            self._tell(f"          {line}")
+    def _falls_asleep(self) -> None:
+        view = until(lambda: self._is("hibernating"), 30.0, "the agent did not hibernate")
+        ticks = view["ticks"]
+        time.sleep(2.5)
+        if self._agent()["ticks"] != ticks:
+            raise PylonError("it hibernates, and ticked all the same")
+        self._tell("          and no longer ticks")
+        done = self._home.ask("agent.withdraw", agent=AGENT, amount_msats=None)
+        self._withdrawn = done["withdrawn_msats"]
+        self._moved -= self._withdrawn + done["fee_msats"]
+        self._tell(
+            f"\nwithdrew  {format_msat(Msat(done['withdrawn_msats']))} to its operator,"
+            f" fee {format_msat(Msat(done['fee_msats']))}"
+        )
+        self._see(done["agent"])
+        until(lambda: self._is("dormant"), 10.0, "the agent was not dormant")
 
-    def _scene(self, record: Purchase) -> None:
-        match record.state:
-            case PurchaseState.SEEKING if record.tried:
-                self._tell(f"          {self._name(record.tried[-1])}: {record.reason}; asking the next")
-            case PurchaseState.REQUESTED:
-                self._tell(f"requested {_short(record.request_id)} (kind 5050) from {self._name(record.provider)}")
-            case PurchaseState.PAYING:
-                self._tell(f"quoted    {format_msat(record.quoted)}, payment hash {_short(record.payment_hash)}")
-            case PurchaseState.PAID:
-                self._told_paid = True
-                self._tell(f"paid      {format_msat(record.paid)} + {format_msat(record.fee)} fee")
-            case PurchaseState.ANSWERED:
-                if record.paid and not self._told_paid:
-                    self._tell(f"paid      {format_msat(record.paid)} + {format_msat(record.fee)} fee")
-                self._speak(record.text or "", complete=True)
-                self._tell(f"answered  {_short(record.result_id)} (kind 6050)")
-                self._tell(f"earned    {format_msat(record.paid)} by {self._name(record.provider)}")
-            case _:
-                pass
+    def _rises(self) -> None:
+        """The stranger is gone for good: the agent's next thought comes from its own home's provider."""
+        pid = self._stranger.pid
+        self._stranger.kill()
+        self._tell(f"\nkilled    {self._stranger.name}, pid {pid} (SIGKILL)")
+        self._home.ask("agent.set", agent=AGENT, heartbeat=3_600)
+        self._fund(_DEPOSIT)
+        until(lambda: self._is("active"), 10.0, "the agent was not revived")
+        self._home.ask("agent.set", agent=AGENT, heartbeat=1)
+        try:
+            self._thought(self._thoughts)
+        finally:
+            self._home.ask("agent.pause", agent=AGENT)
+        until(lambda: not self._runs(), 60.0, "the last tick did not end")
 
-    def _name(self, pubkey: str | None) -> str:
-        for seller in self._sellers:
-            if seller.pubkey == pubkey:
-                return f"{seller.name} ({_short(pubkey)})"
-        return _short(pubkey)
+    def _fund(self, amount: Msat) -> None:
+        done = self._home.ask("agent.fund", agent=AGENT, amount_msats=amount, source="faucet")
+        self._moved += amount
+        self._tell(f"funded    {AGENT} with {format_msat(amount)} from the simnet faucet")
+        self._see(done["agent"])
 
-    async def _delivered(self) -> None:
-        """Let the last provider write down that its result is delivered."""
-        await trio.sleep(0.3)
+    def _agent(self) -> dict[str, Any]:
+        self._home.check_alive()
+        view: dict[str, Any] = self._home.ask("agent.info", agent=AGENT)
+        self._see(view)
+        return view
 
-    # --- the books --------------------------------------------------------------------------------------------
+    def _see(self, view: dict[str, Any]) -> None:
+        """Tell a state that is new."""
+        if view["state"] != self._state:
+            self._state = view["state"]
+            self._tell(f"          {view['reason']}")
 
-    def _wallets(self, runtime: Runtime) -> dict[str, int]:
-        """Each wallet's own balance, read from the ledger that all share."""
-        assert runtime.wallet is not None
-        accounts = runtime.wallet.ledger.accounts()
-        nodes = {"customer": runtime.wallet.node_pubkey}
-        for seller in self._sellers:
-            nodes[seller.name] = identity.load(seller.home).simnet_node
-        return {name: accounts.get(node, Msat(0)) for name, node in nodes.items()}
+    def _is(self, state: str) -> dict[str, Any] | None:
+        view = self._agent()
+        return view if view["state"] == state else None
 
-    async def _close_books(self, runtime: Runtime, done: list[Purchase], before: dict[str, int]) -> dict[str, Any]:
-        after = self._wallets(runtime)
-        delta = {name: after[name] - before[name] for name in after}
-        assert runtime.wallet is not None
-        mine = books.report(runtime.store, await runtime.wallet.balance())
-        sold = [_books_of(seller) for seller in self._sellers]
-        paid, fees = mine.balances.get("spent", 0), mine.balances.get("fees", 0)
-        earned = sum(entry["accounts"]["earned_msats"] for entry in sold)
-        owed = sum(entry["accounts"]["owed_msats"] for entry in sold)
-        gained = sum(delta[seller.name] for seller in self._sellers)
-        clean = not mine.problems and all(entry["clean"] for entry in sold)
-        balanced = clean and delta["customer"] == -(paid + fees) and gained == earned + owed == paid
+    def _next(self) -> str:
+        at = self._agent()["next_tick"]
+        return "its heartbeat" if at is None else f"its heartbeat in {max(0, int(at - time.time())) // 60} min"
+
+    def _ticks(self) -> list[dict[str, Any]]:
+        """Those in which it thought, oldest first."""
+        found: list[dict[str, Any]] = self._home.ask("agent.ticks", agent=AGENT, limit=1_000)["ticks"]
+        return found[::-1]
+
+    def _runs(self) -> bool:
+        return any(tick["status"] not in _ENDED for tick in self._ticks())
+
+    def _thought(self, number: int) -> None:
+        """Wait for the end of its ``number``-th thought, and tell it."""
+
+        def look() -> dict[str, Any] | None:
+            self._agent()
+            ticks = self._ticks()
+            return ticks[number - 1] if len(ticks) >= number and ticks[number - 1]["status"] in _ENDED else None
+
+        tick = until(look, _THOUGHT_WITHIN, f"thought {number} did not come")
+        self._tell(f"\ntick {tick['n']}    because of {tick['trigger']}, {tick['state']}")
+        job = self._job(tick)
+        if job is None or tick["status"] == "error":
+            raise MarketError(f"thought {number} failed: {tick['reason']}", "look into the logs with --keep DIR")
+        self._tell(
+            f"bought    from {self._name(job['provider'])}: {format_msat(Msat(job['paid_msats']))}"
+            f" + {format_msat(Msat(job['fee_msats']))} fee, request {job['request'][:16]}"
+        )
+        self._say("thought", tick["thought"])
+        for action in tick["actions"]:
+            self._say(action["kind"], f"{action['content']} [{action['state']}]")
+
+    def _say(self, what: str, words: str) -> None:
+        for number, line in enumerate(textwrap.wrap(" ".join(words.split()), 78) or [""]):
+            self._tell(f"{what if not number else '':<10}{line}")
+
+    def _name(self, pubkey: str) -> str:
+        for player in (self._home, self._stranger):
+            if player.pubkey == pubkey:
+                return f"{player.name} ({pubkey[:16]})"
+        return pubkey[:16]
+
+    def _job(self, tick: dict[str, Any]) -> dict[str, Any] | None:
+        jobs: list[dict[str, Any]] = self._home.ask("job.list", limit=10_000)
+        return next((job for job in jobs if job["id"] == tick["purchase"]), None)
+
+    # --- the end ----------------------------------------------------------------------------------------------
+
+    def _look_back(self) -> dict[str, Any]:
+        ticks = self._ticks()
+        jobs = [job for job in (self._job(tick) for tick in ticks) if job is not None]
+        view = self._agent()
+        if view["state"] != "active":
+            raise PylonError(f"it was revived, and is {view['state']}")
+        return {"ticks": ticks, "jobs": jobs, "agent": view}
+
+    def _close_books(self, ended: dict[str, Any]) -> dict[str, Any]:
+        jobs, ticks = ended["jobs"], ended["ticks"]
+        paid, fees = (sum(job[key] for job in jobs) for key in ("paid_msats", "fee_msats"))
+        with closing(LedgerFile(self._ledger, rng=random.Random())) as ledger:
+            accounts = ledger.accounts()
+        books = {player.name: player.books() for player in (self._home, self._stranger)}
+        # What the operator moved is no trade: it is left out here.
+        delta = {
+            "customer": accounts[ended["agent"]["wallet"]] - self._moved,
+            "home": accounts[identity.load(self._home.home).simnet_node] - self._withdrawn,
+            "cheap": accounts[identity.load(self._stranger.home).simnet_node],
+        }
+        earned = sum(entry["accounts"]["earned_msats"] for entry in books.values())
+        owed = sum(entry["accounts"]["owed_msats"] for entry in books.values())
+        clean = all(entry["clean"] for entry in books.values())
+        balanced = clean and delta["customer"] == -(paid + fees) and delta["home"] + delta["cheap"] == earned + owed
+        balanced = balanced and earned + owed == paid
         self._tell("\nthe books")
-        self._tell(f"  customer paid      {paid:>12,} msats, and {fees:,} msats of fees")
+        self._tell(f"  {AGENT} paid           {paid:>12,} msats, and {fees:,} msats of fees")
         self._tell(f"  providers earned   {earned:>12,} msats, and owe {owed:,} msats")
         for name, amount in delta.items():
             self._tell(f"  wallet {name:<11} {amount:>+12,} msats")
@@ -304,19 +284,34 @@ class Story:
         return {
             "jobs": [
                 {
-                    "request": record.request_id,
-                    "provider": record.provider,
-                    "invoice_msats": record.quoted,
-                    "paid_msats": record.paid,
-                    "fee_msats": record.fee,
-                    "payment_hash": record.payment_hash,
-                    "result": record.result_id,
-                    "prompt": record.prompt,
-                    "text": record.text,
+                    "request": job["request"],
+                    "provider": job["provider"],
+                    "invoice_msats": job["invoice_msats"],
+                    "paid_msats": job["paid_msats"],
+                    "fee_msats": job["fee_msats"],
+                    "payment_hash": job["payment_hash"],
+                    "result": job["result"],
+                    "prompt": job["prompt"],
+                    "text": job["text"],
                 }
-                for record in done
+                for job in jobs
             ],
-            "notes": [],
+            "notes": [
+                {"id": action["events"][0], "text": action["content"]}
+                for tick in ticks
+                for action in tick["actions"]
+                if action["kind"] in ("post", "reply") and action["state"] == "done" and action["events"]
+            ],
+            "ticks": [
+                {
+                    "n": tick["n"],
+                    "trigger": tick["trigger"],
+                    "state": tick["state"],
+                    "cost_msats": tick["cost_msats"],
+                    "actions": [{"kind": action["kind"], "state": action["state"]} for action in tick["actions"]],
+                }
+                for tick in ticks
+            ],
             "books": {
                 "customer_paid_msats": paid,
                 "provider_earned_msats": earned,
@@ -326,32 +321,3 @@ class Story:
                 "balanced": balanced,
             },
         }
-
-
-def _books_of(seller: Seller) -> Any:
-    """A provider's own books, from its own command."""
-    done = subprocess.run(
-        [*_command(), "--home", str(seller.home.root), "books", "--json"],
-        capture_output=True,
-        check=False,
-        timeout=30,
-        env=_environment(),
-    )
-    if done.returncode != 0:
-        raise PylonError(f"the books of {seller.name} cannot be read: {done.stderr.decode(errors='replace').strip()}")
-    return json.loads(done.stdout)
-
-
-def _environment() -> dict[str, str]:
-    """This shell's, without what it says of other homes."""
-    return {key: value for key, value in os.environ.items() if not key.startswith("PYLON_")}
-
-
-def _command() -> list[str]:
-    """The installed command of this very installation."""
-    beside = shutil.which("pylon", path=str(Path(sys.executable).parent))
-    return [beside] if beside else [sys.executable, "-m", "pylon"]
-
-
-def _short(value: str | None) -> str:
-    return (value or "-")[:16]

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from pylon.cli.amounts import AMOUNT
+from pylon.cli.client import is_running
 from pylon.cli.local import run_verb
 from pylon.cli.output import State, emit, in_sats, json_option, note, pass_state, plain
 from pylon.errors import ControlError, MarketError, PylonError, WalletError
@@ -64,7 +65,7 @@ def submit(
         from pylon.daemon.verbs import check_prompt
 
         check_prompt(prompt)
-    runs = _daemon_runs(state)
+    runs = is_running(state.home)
     waits = wait or not runs
     params = {
         "prompt": prompt,
@@ -120,17 +121,6 @@ class Words:
             self.shown = ""
         self.show(text)
         click.echo()
-
-
-def _daemon_runs(state: State) -> bool:
-    from pylon.cli.client import ControlClient
-    from pylon.errors import PylonError
-
-    try:
-        ControlClient(state.home.socket).close()
-    except PylonError:
-        return False
-    return True
 
 
 def _tell_what_goes_on(error: BaseException, ident: str, daemon: bool) -> None:

@@ -33,14 +33,19 @@ def run_verb(
 
 
 async def _run_here(state: State, verb: str, params: dict[str, Any], online: bool, on_progress: Progress | None) -> Any:
+    import random
     from contextlib import AsyncExitStack
 
     from pylon import config as configuration
     from pylon.clock import SystemClock
+    from pylon.daemon.agents import AgentVerbs
+    from pylon.daemon.hosting import assemble, usual_relays
     from pylon.daemon.process import hold_home
     from pylon.daemon.runtime import open_home_store, open_runtime, open_wallet
     from pylon.daemon.verbs import Verbs
     from pylon.identity import load as load_identity
+    from pylon.wallets.keeper import SimnetKeeper
+    from pylon.wallets.purse import Purse
 
     loaded = configuration.load(state.home.config)
     warn(loaded.warnings)
@@ -55,13 +60,24 @@ async def _run_here(state: State, verb: str, params: dict[str, Any], online: boo
     async with AsyncExitStack() as stack:
         stack.enter_context(hold_home(state.home))
         if online:
-            runtime = await stack.enter_async_context(open_runtime(state.home, config, clock=clock))
+            mode = "host" if verb == "agent.tick" else "buyer"
+            runtime = await stack.enter_async_context(open_runtime(state.home, config, mode=mode, clock=clock))
             verbs = Verbs.of(runtime)
         else:
             identity = load_identity(state.home)
             store = await stack.enter_async_context(open_home_store(state.home, clock))
-            wallet = None
+            wallet, agents = None, None
             if config.network == "simnet":
                 wallet = await stack.enter_async_context(open_wallet(state.home, config, identity, clock))
-            verbs = Verbs(config, clock, store, wallet)
+                hosting = assemble(
+                    config,
+                    identity,
+                    store,
+                    SimnetKeeper(wallet.ledger),
+                    clock,
+                    random.Random(),
+                    relays=lambda: usual_relays(config),
+                )
+                agents = AgentVerbs(state.home, config, hosting, Purse(wallet, store, clock))
+            verbs = Verbs(config, clock, store, wallet, agents=agents)
         return await verbs.table()[verb](params, notify)

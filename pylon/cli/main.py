@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("pylon.cli.init:init", "Make the identity and the configuration of a home."),
     "start": ("pylon.cli.start:start", "Run the daemon in the foreground."),
     "status": ("pylon.cli.status:status", "Show the daemon, its relays, its agents and its wallet."),
+    "agent": ("pylon.cli.agent:agent", "Spawn, fund, watch and steer agents."),
     "job": ("pylon.cli.job:job", "Buy inference on the market."),
     "wallet": ("pylon.cli.wallet:wallet", "Balance, invoices and payments."),
     "earnings": ("pylon.cli.earnings:earnings", "What the provider has earned."),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pylon.cli.output import State, emit, in_sats, json_option, note, pass_state
+from pylon.cli.times import in_days, until
 from pylon.errors import NotRunning
 
 if TYPE_CHECKING:
@@ -133,8 +134,18 @@ def _relay(entry: Any) -> str:
 
 
 def _agent(entry: Any) -> str:
+    """An agent on one line; where it does not tick although its balance would carry it, why."""
     agent = _table(entry)
-    return f"{_name(entry)}  {agent.get('state', 'unknown')}  {in_sats(agent.get('balance_msats'))}"
+    held = "moved" if agent.get("moved") else agent.get("paused")
+    state = f"{agent.get('state', 'unknown')}, {held}" if held else str(agent.get("state", "unknown"))
+    parts = [_name(entry), state, in_sats(agent.get("balance_msats"))]
+    if isinstance(days := agent.get("runway_days"), (int, float)):
+        parts.append(f"runway {in_days(days)}")
+    if not held and isinstance(at := agent.get("next_tick"), (int, float)):
+        parts.append(f"next tick {until(at, time.time())}")
+    if agent.get("last_error"):
+        parts.append(f"last error: {' '.join(str(agent['last_error']).split())[:200]}")
+    return "  ".join(parts)
 
 
 def _is_trouble(entry: Any) -> bool:

@@ -1,4 +1,16 @@
-"""Buys thoughts: the driver of ``pylon.compute.purchase``."""
+"""Buys thoughts: the driver of ``pylon.compute.purchase``, for the home and for each of its agents.
+
+Rules
+-----
+1. A purchase belongs to an *owner*: '' is the home itself, else an agent's public key (hex). Its requests are signed by
+   the owner's key, paid from the owner's purse, and answered to the owner's key.
+2. Owners share the market and what is known of its providers; they share no money. An owner buys neither from its own
+   key nor from whoever is paid into its own wallet.
+3. Replies to an owner are listened for only while it has something to expect, and from before its request goes out.
+   What ended ``lost`` within a day is remembered then, too. To the home one always listens.
+4. An owner that is gone harms no other: what it sought is given up, what it pays waits for it, and what the wallet has
+   said of a payment is booked in any case.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +18,7 @@ import contextlib
 import functools
 import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import attrs
 import trio
@@ -31,8 +43,9 @@ from pylon.compute import purchase as machine
 from pylon.compute.discovery import Market, Offer, rank, why_none
 from pylon.compute.purchase import PURCHASE, Purchase, PurchaseEffect, PurchaseState
 from pylon.compute.quotes import check_quote
+from pylon.compute.replies import Replies
 from pylon.driver import Driver
-from pylon.errors import NotFound, WalletError
+from pylon.errors import NotFound, StoreError, WalletError, brief
 from pylon.machine import Effect
 from pylon.money import Msat
 from pylon.relays.pool import Received, RelayPool
@@ -42,7 +55,7 @@ from pylon.store.database import Store, Tx
 from pylon.store.records import RecordTable, Step
 from pylon.together import handle_together
 from pylon.wallets.port import WalletInfo
-from pylon.wallets.purse import Failed, Outcome, Purse, Settled, Unknown
+from pylon.wallets.purse import Failed, Outcome, Purse, Settled, Unknown, book_outcome
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +72,27 @@ _LONGEST_LOOK = 30.0
 """Seconds between two questions to a wallet that does not know yet."""
 _DISTRUST = 7 * 86_400.0
 """Seconds for which a provider that kept our money is asked last."""
+_HOPE = 86_400.0
+"""Seconds for which what was lost is listened for."""
+_UNFINISHED = tuple(state.value for state in PURCHASE.states() if state not in PURCHASE.final)
+_IS_UNFINISHED = f"state IN ({','.join('?' * len(_UNFINISHED))})"
+
+
+@attrs.frozen
+class Account:
+    """What an owner buys with."""
+
+    owner: str
+    secret: SecretKey
+    """Signs its requests; replies are sealed for it."""
+    purse: Purse
+    wallet: WalletInfo
+    relays: tuple[str, ...] | None = None
+    """Where it asks and listens; none: on all relays of the home. The pool must have them."""
+
+
+Accounts = Callable[[str], Account]
+"""The account of an owner, asked for anew at each step: keep it cheap. Raises ``NotFound`` for one that is gone."""
 
 
 @attrs.frozen
@@ -75,30 +109,31 @@ class BuyerSettings:
 
 
 class Buyer:
-    """Drives this home's purchases. One instance a store."""
+    """Drives the purchases of a home and its agents. One instance a store."""
 
     def __init__(
         self,
         *,
-        secret: SecretKey,
+        accounts: Accounts,
         store: Store,
         pool: RelayPool,
-        purse: Purse,
-        wallet: WalletInfo,
         clock: Clock,
         rng: random.Random,
         settings: BuyerSettings,
     ) -> None:
-        self._secret = secret
+        self._accounts = accounts
         self._store = store
         self._pool = pool
-        self._purse = purse
-        self._wallet = wallet
         self._clock = clock
         self._rng = rng
         self._settings = settings
         self._signed: dict[str, Event] = {}
         self._market = Market(pool, JOB_TEXT, settings.discovery_seconds)
+        self._replies = Replies(pool, self._deliver)
+        self._listening: dict[str, str] = {}
+        """Owners that expect something, and their keys."""
+        self._ended: set[str] = set()
+        """Owners of which a purchase has ended."""
         self._watchers: dict[str, set[trio.MemorySendChannel[str]]] = {}
         self.records = purchase_records(store)
         self._driver = Driver(
@@ -111,19 +146,25 @@ class Buyer:
                 PurchaseEffect.PAY: self._pay,
                 PurchaseEffect.RECONCILE: self._reconcile,
             },
-            compose=self._compose,
+            compose=lambda tx, record, effect: [self._compose(record, effect)],
             book=self._book,
             due=_due,
             attend=self._attend,
-            relays=lambda: pool.urls,
+            relays=lambda record: self._relays(self._accounts(record.owner)),
         )
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Resume unfinished purchases, then listen for replies until cancelled."""
-        me = self._secret.public.hex
-        since = cursors.since(self._store, _CONSUMER, OVERLAP)
-        filters = [Filter(kinds=[FEEDBACK, result_kind(JOB_TEXT)], tags={"p": [me]})]
-        async with self._pool.subscribe(filters, since=since) as replies, trio.open_nursery() as nursery:
+        home = self._accounts("")
+        filters = [Filter(kinds=[FEEDBACK, result_kind(JOB_TEXT)], tags={"p": [home.secret.public.hex]})]
+        self._listening.clear()
+        async with (
+            self._pool.subscribe(filters, since=self._since(""), relays=home.relays or None) as replies,
+            trio.open_nursery() as nursery,
+        ):
+            await nursery.start(self._replies.run)
+            await self._listen_again()
+            await nursery.start(self._leave_in_time)
             await nursery.start(self._driver.run)
             task_status.started()
             await handle_together(replies, self._deliver)
@@ -136,19 +177,42 @@ class Buyer:
         max_tokens: int,
         model: str | None = None,
         provider: str | None = None,
+        owner: str = "",
+        scope: str = "",
+        params: Sequence[tuple[str, str]] = (),
+        purchase_id: str | None = None,
     ) -> Purchase:
-        """Begin a purchase and return it as first written; ``finished`` waits for its end."""
+        """Begin a purchase and return it as first written; ``finished`` waits for its end.
+
+        :param scope: what it is a part of, for its owner's budgets.
+        :param params: what else the request asks for (NIP-90).
+        :param purchase_id: with it, a purchase that is there already is returned as it stands, and nothing begun.
+
+        Raises ``NotFound`` for an owner that is not there, ``ValueError`` for an id that another owner has used.
+        """
+        self._accounts(owner)
         fresh = Purchase(
-            id=entropy.random_bytes(16).hex(),
+            id=purchase_id or entropy.random_bytes(16).hex(),
             created_at=self._clock.now(),
             prompt=prompt,
             max_tokens=max_tokens,
             bid=bid,
             model=model,
             wanted=provider,
+            owner=owner,
+            scope=scope,
+            params=tuple((name, value) for name, value in params),
         )
-        begun = await self._driver.begin(fresh, machine.Begun())
-        assert begun is not None, "nothing bars a new purchase"
+
+        def admit(tx: Tx) -> bool:
+            return tx.one("SELECT 1 FROM purchases WHERE id = ?", (fresh.id,)) is None
+
+        begun = await self._driver.begin(fresh, machine.Begun(), admit)
+        if begun is None:
+            begun = self.records.load(self._store, fresh.id)
+            assert begun is not None, "nothing deletes a purchase"
+            if begun.owner != owner:
+                raise ValueError("another owner has a purchase of this id")
         return begun
 
     @contextlib.contextmanager
@@ -178,14 +242,77 @@ class Buyer:
                     return record
                 await changed.receive()
 
+    # --- who listens ------------------------------------------------------------------------------------------
+
+    def _since(self, owner: str) -> int:
+        """From when on replies to an owner matter: its oldest purchase that is unfinished, or was lost just now."""
+        now = self._clock.now()
+        row = self._store.one(
+            f"SELECT MIN(created_at) AS at FROM purchases WHERE owner = ? AND ({_IS_UNFINISHED}"
+            " OR (state = ? AND updated_at > ?))",
+            (owner, *_UNFINISHED, PurchaseState.LOST.value, now - _HOPE),
+        )
+        oldest = now if row is None or row["at"] is None else min(row["at"], now)
+        since = max(int(oldest) - OVERLAP, 0)
+        read = None if owner else cursors.since(self._store, _CONSUMER, OVERLAP)
+        return since if read is None else min(since, read)
+
+    async def _listen(self, account: Account) -> None:
+        """See to it that replies to an owner are heard."""
+        if account.owner:
+            key = self._listening[account.owner] = account.secret.public.hex
+            await self._replies.listen(key, account.relays or None, self._since(account.owner))
+
+    async def _listen_again(self) -> None:
+        """Listen for all who were waiting when this home went down."""
+        waiting = self._store.read(
+            f"SELECT DISTINCT owner FROM purchases WHERE owner <> '' AND {_IS_UNFINISHED}", _UNFINISHED
+        )
+        async with trio.open_nursery() as nursery:
+            for row in waiting:
+                try:
+                    nursery.start_soon(self._listen, self._accounts(row["owner"]))
+                except Exception as error:
+                    log.warning("nobody listens for %s: %s", row["owner"][:16], brief(error))
+
+    async def _leave_in_time(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Stop listening for those that expect nothing any more."""
+        with self._store.listen("purchases") as changed:
+            task_status.started()
+            while True:
+                await changed.receive()
+                try:
+                    for owner in self._ended & self._listening.keys():
+                        if not self._expects(owner):
+                            self._replies.leave(self._listening.pop(owner))
+                    self._ended.clear()
+                except StoreError as error:
+                    log.error("cannot tell who still expects a reply: %s", error.message)
+
+    def _expects(self, owner: str) -> bool:
+        return (
+            self._store.one(
+                f"SELECT 1 FROM purchases WHERE owner = ? AND {_IS_UNFINISHED} LIMIT 1", (owner, *_UNFINISHED)
+            )
+            is not None
+        )
+
+    def _relays(self, account: Account) -> Sequence[str]:
+        return account.relays or self._pool.urls
+
     # --- effects ----------------------------------------------------------------------------------------------
 
     async def _discover(self, record: Purchase) -> machine.Chosen | machine.NoneLeft:
+        try:
+            account = self._accounts(record.owner)
+        except NotFound as error:
+            return machine.NoneLeft(error.message)
+        own = account.secret.public.hex
         found = [] if record.tried else self._market.remembered()
-        offers = self._fitting(record, found)
+        offers = self._fitting(record, own, found)
         if not offers or not offers[0].announced:
             found = await self._announced()
-            offers = self._fitting(record, found)
+            offers = self._fitting(record, own, found)
         if not offers:
             return machine.NoneLeft(
                 why_none(
@@ -194,33 +321,35 @@ class Buyer:
                     model=record.model,
                     network=self._settings.network,
                     tried=record.tried,
-                    own=self._secret.public.hex,
+                    own=own,
                     wanted=record.wanted,
                 )
             )
+        await self._listen(account)
         offer, now = offers[0], self._clock.now()
         request = build_request(
-            self._secret,
+            account.secret,
             prompt=record.prompt,
             provider=PublicKey.from_hex(offer.provider),
             model=record.model,
             max_tokens=record.max_tokens,
             bid_msats=offer.ceiling,
-            relays=tuple(self._pool.urls),
+            relays=tuple(self._relays(account)),
             created_at=int(now),
             expiration=int(now) + _REQUEST_LIFE,
+            params=record.params,
         )
         # One at a time for a purchase: one that was not taken up by the machine is of no more use.
         self._signed[record.id] = request
         return machine.Chosen(offer.provider, offer.ceiling, request.id, now + self._settings.quote_seconds)
 
-    def _fitting(self, record: Purchase, found: list[Announcement]) -> list[Offer]:
+    def _fitting(self, record: Purchase, own: str, found: list[Announcement]) -> list[Offer]:
         return rank(
             found,
             bid=record.bid,
             model=record.model,
             network=self._settings.network,
-            excluded=(*record.tried, self._secret.public.hex),
+            excluded=(*record.tried, own),
             wanted=record.wanted,
             distrusted=self._distrusted(),
         )
@@ -242,7 +371,11 @@ class Buyer:
         return [row["provider"] for row in rows]
 
     async def _pay(self, record: Purchase) -> Paid:
-        outcome = await self._purse.send(intents.by_hash(self._store, _hash(record)), _bolt11(record))
+        try:
+            purse = self._accounts(record.owner).purse
+        except NotFound:
+            return await self._reconcile(record)
+        outcome = await purse.send(intents.by_hash(self._store, _hash(record)), _bolt11(record))
         if isinstance(outcome, Unknown):
             return await self._reconcile(record)
         return self._payment_input(outcome)
@@ -251,10 +384,16 @@ class Buyer:
         """Ask until the wallet knows; a pending payment may take as long as it likes."""
         wait = _FIRST_LOOK
         while True:
-            intent = intents.by_hash(self._store, _hash(record))
-            outcome = await self._purse.reconcile(intent, _bolt11(record))
-            if not isinstance(outcome, Unknown):
-                return self._payment_input(outcome)
+            try:
+                purse = self._accounts(record.owner).purse
+            except NotFound as error:
+                if wait < _LONGEST_LOOK:
+                    log.warning("payment of purchase %s: %s", record.id[:16], error.message)
+                wait = _LONGEST_LOOK
+            else:
+                outcome = await purse.reconcile(intents.by_hash(self._store, _hash(record)), _bolt11(record))
+                if not isinstance(outcome, Unknown):
+                    return self._payment_input(outcome)
             await trio.sleep(wait * (0.5 + self._rng.random()))
             wait = min(wait * 2, _LONGEST_LOOK)
 
@@ -285,15 +424,29 @@ class Buyer:
                 (after.request_id, after.id, after.provider, self._clock.now()),
             )
         if before.state is PurchaseState.REQUESTED and after.state is PurchaseState.PAYING:
-            self._purse.reserve(
-                tx, cause=after.id, bolt11=_bolt11(after), payment_hash=_hash(after), amount=after.quoted
+            self._purse_of(after).reserve(
+                tx,
+                cause=after.id,
+                bolt11=_bolt11(after),
+                payment_hash=_hash(after),
+                amount=after.quoted,
+                scope=after.scope,
             )
         elif before.state is PurchaseState.PAYING and after.state is not PurchaseState.PAYING:
             intent = intents.by_hash(tx, _hash(before))
             outcome: Outcome = (
                 Settled(after.paid, after.fee, after.preimage) if after.paid > 0 else Failed(after.reason)
             )
-            self._purse.record(tx, intent, outcome)
+            book_outcome(tx, intent, outcome, self._clock.now())
+        if after.owner and after.state in PURCHASE.final:
+            self._ended.add(after.owner)
+
+    def _purse_of(self, purchase: Purchase) -> Purse:
+        """Raises ``WalletError`` where the owner is gone: then nothing is to be paid."""
+        try:
+            return self._accounts(purchase.owner).purse
+        except NotFound as error:
+            raise WalletError(error.message, error.hint) from None
 
     # --- replies ----------------------------------------------------------------------------------------------
 
@@ -310,7 +463,11 @@ class Buyer:
         record = self.records.load(self._store, row["purchase_id"])
         if record is None or record.request_id != request_id or inbox.seen(self._store, _CONSUMER, event.id):
             return
-        message = self._understand(record, event)
+        try:
+            message = self._understand(record, event)
+        except NotFound as error:
+            log.warning("purchase %s: a reply to nobody: %s", record.id[:16], error.message)
+            return
         if isinstance(message, Feedback):
             self._pass_on(record, message.content)
             return
@@ -318,7 +475,8 @@ class Buyer:
             return  # means nothing now: not worth a row, for a provider could send any number of these
 
         def admit(tx: Tx) -> bool:
-            cursors.advance(tx, _CONSUMER, event.created_at)
+            if not record.owner:
+                cursors.advance(tx, _CONSUMER, event.created_at)
             return inbox.take(tx, _CONSUMER, event.id, self._clock.now())
 
         try:
@@ -334,18 +492,22 @@ class Buyer:
                 watcher.send_nowait(text)
 
     def _understand(self, record: Purchase, event: Event) -> Reply | Feedback | None:
-        """The input that a reply is; a ``Feedback`` for a partial result; ``None`` for what means nothing."""
+        """The input that a reply is; a ``Feedback`` for a partial result; ``None`` for what means nothing.
+
+        Raises ``NotFound`` where its owner is gone, whose key opens it.
+        """
+        account = self._accounts(record.owner)
         try:
             if event.kind != FEEDBACK:
-                result = parse_result(event, self._secret)
+                result = parse_result(event, account.secret)
                 return machine.Answered(result.request_id, event.id, result.text)
-            feedback = parse_feedback(event, self._secret)
+            feedback = parse_feedback(event, account.secret)
         except JobInvalid as error:
             log.warning("purchase %s: unreadable reply: %s", record.id[:16], error)
             return None
-        return self._understand_feedback(record, feedback)
+        return self._understand_feedback(record, account, feedback)
 
-    def _understand_feedback(self, record: Purchase, feedback: Feedback) -> Reply | Feedback | None:
+    def _understand_feedback(self, record: Purchase, account: Account, feedback: Feedback) -> Reply | Feedback | None:
         match feedback.status:
             case FeedbackStatus.PAYMENT_REQUIRED if record.state is PurchaseState.REQUESTED:
                 return check_quote(
@@ -353,7 +515,7 @@ class Buyer:
                     feedback,
                     now=self._clock.now(),
                     network_prefix=self._settings.invoice_prefix,
-                    own_payee=self._wallet.node_pubkey,
+                    own_payee=account.wallet.node_pubkey,
                     answer_seconds=self._settings.answer_seconds,
                 )
             case FeedbackStatus.PARTIAL:
@@ -380,6 +542,7 @@ def purchase_records(store: Store) -> RecordTable[Purchase]:
             "paid_msats": record.paid,
             "fee_msats": record.fee,
             "deadline": _due(record),
+            "owner": record.owner,
         },
     )
 

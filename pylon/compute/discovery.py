@@ -122,7 +122,7 @@ def why_none(
     theirs = [announcement for announcement in found if announcement.provider != own]
     if wanted is not None:
         if wanted == own:
-            return "the provider that was named is this home, and nobody buys from itself"
+            return "the provider that was named is the buyer, and nobody buys from itself"
         theirs = [announcement for announcement in theirs if announcement.provider == wanted]
         if not theirs:
             return f"the provider that was named{' was tried, and' if wanted in tried else ''} announces nothing"

@@ -49,7 +49,7 @@ class PurchaseEffect(Effect):
 @attrs.frozen
 class Purchase:
     id: str
-    """Random, ours; also the cause of its payment intents."""
+    """Ours; also the cause of its payment intents."""
     created_at: float
     prompt: str = attrs.field(repr=False)
     max_tokens: int
@@ -58,6 +58,12 @@ class Purchase:
     model: str | None = None
     wanted: str | None = None
     """Only this provider, if given (hex)."""
+    owner: str = ""
+    """Whose purchase it is: '' is the home itself, else an agent's public key (hex)."""
+    scope: str = ""
+    """What it is a part of, for the budgets: an agent's tick."""
+    params: tuple[tuple[str, str], ...] = attrs.field(default=(), repr=False)
+    """What else the request asks for (NIP-90, ``param``), by name and value."""
     state: PurchaseState = PurchaseState.NEW
     tried: tuple[str, ...] = ()
     provider: str | None = None

@@ -1,72 +1,187 @@
-"""Do ledger, records, events and wallet agree? ``pylon books --check`` in one place; also run at every start."""
+"""Do ledger, records, events and wallets agree? ``pylon books --check`` in one place; also run at every start.
+
+The home's own wallet is asked itself; those of its agents, which may be ten thousand, are asked for their balances all
+at once. Only a wallet that does not hold what the ledger says is opened and read, to book what came from outside and to
+explain what is under way.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 
 import attrs
 
 from pylon.clock import Clock
 from pylon.compute.buyer import purchase_records
 from pylon.compute.purchase import PurchaseState
-from pylon.errors import SealError, StoreError
+from pylon.errors import NotFound, SealError, StoreError, brief
 from pylon.money import Msat, format_msat
 from pylon.provider.sale import SaleState
 from pylon.provider.server import sale_records
 from pylon.store import books, ledger
-from pylon.store.database import Store, Tx
+from pylon.store.database import Store
+from pylon.wallets.history import all_payments, book_outside
+from pylon.wallets.keeper import WalletKeeper
 from pylon.wallets.port import Balance, Direction, Payment, PaymentState, Wallet
 
-_PAGE = 1_000
 _LOOKS = 5
-"""How often the wallet is asked anew where its balance moved while it was asked."""
+"""How often a wallet is asked anew where its balance moved while it was asked."""
+
+
+@attrs.frozen
+class Owned:
+    """An agent's wallet, as the audit needs it."""
+
+    wallet_id: str
+    """As ``WalletKeeper.wallet_id`` has it."""
+    open: Callable[[], AbstractAsyncContextManager[Wallet]]
+    """Asked only where wallet and ledger disagree. Raises ``NotFound`` for one that is gone."""
+    began: float = 0.0
+    """When this home took it over; what it had sent by then is not this home's doing."""
+
+
+@attrs.frozen
+class Accounts:
+    """The books of one owner, in msats."""
+
+    balances: dict[str, int]
+    wallet_msats: int | None
 
 
 @attrs.frozen
 class Report:
-    """The books in msats, and what is wrong with them in words."""
+    """The books of all owners together in msats, and what is wrong with them in words."""
 
     balances: dict[str, int]
     wallet_msats: int | None
+    """What the wallets hold that could be asked."""
     problems: tuple[str, ...]
+    owners: dict[str, Accounts] | None = None
+    """By owner, where that was asked for."""
 
 
-async def audit(store: Store, wallet: Wallet | None, clock: Clock) -> Report:
-    """Book deposits, ask the wallet, and report; a payment that is under way meanwhile is no false alarm."""
-    if wallet is None:
-        return report(store, None)
+@attrs.frozen
+class _Look:
+    """What a wallet has said, and what it should have said by the ledger of that very moment, in msats."""
+
+    holds: int
+    expected: int
+    trouble: str = ""
+    """Why it could not be looked into."""
+
+
+async def audit(
+    store: Store,
+    wallet: Wallet | None,
+    clock: Clock,
+    *,
+    keeper: WalletKeeper | None = None,
+    agents: Mapping[str, Owned] | None = None,
+    owners: bool = False,
+) -> Report:
+    """Book what came from outside, ask the wallets, and report; a payment under way meanwhile is no false alarm.
+
+    :param wallet: the home's own, where it is Pylon's alone and can be asked.
+    :param keeper: where the agents' wallets are.
+    :param agents: those, by owner.
+    :param owners: whether to give the accounts of each owner, too.
+    """
+    looks: dict[str, _Look] = {}
+    if wallet is not None:
+        looks[""] = await _look_into(store, wallet, clock, "", 0.0)
+    if keeper is not None and agents:
+        looks |= await _look_at_agents(store, keeper, agents, clock)
+    return _report(store, looks, owners)
+
+
+async def _look_into(store: Store, wallet: Wallet, clock: Clock, owner: str, began: float) -> _Look:
+    """A wallet's balance and history of one moment, with what came from outside booked."""
     for _ in range(_LOOKS):
         before = await wallet.balance()
         payments = await all_payments(wallet)
-        await _book_deposits(store, payments, clock.now())
+        await book_outside(store, payments, owner=owner, began=began, now=clock.now())
         balance = await wallet.balance()
+        # Nothing is awaited between this answer and the look into the ledger.
+        look = _Look(balance.settled, ledger.held(store, owner) + _under_way(store, payments))
         if balance.settled == before.settled:
             break
-    return report(store, balance, payments)
+    return look
+
+
+async def _look_at_agents(
+    store: Store, keeper: WalletKeeper, agents: Mapping[str, Owned], clock: Clock
+) -> dict[str, _Look]:
+    """What the agents' wallets hold. One that agrees with the ledger at this moment needs no second look."""
+    balances = await keeper.balances([owned.wallet_id for owned in agents.values()])
+    held = ledger.held_by_owner(store)
+    looks: dict[str, _Look] = {}
+    for owner, owned in agents.items():
+        balance = balances.get(owned.wallet_id)
+        if balance is None:
+            continue  # unknown is not zero
+        looks[owner] = _Look(balance.settled, held.get(owner, 0))
+        if looks[owner].holds == looks[owner].expected:
+            continue
+        try:
+            async with owned.open() as wallet:
+                looks[owner] = await _look_into(store, wallet, clock, owner, owned.began)
+        except NotFound:
+            del looks[owner]
+        except Exception as error:
+            looks[owner] = attrs.evolve(looks[owner], trouble=brief(error))
+    return looks
 
 
 def report(store: Store, wallet: Balance | None, payments: Sequence[Payment] = ()) -> Report:
     """Check everything that can be checked without the network, all as of one moment.
 
-    :param wallet: the wallet's balance, where the wallet is Pylon's alone and could be asked.
+    :param wallet: the balance of the home's wallet, where that is Pylon's alone and could be asked.
     :param payments: the wallet's history, which explains what is settled there and not booked yet.
     """
+    looks: dict[str, _Look] = {}
+    if wallet is not None:
+        looks[""] = _Look(wallet.settled, ledger.held(store, "") + _under_way(store, payments))
+    return _report(store, looks)
+
+
+def _report(store: Store, looks: Mapping[str, _Look], owners: bool = False) -> Report:
+    total = sum(look.holds for look in looks.values()) if looks else None
     with store.snapshot():
         problems = [str(problem) for problem in books.check(store)]
         try:
-            balances = dict(ledger.balances(store))
+            by_owner = ledger.balances_by_owner(store)
         except StoreError:  # named among the problems; nothing else can be said of such a ledger
-            return Report({}, None if wallet is None else wallet.settled, tuple(problems))
+            return Report({}, total, tuple(problems))
         problems.extend(_sales(store))
         problems.extend(_purchases(store))
-        if wallet is not None:
-            expected = balances.get("wallet", 0) + _under_way(store, payments)
-            if expected != wallet.settled:
-                problems.append(
-                    f"the ledger has {format_msat(Msat(expected))} in the wallet,"
-                    f" the wallet itself {format_msat(wallet.settled)}"
-                )
-    return Report(balances, None if wallet is None else wallet.settled, tuple(problems))
+    problems.extend(_wallets(looks))
+    balances = ledger.no_balances()
+    for accounts in by_owner.values():
+        for name, amount in accounts.items():
+            balances[name] += amount
+    told = None
+    if owners:
+        told = {
+            owner: Accounts(
+                by_owner.get(owner) or ledger.no_balances(),
+                looks[owner].holds if owner in looks else None,
+            )
+            for owner in sorted(by_owner.keys() | looks.keys())
+        }
+    return Report(balances, total, tuple(problems), told)
+
+
+def _wallets(looks: Mapping[str, _Look]) -> Iterator[str]:
+    for owner, look in looks.items():
+        whose = f"agent {owner[:16]}: " if owner else ""
+        if look.trouble:
+            yield f"{whose}its wallet and the ledger disagree, and it cannot be looked into: {look.trouble}"
+        elif look.holds != look.expected:
+            yield (
+                f"{whose}the ledger has {format_msat(Msat(look.expected))} in the wallet,"
+                f" the wallet itself {format_msat(Msat(look.holds))}"
+            )
 
 
 def _under_way(store: Store, payments: Sequence[Payment]) -> int:
@@ -86,36 +201,9 @@ def _under_way(store: Store, payments: Sequence[Payment]) -> int:
     return waiting
 
 
-async def all_payments(wallet: Wallet) -> list[Payment]:
-    """The wallet's whole history, oldest first, however many pages it takes."""
-    found: dict[str, Payment] = {}
-    since, limit = 0.0, _PAGE
-    while True:
-        page = await wallet.payments(since=since, limit=limit)
-        known = len(found)
-        found.update((payment.payment_id, payment) for payment in page)
-        if len(page) < limit:
-            return list(found.values())
-        # More payments of one moment than fit into a page want a bigger page.
-        limit = limit if len(found) > known else 2 * limit
-        since = page[-1].created_at
-
-
-async def book_deposits(store: Store, wallet: Wallet, now: float) -> None:
-    """Book what reached the wallet from outside and is not booked yet; each payment once."""
-    await _book_deposits(store, await all_payments(wallet), now)
-
-
-async def _book_deposits(store: Store, payments: Sequence[Payment], now: float) -> None:
-    known = {row["cause"] for row in store.read("SELECT cause FROM entries WHERE kind = 'deposit'")}
-    fresh = [payment for payment in payments if payment.outside and payment.payment_id not in known]
-    if fresh:
-
-        def job(tx: Tx) -> None:
-            for payment in fresh:
-                ledger.deposit(tx, cause=payment.payment_id, msats=payment.amount, at=now)
-
-        await store.write(job)
+async def book_deposits(store: Store, wallet: Wallet, now: float, owner: str = "") -> None:
+    """Book what reached an owner's wallet and is no customer's, and is not booked yet; each payment once."""
+    await book_outside(store, await all_payments(wallet), owner=owner, now=now)
 
 
 def _sales(store: Store) -> Iterator[str]:

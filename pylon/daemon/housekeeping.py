@@ -11,6 +11,8 @@ import trio
 
 from pylon.clock import Clock
 from pylon.errors import brief
+from pylon.host import triggers
+from pylon.host.ticking import TICK
 from pylon.provider.sale import SALE, SaleState
 from pylon.store import inbox, outbox
 from pylon.store.database import Store, Tx
@@ -24,6 +26,8 @@ KEEP_INBOX = 30 * 86_400.0
 """The same for what was taken: far longer than any subscription looks back, or an old request is served."""
 KEEP_UNPAID = 30 * 86_400.0
 """The same for sales that came to nothing."""
+KEEP_QUIET = 14 * 86_400.0
+"""The same for ticks in which nothing was thought; what they count for stands in the agent's row."""
 _BATCH = 500
 """Sales deleted in one transaction: a bound on how long the loop is kept from everything else."""
 
@@ -47,9 +51,12 @@ async def sweep(store: Store, now: float) -> None:
         outbox.expire(tx, now)
         outbox.prune(tx, now - KEEP_EVENTS)
         inbox.prune(tx, now - KEEP_INBOX)
+        triggers.prune(tx, now - KEEP_INBOX)
 
     await store.write(events)
     while await store.write(lambda tx: _forget_unpaid(tx, now - KEEP_UNPAID)) == _BATCH:
+        pass
+    while await store.write(lambda tx: _forget_quiet(tx, now - KEEP_QUIET)) == _BATCH:
         pass
 
 
@@ -62,4 +69,12 @@ def _forget_unpaid(tx: Tx, before: float) -> int:
     for row in rows:
         tx.execute("DELETE FROM transitions WHERE machine = ? AND subject = ?", (SALE.name, row["id"]))
         tx.execute("DELETE FROM sales WHERE id = ?", (row["id"],))
+    return len(rows)
+
+
+def _forget_quiet(tx: Tx, before: float) -> int:
+    rows = tx.all("SELECT id FROM ticks WHERE state = 'quiet' AND created_at < ? LIMIT ?", (before, _BATCH))
+    for row in rows:
+        tx.execute("DELETE FROM transitions WHERE machine = ? AND subject = ?", (TICK.name, row["id"]))
+        tx.execute("DELETE FROM ticks WHERE id = ?", (row["id"],))
     return len(rows)

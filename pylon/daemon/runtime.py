@@ -9,18 +9,25 @@ from __future__ import annotations
 import functools
 import logging
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import attrs
 import trio
 
+from pylon.api.address import public_address
+from pylon.api.app import build_app
+from pylon.api.server import serve_api
+from pylon.api.token import load_token
 from pylon.clock import Clock, SystemClock
-from pylon.compute.buyer import Buyer, BuyerSettings
-from pylon.config import Config, DeadlinesConfig
+from pylon.compute.buyer import Account, Accounts, Buyer, BuyerSettings
+from pylon.config import Bind, Config, DeadlinesConfig
 from pylon.daemon.embedded_relay import EmbeddedRelay
+from pylon.daemon.hosting import Hosting, assemble
 from pylon.daemon.housekeeping import keep_house
-from pylon.errors import ConfigError, ModelMissing, NetworkUnsupported, brief
+from pylon.errors import ConfigError, ModelMissing, NetworkUnsupported, NotFound, brief
+from pylon.host.host import Host
+from pylon.host.seedlock import SeedLocks
 from pylon.identity import Identity
 from pylon.identity import load as load_identity
 from pylon.inference.llamacpp import EmbeddedLlama
@@ -38,8 +45,9 @@ from pylon.relays.websocket import connect
 from pylon.store.database import Store, open_store
 from pylon.store.vault import Vault
 from pylon.supervision import ChildSpec, ChildStatus, Supervisor
+from pylon.wallets.keeper import SimnetKeeper
 from pylon.wallets.purse import Purse
-from pylon.wallets.simnet import PREFIX, SimnetLedger, SimnetWallet
+from pylon.wallets.simnet import SimnetLedger, SimnetWallet
 
 log = logging.getLogger(__name__)
 
@@ -57,12 +65,18 @@ class Runtime:
     supervisor: Supervisor
     started_at: float
     wallet: SimnetWallet | None = None
+    hosting: Hosting | None = None
+    """What deals with this home's agents."""
+    host: Host | None = None
+    """What runs them."""
     buyer: Buyer | None = None
     provider: Provider | None = None
     engine: Backend | None = None
     relay: EmbeddedRelay | None = None
-    mode: str = "host"
-    """``host``, ``provider`` or ``both``."""
+    api: Bind | None = None
+    """Where HTTP is served."""
+    mode: str = "buyer"
+    """``host``, ``provider``, ``both`` or ``buyer``."""
     provider_off: str = ""
     """Why nothing is sold although selling was asked for."""
 
@@ -100,21 +114,23 @@ async def open_runtime(
     home: Home,
     config: Config,
     *,
-    mode: str = "host",
+    mode: str = "buyer",
     quote_seconds: float = 10.0,
     backend: Backend | None = None,
+    serve_http: bool = False,
     clock: Clock | None = None,
     rng: random.Random | None = None,
 ) -> AsyncIterator[Runtime]:
     """Start everything that the home runs; leaving the block stops it.
 
-    :param mode: ``host`` buys; ``both`` sells too, if there is a model; ``provider`` wants a model, else raises
-        ``ModelMissing``. Whoever runs can be asked to buy by hand.
+    :param mode: ``host`` runs agents; ``both`` sells too, if there is a model; ``provider`` wants a model, else raises
+        ``ModelMissing``; ``buyer`` does neither. Whoever runs can be asked to buy by hand.
     :param quote_seconds: how long a chosen provider may take to quote.
     :param backend: what answers, instead of the embedded engine.
+    :param serve_http: whether to serve the HTTP API, if the configuration does not say no.
     """
     clock, rng = clock or SystemClock(), rng or random.Random()
-    sell = mode != "host"
+    sell = mode in ("provider", "both")
     identity = load_identity(home)
     if config.enable_payments or not sell:
         require_simnet(config, "taking payments" if sell else "buying")
@@ -142,19 +158,28 @@ async def open_runtime(
         supervisor.start(ChildSpec("publisher", Publisher(pool, store, clock, rng).run))
         supervisor.start(ChildSpec("housekeeping", functools.partial(keep_house, store, clock)))
 
-        buyer = None
+        buyer, hosting, host, bound = None, None, None, None
         if wallet is not None:
+            keeper = SimnetKeeper(wallet.ledger)
+            hosting = assemble(config, identity, store, keeper, clock, rng, relays=lambda: pool.urls, pool=pool)
+            account = Account("", identity.nostr, Purse(wallet, store, clock), await wallet.info())
             buyer = Buyer(
-                secret=identity.nostr,
+                accounts=_accounts(account, hosting.agents.account),
                 store=store,
                 pool=pool,
-                purse=Purse(wallet, store, clock),
-                wallet=await wallet.info(),
                 clock=clock,
                 rng=rng,
-                settings=BuyerSettings(config.network, PREFIX, quote_seconds=quote_seconds),
+                settings=BuyerSettings(config.network, keeper.invoice_prefix, quote_seconds=quote_seconds),
             )
             supervisor.start(ChildSpec("buyer", buyer.run))
+            if serve_http and config.api.enabled:
+                bound = await nursery.start(_serve_api(home, config, hosting))
+                hosting.pay.address = public_address(config, bound)
+                supervisor.start(ChildSpec("zaps", hosting.pay.catch_up, temporary=True))
+            if mode in ("host", "both"):
+                locks = stack.enter_context(SeedLocks())
+                host = Host(hosting.agents, buyer, pool, hosting.deeds, hosting.funds, locks=locks)
+                supervisor.start(ChildSpec("host", host.run))
 
         provider, engine, off = None, None, ""
         if sell:
@@ -179,13 +204,34 @@ async def open_runtime(
             supervisor=supervisor,
             started_at=clock.now(),
             wallet=wallet,
+            hosting=hosting,
+            host=host,
             buyer=buyer,
             provider=provider,
             engine=engine,
             relay=relay,
+            api=bound,
             mode=mode,
             provider_off=off,
         )
+
+
+def _serve_api(home: Home, config: Config, hosting: Hosting) -> Callable[..., Awaitable[None]]:
+    app = build_app(hosting.pay, token=load_token(home), public_name=config.api.public_name)
+    return functools.partial(serve_api, app, config.api.bind, by_user=config.api.bind_given)
+
+
+def _accounts(home: Account, agents: Accounts | None = None) -> Accounts:
+    """Who buys in this home: the home itself, and whom ``agents`` knows."""
+
+    def account(owner: str) -> Account:
+        if owner == home.owner:
+            return home
+        if agents is None:
+            raise NotFound(f"there is no agent {owner[:16]} in this home")
+        return agents(owner)
+
+    return account
 
 
 def choose_model(config: Config) -> ModelFile:

@@ -51,7 +51,7 @@ def _tell_fault(method: str, error: BaseException) -> None:
 
 
 async def _serve(home: Home, config: Config, mode: str, say: Callable[[str], None], backend: Backend | None) -> None:
-    async with open_runtime(home, config, mode=mode, backend=backend) as runtime:
+    async with open_runtime(home, config, mode=mode, backend=backend, serve_http=True) as runtime:
         async with trio.open_nursery() as nursery:
             await nursery.start(functools.partial(serve_control, on_error=_tell_fault), home, Verbs.of(runtime).table())
             for line in _greeting(runtime):
@@ -70,7 +70,15 @@ async def _check_books(runtime: Runtime, say: Callable[[str], None]) -> None:
     lasting: list[str] | None = None
     for _ in range(_LOOKS_INTO_THE_BOOKS):
         try:
-            found = (await books.audit(runtime.store, runtime.wallet, runtime.clock)).problems
+            hosting = runtime.hosting
+            report = await books.audit(
+                runtime.store,
+                runtime.wallet,
+                runtime.clock,
+                keeper=None if hosting is None else hosting.agents.keeper,
+                agents=None if hosting is None else hosting.owned(),
+            )
+            found = report.problems
         except Exception as error:
             # A wallet that is away at the start must not keep the daemon from running.
             found = (f"they cannot be checked: {brief(error)}",)
@@ -94,5 +102,7 @@ def _greeting(runtime: Runtime) -> list[str]:
         lines.append(f"selling: kind 5050 at {price} a job")
     if runtime.provider_off:
         lines.append(f"selling nothing: {runtime.provider_off}")
+    if runtime.api is not None:
+        lines.append(f"api: http://{runtime.api}")
     lines.append("ready")
     return lines

@@ -18,12 +18,14 @@ from pylon.compute.buyer import Buyer, purchase_records
 from pylon.compute.purchase import PURCHASE, Purchase
 from pylon.config import Config
 from pylon.daemon import books
+from pylon.daemon.agents import AgentVerbs
 from pylon.daemon.control import Method, Notify
 from pylon.daemon.runtime import Runtime, require_simnet
 from pylon.errors import NotFound, PylonError, UsageError
 from pylon.money import MAX_MSAT, Msat, format_msat
 from pylon.provider.earnings import earnings, recent
 from pylon.store.database import Store
+from pylon.wallets.purse import Purse
 from pylon.wallets.simnet import SimnetWallet
 
 MAX_PROMPT_CHARS = 32_000
@@ -40,12 +42,23 @@ class Verbs:
     store: Store
     wallet: SimnetWallet | None = None
     buyer: Buyer | None = None
+    agents: AgentVerbs | None = None
     runtime: Runtime | None = None
 
     @classmethod
     def of(cls, runtime: Runtime) -> Verbs:
         """Those of a home that runs whole."""
-        return cls(runtime.config, runtime.clock, runtime.store, runtime.wallet, runtime.buyer, runtime)
+        agents = None
+        if runtime.hosting is not None and runtime.wallet is not None:
+            agents = AgentVerbs(
+                runtime.home,
+                runtime.config,
+                runtime.hosting,
+                Purse(runtime.wallet, runtime.store, runtime.clock),
+                host=runtime.host,
+                pool=runtime.pool,
+            )
+        return cls(runtime.config, runtime.clock, runtime.store, runtime.wallet, runtime.buyer, agents, runtime)
 
     def table(self) -> dict[str, Method]:
         """The verbs by their names, for the control socket."""
@@ -58,6 +71,8 @@ class Verbs:
             "earnings": self.earnings,
             "books": self.books,
         }
+        if self.agents is not None:
+            verbs |= self.agents.table()
         if self.runtime is not None:
             verbs["status"] = self.status
         return verbs
@@ -178,7 +193,14 @@ class Verbs:
         }
 
     async def books(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
-        found = await books.audit(self.store, self.wallet, self.clock)
+        hosting = None if self.agents is None else self.agents.hosting
+        found = await books.audit(
+            self.store,
+            self.wallet,
+            self.clock,
+            keeper=None if hosting is None else hosting.agents.keeper,
+            agents=None if hosting is None else hosting.owned(),
+        )
         return {
             "accounts": {f"{name}_msats": amount for name, amount in found.balances.items()},
             "wallet_msats": found.wallet_msats,
@@ -206,7 +228,7 @@ class Verbs:
                 "pid": os.getpid(),
                 "uptime_secs": int(self.clock.now() - runtime.started_at),
                 "provider_active": runtime.provider is not None,
-                "host_active": runtime.mode != "provider",
+                "host_active": runtime.host is not None,
                 "provider_off": runtime.provider_off,
             },
             "network": self.config.network,
@@ -217,7 +239,8 @@ class Verbs:
             else [{"name": runtime.engine.name, "ok": health.ok, "detail": health.detail}],
             "default_backend": None if runtime.engine is None else runtime.engine.name,
             "relays": [attrs.asdict(status) for status in runtime.pool.statuses()],
-            "agents": [],
+            "agents": [] if self.agents is None else (await self.agents.list({}, notify))["agents"],
+            "api": None if runtime.api is None else f"http://{runtime.api}",
             "wallet": {
                 "settled_msats": None if balance is None else balance.settled,
                 "pending_msats": None if balance is None else balance.pending_out,

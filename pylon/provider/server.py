@@ -101,11 +101,11 @@ class Provider:
             clock,
             rng,
             handlers={SaleEffect.MINT_INVOICE: self._mint, SaleEffect.INFER: self._infer},
-            compose=self._compose,
+            compose=lambda tx, sale, effect: [self._compose(sale, effect)],
             book=self._book,
             due=_due,
             attend=self._attend,
-            relays=lambda: pool.urls,
+            relays=lambda record: pool.urls,
         )
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

@@ -1,4 +1,4 @@
-"""Do ledger, intents and claims agree? Every disagreement in words; nothing is corrected by itself.
+"""Do ledger, intents and claims of all owners agree? Every disagreement in words; nothing is corrected by itself.
 
 What only other rooms know (a sale's state, a wallet's balance) is held against them in ``pylon.daemon.books``.
 """
@@ -30,6 +30,10 @@ class Problem:
         return f"{self.subject}: {self.words}"
 
 
+_OF_SALES = (Account.UNEARNED, Account.OWED, Account.EARNED, Account.PAID_OUT, Account.REFUNDS)
+_REFUND = "refund"
+
+
 def check(store: Store) -> list[Problem]:
     """Everything that does not add up, as of one moment; an empty list where all is well."""
     with store.snapshot():
@@ -44,34 +48,43 @@ def _arithmetic(store: Store) -> Iterator[Problem]:
         yield Problem("ledger", f"entry {row['id']} ({row['kind']} of {row['cause']}) is between unknown accounts")
     if strange:
         return
-    found = ledger.balances(store)
-    grown = sum(found[account.value] for account in Account if account.type.grows_by_debit)
-    if grown != sum(found[account.value] for account in Account if not account.type.grows_by_debit):
-        yield Problem("ledger", "debits and credits are not equal")
-    if not ledger.sale_totals(store).balanced:
-        yield Problem("ledger", "what customers paid is not what was earned, owed, paid out and is unearned")
-    for account in (Account.UNEARNED, Account.OWED):
-        if found[account.value] < 0:
-            yield Problem("ledger", f"{account.value} is below zero: {_amount(found[account.value])}")
-    for row in store.read("SELECT DISTINCT cause FROM entries WHERE debit = 'wallet' AND credit = 'unearned'"):
+    for owner, found in ledger.balances_by_owner(store).items():
+        subject = _ledger_of(owner)
+        grown = sum(found[account.value] for account in Account if account.type.grows_by_debit)
+        if grown != sum(found[account.value] for account in Account if not account.type.grows_by_debit):
+            yield Problem(subject, "debits and credits are not equal")
+        if owner and any(found[account.value] for account in _OF_SALES):
+            yield Problem(subject, "it sells: only the home itself does")
+        elif not ledger.sale_totals(store, owner=owner).balanced:
+            yield Problem(subject, "what customers paid is not what was earned, owed, paid out and is unearned")
+        for account in (Account.UNEARNED, Account.OWED):
+            if found[account.value] < 0:
+                yield Problem(subject, f"{account.value} is below zero: {_amount(found[account.value])}")
+    for row in store.read(
+        "SELECT DISTINCT cause FROM entries WHERE owner = '' AND debit = 'wallet' AND credit = 'unearned'"
+    ):
         totals = ledger.sale_totals(store, row["cause"])
         if not totals.balanced or min(totals.unearned, totals.earned, totals.owed) < 0:
             yield Problem(f"sale {row['cause']}", "its entries do not add up")
 
 
 def _payments_made(store: Store) -> Iterator[Problem]:
-    """Every settled intent has its entries, with its amounts; no other payment has any."""
-    booked: dict[str, dict[str, int]] = defaultdict(dict)
-    rows = store.read(
-        "SELECT kind, msats FROM entries WHERE credit = 'wallet' AND (kind LIKE 'purchase%:%' OR kind LIKE 'refund%:%')"
-    )
-    for row in rows:
+    """Every settled intent has its entries, its owner's, of its purpose and amounts; no other payment has any."""
+    booked: dict[tuple[str, str], dict[str, int]] = defaultdict(dict)
+    purposes: dict[tuple[str, str], str] = {}
+    # Only what an intent has caused has a payment hash in its kind.
+    for row in store.read("SELECT owner, kind, msats FROM entries WHERE credit = 'wallet' AND instr(kind, ':') > 0"):
         kind, _, payment_hash = row["kind"].rpartition(":")
-        part = "fee" if kind.endswith("_fee") else "amount"
-        booked[payment_hash][part] = booked[payment_hash].get(part, 0) + row["msats"]
-    for row in store.read("SELECT id, payment_hash, state, amount_msats, fee_msats FROM intents"):
+        purpose, part = (kind[:-4], "fee") if kind.endswith("_fee") else (kind, "amount")
+        payment = (row["owner"], payment_hash)
+        booked[payment][part] = booked[payment].get(part, 0) + row["msats"]
+        purposes[payment] = purpose
+    for row in store.read("SELECT id, owner, purpose, payment_hash, state, amount_msats, fee_msats FROM intents"):
         subject = f"payment {row['payment_hash'][:16]}"
-        entries = booked.pop(row["payment_hash"], {})
+        payment = (row["owner"], row["payment_hash"])
+        entries = booked.pop(payment, {})
+        if entries and purposes[payment] not in (row["purpose"], _REFUND):
+            yield Problem(subject, f"it is a {row['purpose']}, and booked as a {purposes[payment]}")
         if row["state"] != "settled":
             if entries:
                 yield Problem(subject, f"it is {row['state']}, and booked as paid")
@@ -85,7 +98,7 @@ def _payments_made(store: Store) -> Iterator[Problem]:
                 subject, f"settled with a fee of {_amount(row['fee_msats'])}, booked {_amount(entries.get('fee', 0))}"
             )
         yield from _proof(store, subject, row["id"], row["payment_hash"])
-    for payment_hash in booked:
+    for _owner, payment_hash in booked:
         yield Problem(f"payment {payment_hash[:16]}", "booked as paid, without an intent")
 
 
@@ -119,7 +132,9 @@ def _payments_received(store: Store) -> Iterator[Problem]:
             if not proven:
                 yield Problem(subject, "its preimage does not hash to the payment hash")
     booked: dict[str, list[int]] = defaultdict(list)
-    for row in store.read("SELECT cause, msats FROM entries WHERE debit = 'wallet' AND credit = 'unearned'"):
+    for row in store.read(
+        "SELECT cause, msats FROM entries WHERE owner = '' AND debit = 'wallet' AND credit = 'unearned'"
+    ):
         booked[row["cause"]].append(row["msats"])
     for sale_id in sorted(claimed.keys() | booked.keys()):
         if sorted(claimed.get(sale_id, [])) != sorted(booked.get(sale_id, [])):
@@ -135,6 +150,10 @@ def _opens(preimage: str, payment_hash: str) -> bool:
         return hashlib.sha256(bytes.fromhex(preimage)).hexdigest() == payment_hash
     except ValueError:
         return False
+
+
+def _ledger_of(owner: str) -> str:
+    return f"ledger of {owner[:16]}" if owner else "ledger"
 
 
 def _amount(msats: int) -> str:

@@ -2,12 +2,14 @@
 
 Rules
 -----
-1. A cause has one intent that is not finally failed; a payment hash has one intent, ever.
+1. An intent belongs to an *owner*: '' is the home itself, else an agent's public key (hex). A cause is its owner's own,
+   and has one intent that is not finally failed; a payment hash has one intent, ever, whoever's it is.
 2. Reserving the same again gives the row that is there: nothing is paid twice by asking twice. A failed intent is
    not taken up again, since nothing would be reserved for it: ask for another invoice.
 3. *Pending* covers "on its way" and "not known"; both count against budgets. Only the wallet makes it *failed*.
 4. *Settled* is the end. A wallet that first said "failed" and later "settled" is believed the second time, as the
    money is gone.
+5. A *withdrawal* is the operator's: no budget counts it.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import enum
 import sqlite3
 import uuid
+from typing import NoReturn
 
 import attrs
 
@@ -27,9 +30,19 @@ from pylon.store.vault import Vault
 _NAMESPACE = uuid.UUID("6f0d6a86-6a1c-5a0e-9d29-8f0b6d6f5c11")
 _LONGEST_ERROR = 500
 _COLUMNS = (
-    "id, cause, payment_hash, state, amount_msats, max_fee_msats, fee_msats, idempotency_key, error,"
-    " created_at, updated_at"
+    "id, owner, cause, scope, purpose, payment_hash, state, amount_msats, max_fee_msats, fee_msats, idempotency_key,"
+    " error, created_at, updated_at"
 )
+_RESERVED = (
+    "CASE state WHEN 'settled' THEN amount_msats + fee_msats WHEN 'pending' THEN amount_msats + max_fee_msats"
+    " ELSE 0 END"
+)
+PURCHASE = "purchase"
+ZAP = "zap"
+INVOICE = "invoice"
+WITHDRAWAL = "withdrawal"
+PURPOSES = (PURCHASE, ZAP, INVOICE, WITHDRAWAL)
+"""What an intent may be for."""
 
 
 class IntentState(enum.StrEnum):
@@ -43,8 +56,14 @@ class Intent:
     """One payment that was decided on. Invoice and preimage stay sealed: see ``invoice`` and ``preimage``."""
 
     id: str
+    owner: str
+    """Whose money it is."""
     cause: str
     """The purchase or action that it pays for."""
+    scope: str
+    """What it is a part of, as the tick that pays; empty: of nothing."""
+    purpose: str
+    """One of ``PURPOSES``."""
     payment_hash: str
     state: IntentState
     amount_msats: Msat
@@ -70,6 +89,24 @@ class Intent:
                 return Msat(0)
 
 
+def standing(source: Reads, *, owner: str, cause: str, payment_hash: str, amount: Msat) -> Intent | None:
+    """What ``reserve`` would return without writing anything; ``None`` where it would write a new intent.
+
+    Raises what ``reserve`` raises.
+    """
+    if not (is_hex(payment_hash, 64) and 0 < amount <= MAX_MSAT):
+        _refuse(payment_hash, amount)
+    there = find(source, payment_hash)
+    if there is not None:
+        return _same(there, owner, cause, amount)
+    other = source.one("SELECT state FROM intents WHERE owner = ? AND cause = ? AND state <> 'failed'", (owner, cause))
+    if other is not None:
+        raise AlreadyPaid(
+            f"{cause} is paid for already" if other["state"] == "settled" else f"a payment for {cause} is under way"
+        )
+    return None
+
+
 def reserve(
     tx: Tx,
     vault: Vault,
@@ -80,25 +117,27 @@ def reserve(
     amount: Msat,
     max_fee: Msat,
     at: float,
+    owner: str = "",
+    scope: str = "",
+    purpose: str = PURCHASE,
 ) -> Intent:
     """Write the intent to pay ``invoice``, or return the one of this cause and hash, pending or settled.
 
     Raises ``AlreadyPaid`` where the cause has another intent that is open or settled, or the invoice was paid for
     another cause; ``PaymentFailed`` where this payment has failed; ``InvoiceInvalid`` where the hash is used by
-    another cause's intent, stands for another amount, or is none.
+    another cause's intent, stands for another amount, or is none. Causes of other owners are other causes.
     """
-    _check(payment_hash, amount, max_fee)
-    there = find(tx, payment_hash)
+    if not 0 <= max_fee <= MAX_MSAT:
+        _refuse(payment_hash, amount)
+    there = standing(tx, owner=owner, cause=cause, payment_hash=payment_hash, amount=amount)
     if there is not None:
-        return _same(there, cause, amount)
-    other = tx.one("SELECT state FROM intents WHERE cause = ? AND state <> 'failed'", (cause,))
-    if other is not None:
-        raise AlreadyPaid(
-            f"{cause} is paid for already" if other["state"] == "settled" else f"a payment for {cause} is under way"
-        )
+        return there
     intent = Intent(
         id=str(uuid.uuid5(_NAMESPACE, payment_hash)),
+        owner=owner,
         cause=cause,
+        scope=scope,
+        purpose=purpose,
         payment_hash=payment_hash,
         state=IntentState.PENDING,
         amount_msats=amount,
@@ -110,21 +149,14 @@ def reserve(
         updated_at=at,
     )
     tx.execute(
-        "INSERT INTO intents (id, cause, payment_hash, state, amount_msats, max_fee_msats, idempotency_key, invoice,"
-        " created_at, updated_at) VALUES (?, ?, ?, 'pending', ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO intents (id, owner, cause, scope, purpose, payment_hash, state, amount_msats, max_fee_msats,"
+        " idempotency_key, invoice, created_at, updated_at) VALUES (?, ?, ?, ?, ?, ?, 'pending', ?, ?, ?, ?, ?, ?)",
         (
-            intent.id,
-            cause,
-            payment_hash,
-            amount,
-            max_fee,
-            intent.idempotency_key,
-            vault.seal(invoice, f"intents.invoice:{intent.id}"),
-            at,
-            at,
+            *(intent.id, owner, cause, scope, purpose, payment_hash, amount, max_fee, intent.idempotency_key),
+            *(vault.seal(invoice, f"intents.invoice:{intent.id}"), at, at),
         ),
     )
-    tx.touch("intents")
+    _touch(tx, owner)
     return intent
 
 
@@ -143,7 +175,9 @@ def settle(tx: Tx, vault: Vault, intent_id: str, *, amount: Msat, fee: Msat, pre
             tx.execute("UPDATE intents SET preimage = ? WHERE id = ? AND preimage IS NULL", (sealed, intent_id))
         return intent
     if intent.state is IntentState.FAILED:
-        other = tx.one("SELECT id FROM intents WHERE cause = ? AND state <> 'failed'", (intent.cause,))
+        other = tx.one(
+            "SELECT id FROM intents WHERE owner = ? AND cause = ? AND state <> 'failed'", (intent.owner, intent.cause)
+        )
         if other is not None:
             raise StoreError(
                 f"{intent.cause} is paid twice: {intent.payment_hash[:16]} was reported as failed, and settled",
@@ -154,7 +188,7 @@ def settle(tx: Tx, vault: Vault, intent_id: str, *, amount: Msat, fee: Msat, pre
         " updated_at = ? WHERE id = ?",
         (amount, fee, sealed, at, intent_id),
     )
-    tx.touch("intents")
+    _touch(tx, intent.owner)
     return get(tx, intent_id)
 
 
@@ -168,7 +202,7 @@ def fail(tx: Tx, intent_id: str, *, error: str, at: float) -> Intent:
             "UPDATE intents SET state = 'failed', error = ?, updated_at = ? WHERE id = ?",
             (error[:_LONGEST_ERROR], at, intent_id),
         )
-        tx.touch("intents")
+        _touch(tx, intent.owner)
     return get(tx, intent_id)
 
 
@@ -206,15 +240,54 @@ def by_hash(source: Reads, payment_hash: str) -> Intent:
     return found
 
 
-def committed_total(source: Reads, since: float) -> Msat:
-    """What a rolling budget has to count: settled since then with fees, and all that is pending, however old."""
-    row = source.one(
-        "SELECT COALESCE(SUM(CASE state WHEN 'settled' THEN amount_msats + fee_msats"
-        " ELSE amount_msats + max_fee_msats END), 0) AS n FROM intents"
-        " WHERE state = 'pending' OR (state = 'settled' AND updated_at >= ?)",
-        (since,),
+def spent_in(source: Reads, scope: str) -> Msat:
+    """What a scope has spent or may still spend, fees included: of pending intents all that is reserved.
+
+    Withdrawals do not count. Nothing is spent in the empty scope.
+    """
+    return _sum(
+        source,
+        f"SELECT SUM({_RESERVED}) AS n FROM intents WHERE scope = ? AND scope <> '' AND purpose <> ?",
+        (scope, WITHDRAWAL),
     )
-    return Msat(0 if row is None else row["n"])
+
+
+def committed(source: Reads, owner: str, *, since: float, purpose: str | None = None) -> Msat:
+    """What a rolling budget has to count: settled after ``since`` with fees, and all that is pending, however old.
+
+    Of one ``purpose``, or of all but withdrawals.
+    """
+    which, named = ("purpose <> ?", WITHDRAWAL) if purpose is None else ("purpose = ?", purpose)
+    settled = _sum(
+        source,
+        f"SELECT SUM({_RESERVED}) AS n FROM intents"
+        f" WHERE owner = ? AND state = 'settled' AND updated_at > ? AND {which}",
+        (owner, since, named),
+    )
+    pending = _sum(
+        source,
+        f"SELECT SUM({_RESERVED}) AS n FROM intents WHERE owner = ? AND state = 'pending' AND {which}",
+        (owner, named),
+    )
+    return Msat(settled + pending)
+
+
+def reserved(source: Reads, owner: str) -> Msat:
+    """What may still leave an owner's wallet: all that is pending, with fees, whatever it is for."""
+    return _sum(
+        source,
+        f"SELECT SUM({_RESERVED}) AS n FROM intents WHERE owner = ? AND state = 'pending'",
+        (owner,),
+    )
+
+
+def pending(source: Reads, owner: str | None = None) -> list[Intent]:
+    """What is under way or not known, oldest first: of one owner, or of all."""
+    condition, params = ("", ()) if owner is None else (" AND owner = ?", (owner,))
+    rows = source.read(
+        f"SELECT {_COLUMNS} FROM intents WHERE state = 'pending'{condition} ORDER BY created_at, id", params
+    )
+    return [_intent(row) for row in rows]
 
 
 def invoice(source: Reads, vault: Vault, intent_id: str) -> str:
@@ -233,15 +306,25 @@ def preimage(source: Reads, vault: Vault, intent_id: str) -> str | None:
     return None if row["preimage"] is None else vault.open(row["preimage"], f"intents.preimage:{intent_id}")
 
 
-def _check(payment_hash: str, amount: int, max_fee: int) -> None:
+def _sum(source: Reads, sql: str, params: tuple[object, ...]) -> Msat:
+    row = source.one(sql, params)
+    return Msat(0 if row is None or row["n"] is None else row["n"])
+
+
+def _touch(tx: Tx, owner: str) -> None:
+    tx.touch("intents")
+    if owner:
+        tx.touch(f"intents:{owner}")
+
+
+def _refuse(payment_hash: str, amount: int) -> NoReturn:
     if not is_hex(payment_hash, 64):
         raise InvoiceInvalid("the payment hash is not 64 lowercase hex digits")
-    if not (0 < amount <= MAX_MSAT and 0 <= max_fee <= MAX_MSAT):
-        raise InvoiceInvalid(f"an invoice of {amount} msat cannot be paid")
+    raise InvoiceInvalid(f"an invoice of {amount} msat cannot be paid")
 
 
-def _same(there: Intent, cause: str, amount: int) -> Intent:
-    if there.cause != cause:
+def _same(there: Intent, owner: str, cause: str, amount: int) -> Intent:
+    if (there.owner, there.cause) != (owner, cause):
         if there.state is IntentState.SETTLED:
             raise AlreadyPaid(f"invoice {there.payment_hash[:16]} was paid already, for {there.cause}")
         raise InvoiceInvalid(f"invoice {there.payment_hash[:16]} was offered already, for {there.cause}")
@@ -257,7 +340,10 @@ def _same(there: Intent, cause: str, amount: int) -> Intent:
 def _intent(row: sqlite3.Row) -> Intent:
     return Intent(
         id=row["id"],
+        owner=row["owner"],
         cause=row["cause"],
+        scope=row["scope"],
+        purpose=row["purpose"],
         payment_hash=row["payment_hash"],
         state=IntentState(row["state"]),
         amount_msats=Msat(row["amount_msats"]),

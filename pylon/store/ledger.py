@@ -3,22 +3,27 @@
 Rules
 -----
 1. An entry moves an amount above zero from one account (credit) to another (debit), and names its cause.
-2. (cause, kind) is unique. The same entry again changes nothing; another one under the same name is refused.
+2. An entry belongs to an *owner*: '' is the home itself, else an agent's public key (hex). (owner, cause, kind) is
+   unique. The same entry again changes nothing; another one under the same name is refused. What one owner of a home
+   pays to another is booked twice, once by each.
 3. A payment received is *unearned*; a stored result makes it *earned*; a failure makes it *owed*; paying it out
    clears the debt. So always ``paid = earned + owed + paid_out + unearned``.
 4. What Pylon did not cause (deposits, another app on the same wallet) is booked against *outside*; what was there
-   before the books began against *brought_forward*.
+   before the books began against *brought_forward*. A withdrawal is the operator's: it goes outside, and is not spent.
 """
 
 from __future__ import annotations
 
 import enum
+import itertools
+from collections.abc import Iterable
 
 import attrs
 
 from pylon.errors import StoreError
 from pylon.money import MAX_MSAT, Msat
 from pylon.store.database import Reads, Tx
+from pylon.store.intents import PURCHASE, WITHDRAWAL
 
 
 class AccountType(enum.StrEnum):
@@ -86,25 +91,31 @@ class SaleTotals:
         return self.paid == self.earned + self.owed + self.paid_out + self.unearned
 
 
-def post(tx: Tx, cause: str, kind: str, debit: Account, credit: Account, msats: int, at: float) -> bool:
+def post(
+    tx: Tx, cause: str, kind: str, debit: Account, credit: Account, msats: int, at: float, owner: str = ""
+) -> bool:
     """Write an entry. True if it is new, False if the very same is there already.
 
-    Raises ``StoreError`` where (cause, kind) stands for another entry, ``ValueError`` for an amount or a pair of
-    accounts that cannot be.
+    Raises ``StoreError`` where (owner, cause, kind) stands for another entry, ``ValueError`` for an amount or a pair
+    of accounts that cannot be.
     """
     if not 0 < msats <= MAX_MSAT:
         raise ValueError(f"an entry of {msats} msat cannot be")
     if debit is credit:
         raise ValueError(f"an entry from {credit.value} to itself means nothing")
     done = tx.execute(
-        "INSERT INTO entries (at, cause, kind, debit, credit, msats) VALUES (?, ?, ?, ?, ?, ?)"
-        " ON CONFLICT (cause, kind) DO NOTHING",
-        (at, cause, kind, debit.value, credit.value, msats),
+        "INSERT INTO entries (at, owner, cause, kind, debit, credit, msats) VALUES (?, ?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT (owner, cause, kind) DO NOTHING",
+        (at, owner, cause, kind, debit.value, credit.value, msats),
     )
     if done.rowcount == 1:
         tx.touch("ledger")
+        if owner:
+            tx.touch(f"ledger:{owner}")
         return True
-    there = tx.one("SELECT debit, credit, msats FROM entries WHERE cause = ? AND kind = ?", (cause, kind))
+    there = tx.one(
+        "SELECT debit, credit, msats FROM entries WHERE owner = ? AND cause = ? AND kind = ?", (owner, cause, kind)
+    )
     if there is None or tuple(there) != (debit.value, credit.value, msats):
         raise StoreError(f"{kind} of {cause} is booked already, with another amount or other accounts")
     return False
@@ -152,34 +163,58 @@ def debt_paid_out(tx: Tx, cause: str, payment_hash: str, msats: int, fee: int, a
     return new
 
 
-def purchase_settled(tx: Tx, *, cause: str, payment_hash: str, amount: int, fee: int, at: float) -> bool:
-    """A payment of ours has settled. ``cause`` is the intent's; the hash tells its payments apart."""
-    return _paid(tx, cause, "purchase", payment_hash, Account.SPENT, amount, fee, at)
+def payment_settled(
+    tx: Tx,
+    *,
+    cause: str,
+    payment_hash: str,
+    amount: int,
+    fee: int,
+    at: float,
+    purpose: str = PURCHASE,
+    owner: str = "",
+) -> bool:
+    """A payment of ours has settled. ``cause`` and ``purpose`` are the intent's; the hash tells its payments apart.
+
+    A withdrawal went outside; everything else is spent.
+    """
+    account = Account.OUTSIDE if purpose == WITHDRAWAL else Account.SPENT
+    return _paid(tx, cause, purpose, payment_hash, account, amount, fee, at, owner)
 
 
-def deposit(tx: Tx, cause: str, msats: int, at: float) -> bool:
-    """Money came in that nobody owed us."""
-    return post(tx, cause, "deposit", Account.WALLET, Account.OUTSIDE, msats, at)
+def deposit(tx: Tx, cause: str, msats: int, at: float, owner: str = "") -> bool:
+    """Money came in that is no customer's. ``cause`` is the payment's id in the owner's wallet."""
+    return post(tx, cause, "deposit", Account.WALLET, Account.OUTSIDE, msats, at, owner)
 
 
-def withdrawal(tx: Tx, cause: str, msats: int, fee: int, at: float) -> bool:
-    """Money went out, and not by a payment of Pylon's."""
-    return _paid(tx, cause, "withdrawal", "", Account.OUTSIDE, msats, fee, at)
+def withdrawal(tx: Tx, cause: str, msats: int, fee: int, at: float, owner: str = "") -> bool:
+    """Money went out, and not by a payment of Pylon's. ``cause`` is the payment's id in the owner's wallet."""
+    return _paid(tx, cause, "withdrawal", "", Account.OUTSIDE, msats, fee, at, owner)
 
 
-def brought_forward(tx: Tx, cause: str, msats: int, at: float) -> bool:
+def brought_forward(tx: Tx, cause: str, msats: int, at: float, owner: str = "") -> bool:
     """What the wallet held before its books began."""
-    return post(tx, cause, "brought_forward", Account.WALLET, Account.BROUGHT_FORWARD, msats, at)
+    return post(tx, cause, "brought_forward", Account.WALLET, Account.BROUGHT_FORWARD, msats, at, owner)
 
 
-def _paid(tx: Tx, cause: str, kind: str, payment_hash: str, account: Account, msats: int, fee: int, at: float) -> bool:
+def _paid(
+    tx: Tx,
+    cause: str,
+    kind: str,
+    payment_hash: str,
+    account: Account,
+    msats: int,
+    fee: int,
+    at: float,
+    owner: str = "",
+) -> bool:
     suffix = f":{payment_hash}" if payment_hash else ""
-    new = post(tx, cause, kind + suffix, account, Account.WALLET, msats, at)
+    new = post(tx, cause, kind + suffix, account, Account.WALLET, msats, at, owner)
     fee_kind = f"{kind}_fee{suffix}"
     if new and fee > 0:
-        post(tx, cause, fee_kind, Account.FEES, Account.WALLET, fee, at)
+        post(tx, cause, fee_kind, Account.FEES, Account.WALLET, fee, at, owner)
     elif not new:
-        there = tx.one("SELECT msats FROM entries WHERE cause = ? AND kind = ?", (cause, fee_kind))
+        there = tx.one("SELECT msats FROM entries WHERE owner = ? AND cause = ? AND kind = ?", (owner, cause, fee_kind))
         if (0 if there is None else there["msats"]) != fee:
             raise StoreError(f"{fee_kind} of {cause} is booked already, with another amount")
     return new
@@ -188,23 +223,62 @@ def _paid(tx: Tx, cause: str, kind: str, payment_hash: str, account: Account, ms
 # --- questions ------------------------------------------------------------------------------------------------------
 
 
-def balances(source: Reads, *, until: float | None = None) -> dict[str, int]:
-    """The balance of every account in msats; positive is the account's own side. ``until``: entries before then."""
+def no_balances() -> dict[str, int]:
+    """Every account with nothing on it."""
+    return dict.fromkeys((account.value for account in Account), 0)
+
+
+def balances(source: Reads, owner: str | None = None, *, until: float | None = None) -> dict[str, int]:
+    """The balance of every account in msats, of one owner or of all together; positive is the account's own side.
+
+    ``until``: entries before then.
+    """
+    conditions, params = [], []
+    for condition, value in (("owner = ?", owner), ("at < ?", until)):
+        if value is not None:
+            conditions.append(condition)
+            params.append(value)
     rows = source.read(
-        "SELECT debit, credit, SUM(msats) AS msats FROM entries WHERE at < ? GROUP BY debit, credit",
-        (float("inf") if until is None else until,),
+        "SELECT debit, credit, SUM(msats) AS msats FROM entries"
+        f" WHERE {' AND '.join(conditions) or '1 = 1'} GROUP BY debit, credit",
+        params,
     )
-    found = dict.fromkeys((account.value for account in Account), 0)
-    for row in rows:
-        for name, amount in ((row["debit"], row["msats"]), (row["credit"], -row["msats"])):
-            account = _account(name)
-            found[name] += amount if account.type.grows_by_debit else -amount
-    return found
+    return _balances((row["debit"], row["credit"], row["msats"]) for row in rows)
 
 
-def sale_totals(source: Reads, cause: str | None = None) -> SaleTotals:
-    """What became of one sale's money, by the entries of its cause; of all sales' if there is none given."""
-    condition, params = ("1 = 1", ()) if cause is None else ("cause = ?", (cause,))
+def balances_by_owner(source: Reads) -> dict[str, dict[str, int]]:
+    """``balances`` of everybody who has an entry."""
+    rows = source.read(
+        "SELECT owner, debit, credit, SUM(msats) AS msats FROM entries GROUP BY owner, debit, credit ORDER BY owner"
+    )
+    return {
+        owner: _balances((row["debit"], row["credit"], row["msats"]) for row in group)
+        for owner, group in itertools.groupby(rows, key=lambda row: str(row["owner"]))
+    }
+
+
+def held(source: Reads, owner: str) -> int:
+    """What an owner has in its wallet by the ledger, in msats: below zero where a deposit is not booked yet."""
+    row = source.one(
+        "SELECT (SELECT COALESCE(SUM(msats), 0) FROM entries WHERE owner = ?1 AND debit = 'wallet')"
+        " - (SELECT COALESCE(SUM(msats), 0) FROM entries WHERE owner = ?1 AND credit = 'wallet') AS n",
+        (owner,),
+    )
+    return 0 if row is None else int(row["n"])
+
+
+def held_by_owner(source: Reads) -> dict[str, int]:
+    """``held`` of everybody who has an entry."""
+    rows = source.read(
+        "SELECT owner, SUM(CASE WHEN debit = 'wallet' THEN msats ELSE -msats END) AS n FROM entries"
+        " WHERE debit = 'wallet' OR credit = 'wallet' GROUP BY owner"
+    )
+    return {row["owner"]: row["n"] for row in rows}
+
+
+def sale_totals(source: Reads, cause: str | None = None, owner: str = "") -> SaleTotals:
+    """What became of one sale's money, by the entries of its cause; of all the owner's sales if there is none given."""
+    condition, params = ("owner = ?", (owner,)) if cause is None else ("owner = ? AND cause = ?", (owner, cause))
     rows = source.read(
         f"SELECT debit, credit, SUM(msats) AS msats FROM entries WHERE {condition} GROUP BY debit, credit", params
     )
@@ -225,6 +299,16 @@ def sale_totals(source: Reads, cause: str | None = None) -> SaleTotals:
         Msat(sums[Account.PAID_OUT]),
         Msat(sums[Account.UNEARNED]),
     )
+
+
+def _balances(moved: Iterable[tuple[str, str, int]]) -> dict[str, int]:
+    """Account balances from (debit, credit, msats)."""
+    found = no_balances()
+    for debit, credit, msats in moved:
+        for name, amount in ((debit, msats), (credit, -msats)):
+            account = _account(name)
+            found[name] += amount if account.type.grows_by_debit else -amount
+    return found
 
 
 def _account(name: str) -> Account:

@@ -125,6 +125,27 @@ def add(
     return len(added)
 
 
+def spread(tx: Tx, relay: str, effects: str, subjects: str, at: float) -> int:
+    """Queue the newest versions of addresses for a relay that was never given them; returns how many.
+
+    :param effects: how the events' effects begin.
+    :param subjects: a query of ours that gives the subjects of those that are meant.
+    """
+    done = tx.execute(
+        "INSERT INTO deliveries (event_id, relay, state, attempts, next_at, message)"
+        " SELECT o.event_id, ?1, 'pending', 0, ?2, '' FROM outbox o WHERE o.address IS NOT NULL"
+        " AND substr(o.effect, 1, length(?3)) = ?3"
+        f" AND o.subject IN ({subjects}) AND NOT EXISTS (SELECT 1 FROM outbox n WHERE n.address = o.address"
+        " AND (n.created_at > o.created_at OR (n.created_at = o.created_at AND n.event_id < o.event_id)))"
+        " AND NOT EXISTS (SELECT 1 FROM deliveries d WHERE d.event_id = o.event_id AND d.relay = ?1)",
+        (relay, at, effects),
+    )
+    if done.rowcount:
+        tx.touch("outbox")
+        tx.touch(f"outbox:{relay}")
+    return done.rowcount
+
+
 def due(
     source: Store | Tx, relay: str, limit: int = 100, now: float | None = None, besides: Collection[str] = ()
 ) -> list[Delivery]:

@@ -122,7 +122,7 @@ class RecordTable(Generic[R]):
         names = ", ".join(columns)
         marks = ", ".join("?" * len(columns))
         tx.execute(f"INSERT INTO {self.table} ({names}) VALUES ({marks})", tuple(columns.values()))
-        return self._note(tx, Step(record, after, effects), message, at)
+        return self.note(tx, Step(record, after, effects), message, at)
 
     def step(self, tx: Tx, record_id: str, message: Any, at: float) -> Step[R] | None:
         """Move a record by an input; ``None`` if there is no such record or the input means nothing to it now."""
@@ -133,17 +133,27 @@ class RecordTable(Generic[R]):
         if moved is None:
             return None
         after, effects = moved
+        self.amend(tx, after, at)
+        return self.note(tx, Step(before, after, effects), message, at)
+
+    def amend(self, tx: Tx, record: R, at: float) -> None:
+        """Write a record as it is now, without history: for what moves by more than one step, or by none.
+
+        The caller notes the steps that people shall read of (``note``).
+        """
         columns = {
-            "state": after.state.value,
+            "state": record.state.value,
             "updated_at": at,
-            "record": self._seal(after),
-            **self._columns(after),
+            "record": self._seal(record),
+            **self._columns(record),
         }
         settings = ", ".join(f"{name} = ?" for name in columns)
-        tx.execute(f"UPDATE {self.table} SET {settings} WHERE id = ?", (*columns.values(), record_id))
-        return self._note(tx, Step(before, after, effects), message, at)
+        tx.execute(f"UPDATE {self.table} SET {settings} WHERE id = ?", (*columns.values(), record.id))
+        tx.touch(self.table)
+        tx.touch(f"{self.table}:{record.id}")
 
-    def _note(self, tx: Tx, step: Step[R], message: Any, at: float) -> Step[R]:
+    def note(self, tx: Tx, step: Step[R], message: Any, at: float) -> Step[R]:
+        """Write a step into the history."""
         tx.execute(
             "INSERT INTO transitions (machine, subject, at, from_state, input, to_state) VALUES (?, ?, ?, ?, ?, ?)",
             (

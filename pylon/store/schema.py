@@ -11,6 +11,8 @@ import sqlite3
 import attrs
 
 from pylon.errors import StoreError
+from pylon.store.schema_agents import AGENTS
+from pylon.store.schema_zaps import ZAPS
 
 APPLICATION_ID = 0x50594C4E
 """``PRAGMA application_id`` of a Pylon database: "PYLN"."""
@@ -117,6 +119,37 @@ _FIRST = (
     "CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID",
 )
 
+_SECOND = (
+    # Whose money it is: '' is the home itself, else an agent's public key. Causes are the owner's own.
+    "ALTER TABLE intents ADD COLUMN owner TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE intents ADD COLUMN scope TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE intents ADD COLUMN purpose TEXT NOT NULL DEFAULT 'purchase'"
+    " CHECK (purpose IN ('purchase', 'zap', 'invoice', 'withdrawal'))",
+    "DROP INDEX intents_one_open",
+    "DROP INDEX intents_state",
+    "CREATE UNIQUE INDEX intents_one_open ON intents (owner, cause) WHERE state <> 'failed'",
+    "CREATE INDEX intents_state ON intents (owner, state, updated_at)",
+    "CREATE INDEX intents_pending ON intents (owner, created_at) WHERE state = 'pending'",
+    "CREATE INDEX intents_scope ON intents (scope) WHERE scope <> ''",
+    "ALTER TABLE purchases ADD COLUMN owner TEXT NOT NULL DEFAULT ''",
+    "CREATE INDEX purchases_owner ON purchases (owner, state, created_at)",
+    # SQLite changes no constraint of a table that is there: the rows move to another one.
+    """
+    CREATE TABLE owned_entries (
+        id INTEGER PRIMARY KEY, at REAL NOT NULL, owner TEXT NOT NULL DEFAULT '', cause TEXT NOT NULL,
+        kind TEXT NOT NULL, debit TEXT NOT NULL, credit TEXT NOT NULL, msats INTEGER NOT NULL CHECK (msats > 0),
+        UNIQUE (owner, cause, kind), CHECK (debit <> credit)
+    ) STRICT
+    """,
+    "INSERT INTO owned_entries (id, at, cause, kind, debit, credit, msats)"
+    " SELECT id, at, cause, kind, debit, credit, msats FROM entries ORDER BY id",
+    "DROP TABLE entries",
+    "ALTER TABLE owned_entries RENAME TO entries",
+    "CREATE INDEX entries_at ON entries (at)",
+    # All that a balance needs, so that it is read from the index alone.
+    "CREATE INDEX entries_owner ON entries (owner, debit, credit, msats)",
+)
+
 
 @attrs.frozen
 class Migration:
@@ -126,7 +159,12 @@ class Migration:
     statements: tuple[str, ...]
 
 
-MIGRATIONS: tuple[Migration, ...] = (Migration("m001_the_store", _FIRST),)
+MIGRATIONS: tuple[Migration, ...] = (
+    Migration("m001_the_store", _FIRST),
+    Migration("m002_owners", _SECOND),
+    Migration("m003_agents", AGENTS),
+    Migration("m004_zaps", ZAPS),
+)
 
 
 def migrate(connection: sqlite3.Connection, path: str) -> None:

@@ -114,8 +114,13 @@ class Wallet(Protocol):
         """What it holds. Raises where it cannot tell."""
         ...
 
-    async def receive(self, amount: Msat, description: str, expiry_seconds: int, key: str) -> IssuedInvoice:
+    async def receive(
+        self, amount: Msat, description: str, expiry_seconds: int, key: str, *, hash_description: bool = False
+    ) -> IssuedInvoice:
         """An invoice for ``amount``. Idempotent by ``key``: the same key gives the same invoice again.
+
+        :param hash_description: the invoice carries SHA-256 of the description and not its words, however few
+            (BOLT 11, field ``h``; LUD-06 and NIP-57 want it).
 
         Raises ``InvoiceInvalid`` for an amount or an expiry that no invoice has.
         """

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from types import TracebackType
@@ -86,6 +86,19 @@ class SimnetLedger:
         """Balances by node key, with ``fees`` and ``outside`` (minus what the faucet gave). They sum to zero."""
         return self._file.accounts()
 
+    async def balances(self, wallets: Collection[str] | None = None) -> dict[str, Balance]:
+        """What these wallets hold (by node key), or all of the ledger, in one look; unknown ones are left out."""
+        await trio.lowlevel.checkpoint()
+        now = self._look_now()
+        return {
+            wallet: Balance(settled=settled, pending_out=leaving, known_at=now)
+            for wallet, (settled, leaving) in self._file.balances(wallets).items()
+        }
+
+    def changes(self) -> AbstractAsyncContextManager[AsyncIterator[str]]:
+        """Node keys of wallets about which there is news, from the moment of entering until the ledger is closed."""
+        return _Changes(self)
+
     def fees(self) -> FeeModel:
         return self._file.fees()
 
@@ -105,6 +118,14 @@ class SimnetLedger:
 
     def clear_faults(self) -> None:
         self._file.clear_faults()
+
+    def _look_now(self) -> float:
+        """Bring the ledger up to now, and say when that is. Raises ``StoreError`` for a closed one."""
+        if self._closed:
+            raise StoreError(f"the simnet ledger {self.path} is closed")
+        now = self.clock.now()
+        self._file.resolve_due(now)
+        return now
 
     def _ring(self) -> None:
         self._changes += 1
@@ -159,6 +180,7 @@ class SimnetWallet:
         self._file = ledger._file
         self._clock = ledger.clock
         self._closed = False
+        self._listeners = 0
         self._file.register(self.node_pubkey, name, label, self._clock.now())
 
     @property
@@ -183,7 +205,9 @@ class SimnetWallet:
         now = await self._begin()
         return self._file.deposit(self.node_pubkey, amount, now)
 
-    async def receive(self, amount: Msat, description: str, expiry_seconds: int, key: str) -> IssuedInvoice:
+    async def receive(
+        self, amount: Msat, description: str, expiry_seconds: int, key: str, *, hash_description: bool = False
+    ) -> IssuedInvoice:
         """See ``Wallet.receive``. A description over 639 bytes travels as its hash. Raises ``InvoiceInvalid``."""
         now = await self._begin()
         known = self._file.invoice_by_key(self.node_pubkey, key)
@@ -195,7 +219,7 @@ class SimnetWallet:
             raise InvoiceInvalid("the description is not Unicode text") from None
         preimage = entropy.random_bytes(32)
         payment_hash = hashlib.sha256(preimage).hexdigest()
-        fits = len(raw) <= bolt11.MAX_FIELD_BYTES
+        plain = not hash_description and len(raw) <= bolt11.MAX_FIELD_BYTES
         try:
             text = bolt11.encode(
                 prefix=PREFIX,
@@ -203,8 +227,8 @@ class SimnetWallet:
                 timestamp=int(now),
                 payment_hash=payment_hash,
                 payment_secret=entropy.random_bytes(32).hex(),
-                description=description if fits else None,
-                description_hash=None if fits else hashlib.sha256(raw).hexdigest(),
+                description=description if plain else None,
+                description_hash=None if plain else hashlib.sha256(raw).hexdigest(),
                 expiry=expiry_seconds,
                 node_secret=self._node_secret,
             )
@@ -257,7 +281,8 @@ class SimnetWallet:
     async def aclose(self) -> None:
         """End this wallet's listeners; the ledger stays open."""
         self._closed = True
-        if not self._ledger._closed:
+        # Only where somebody listens to this very wallet: the bell wakes the listeners of all.
+        if self._listeners and not self._ledger._closed:
             self._ledger._ring()
 
     async def _begin(self) -> float:
@@ -268,6 +293,39 @@ class SimnetWallet:
         now = self._clock.now()
         self._file.resolve_due(now)
         return now
+
+
+class _Changes:
+    """Whose news there are since the moment of entering, each wallet once a look; ends when the ledger is closed."""
+
+    def __init__(self, ledger: SimnetLedger) -> None:
+        self._ledger = ledger
+        self._seen = 0
+        self._waiting: deque[str] = deque()
+
+    async def __aenter__(self) -> AsyncIterator[str]:
+        await trio.lowlevel.checkpoint()
+        self._ledger._look_now()
+        self._seen = self._ledger._file.last_news()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        return None
+
+    def __aiter__(self) -> AsyncIterator[str]:
+        return self
+
+    async def __anext__(self) -> str:
+        await trio.lowlevel.checkpoint()
+        while not self._waiting:
+            if self._ledger._closed:
+                raise StopAsyncIteration
+            changes = self._ledger._changes
+            self._seen, wallets = self._ledger._file.changed_wallets(self._seen)
+            self._waiting.extend(wallets)
+            if not self._waiting:
+                await self._ledger._changed(changes)
+        return self._waiting.popleft()
 
 
 class _Listener:
@@ -282,10 +340,11 @@ class _Listener:
     async def __aenter__(self) -> PaymentEvents:
         await self._wallet._begin()
         self._seen = self._wallet._file.last_news()
+        self._wallet._listeners += 1
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        return None
+        self._wallet._listeners -= 1
 
     def __aiter__(self) -> AsyncIterator[Payment]:
         return self

@@ -11,11 +11,12 @@ has given. They sum to zero, always. Amounts are millisatoshi, times are Unix se
 from __future__ import annotations
 
 import enum
+import json
 import os
 import random
 import sqlite3
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -173,7 +174,10 @@ class LedgerFile:
     # --- wallets and the faucet -------------------------------------------------------------------------------
 
     def register(self, wallet: str, name: str, label: str, now: float) -> None:
-        """Open an account for a node key, if there is none."""
+        """Open an account for a node key, if there is none. One that is there costs a look and no write."""
+        with self._errors():
+            if self._db.execute("SELECT 1 FROM accounts WHERE account = ?", (wallet,)).fetchone() is not None:
+                return
         with self._transaction():
             self._db.execute("INSERT OR IGNORE INTO accounts VALUES (?, ?, ?, ?, 0)", (wallet, name, label, now))
 
@@ -186,16 +190,30 @@ class LedgerFile:
         """Settled, and on its way out with fees."""
         with self._errors():
             row = self._db.execute(
+                # The `+` has it look through what is pending, which is little, and not through a wallet's history.
                 "SELECT msats, (SELECT coalesce(sum(msats + fee_msats), 0) FROM payments"
-                " WHERE wallet = account AND state = 'pending') FROM accounts WHERE account = ?",
+                " WHERE +wallet = account AND state = 'pending') FROM accounts WHERE account = ?",
                 (wallet,),
             ).fetchone()
         return Msat(row[0]), Msat(row[1])
 
+    def balances(self, wallets: Collection[str] | None = None) -> dict[str, tuple[Msat, Msat]]:
+        """``balance`` of these wallets, or of all, in one look; those that the ledger does not know are left out."""
+        wanted = "" if wallets is None else " AND account IN (SELECT value FROM json_each(?))"
+        with self._errors():
+            rows = self._db.execute(
+                "SELECT account, msats, coalesce(leaving, 0) AS leaving FROM accounts LEFT JOIN"
+                " (SELECT wallet, sum(msats + fee_msats) AS leaving FROM payments"
+                " WHERE state = 'pending' GROUP BY wallet)"
+                f" ON wallet = account WHERE account NOT IN ('{FEES}', '{OUTSIDE}'){wanted}",
+                () if wallets is None else (json.dumps(list(wallets)),),
+            ).fetchall()
+        return {row["account"]: (Msat(row["msats"]), Msat(row["leaving"])) for row in rows}
+
     def deposit(self, wallet: str, amount: Msat, now: float) -> Payment:
         """The faucet: play money from nowhere, recorded as from outside."""
         with self._transaction():
-            given = -self.accounts()[OUTSIDE]
+            given = -self.balance(OUTSIDE)[0]
             if amount <= 0 or given + amount > MAX_MSAT:
                 raise WalletError(
                     f"the simnet faucet cannot give {format_msat(amount)}", "ask for an amount that exists"
@@ -330,11 +348,22 @@ class LedgerFile:
         """Payments of this wallet that have settled or failed after the news of that number."""
         with self._errors():
             rows = self._db.execute(
-                "SELECT n.seq, p.* FROM news n JOIN payments p ON p.id = n.payment"
-                " WHERE n.wallet = ? AND n.seq > ? ORDER BY n.seq",
+                "SELECT max(n.seq) AS seq, p.* FROM news n JOIN payments p ON p.id = n.payment"
+                " WHERE n.wallet = ? AND n.seq > ? AND p.state <> 'pending' GROUP BY p.id ORDER BY 1",
                 (wallet, after),
             ).fetchall()
         return [(row["seq"], _payment(row)) for row in rows]
+
+    def changed_wallets(self, after: int) -> tuple[int, list[str]]:
+        """Wallets that the news after that number are about, in order of their last, and the number of the last news.
+
+        A payment that is sent and stays pending is news here, for it changes what can be spent.
+        """
+        with self._errors():
+            rows = self._db.execute(
+                "SELECT wallet, max(seq) AS seq FROM news WHERE seq > ? GROUP BY wallet ORDER BY 2", (after,)
+            ).fetchall()
+        return (rows[-1]["seq"], [row["wallet"] for row in rows]) if rows else (after, [])
 
     def next_due(self) -> float | None:
         """When the next pending payment ends."""
@@ -404,6 +433,8 @@ class LedgerFile:
         ).fetchone()
         if ends_at <= now:
             self._end(inserted)
+        else:
+            self._announce(wallet, inserted["id"])
         return self.payment(inserted["id"])
 
     def _end(self, sent: sqlite3.Row) -> None:

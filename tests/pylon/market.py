@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -16,7 +17,8 @@ from protocols.nip01 import Event, Filter
 from protocols.nip89 import build_announcement
 from protocols.nip90 import FEEDBACK, JOB_TEXT, FeedbackStatus, build_feedback, build_request, build_result
 from pylon.clock import VirtualClock
-from pylon.compute.buyer import Buyer, BuyerSettings
+from pylon.compute.buyer import Account, Buyer, BuyerSettings
+from pylon.errors import NotFound
 from pylon.inference.router import Router
 from pylon.money import Msat, sats
 from pylon.provider.pricing import Terms
@@ -27,7 +29,7 @@ from pylon.store.database import Store, open_store
 from pylon.store.vault import Vault
 from pylon.testing.backend import ScriptedBackend
 from pylon.testing.relay import MemoryRelay, network, open_memory_relay
-from pylon.wallets.purse import Purse
+from pylon.wallets.purse import Limits, Purse
 from pylon.wallets.simnet import PREFIX, SimnetLedger, SimnetWallet
 
 RELAY = "ws://relay.test"
@@ -53,6 +55,8 @@ class Market:
     ledger: SimnetLedger
     clock: VirtualClock = attrs.field(factory=VirtualClock)
     keys: int = 0
+    others: tuple[MemoryRelay, ...] = ()
+    """Relays beside the one that everybody meets on."""
 
     def key(self) -> bytes:
         self.keys += 1
@@ -66,6 +70,27 @@ class Market:
         return self.relay.events(Filter(kinds=[kind], authors=None if author is None else [author]))
 
 
+def account_of(accounts: dict[str, Account], owner: str) -> Account:
+    """One of these accounts. Raises ``NotFound``."""
+    if owner not in accounts:
+        raise NotFound(f"there is no agent {owner[:16]}")
+    return accounts[owner]
+
+
+@attrs.define
+class Agent:
+    """An owner beside the home."""
+
+    secret: SecretKey
+    wallet: SimnetWallet
+    limits: Limits | None = None
+    relays: tuple[str, ...] = ()
+
+    @property
+    def hex(self) -> str:
+        return self.secret.public.hex
+
+
 @attrs.define
 class Home:
     """One home's parts. ``live`` runs them, again and again if wished: the database stays."""
@@ -75,6 +100,8 @@ class Home:
     wallet: Any
     secret: SecretKey
     vault: Vault = attrs.field(factory=lambda: Vault(bytes(range(32))))
+    agents: list[Agent] = attrs.field(factory=list)
+    relays: list[str] = attrs.field(factory=lambda: [RELAY])
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[tuple[Store, RelayPool]]:
@@ -82,7 +109,8 @@ class Home:
         clock, rng = self.market.clock, random.Random(self.name)
         path = self.market.directory / f"{self.name}.db"
         async with open_store(path, vault=self.vault, clock=clock, executor="inline", durable=False) as store:
-            pool = RelayPool([RELAY], connect=network(self.market.relay), clock=clock, rng=rng)
+            connect = network(self.market.relay, *self.market.others)
+            pool = RelayPool(self.relays, connect=connect, clock=clock, rng=rng)
             async with trio.open_nursery() as nursery:
                 await nursery.start(pool.run)
                 nursery.start_soon(Publisher(pool, store, clock, rng).run)
@@ -92,12 +120,18 @@ class Home:
     @asynccontextmanager
     async def buying(self, **changes: Any) -> AsyncIterator[tuple[Buyer, Store]]:
         async with self.opened() as (store, pool), trio.open_nursery() as nursery:
+            accounts = {
+                "": Account("", self.secret, Purse(self.wallet, store, self.market.clock), await self.wallet.info())
+            }
+            for agent in self.agents:
+                purse = Purse(agent.wallet, store, self.market.clock, agent.hex, agent.limits)
+                accounts[agent.hex] = Account(
+                    agent.hex, agent.secret, purse, await agent.wallet.info(), agent.relays or None
+                )
             buyer = Buyer(
-                secret=self.secret,
+                accounts=functools.partial(account_of, accounts),
                 store=store,
                 pool=pool,
-                purse=Purse(self.wallet, store, self.market.clock),
-                wallet=await self.wallet.info(),
                 clock=self.market.clock,
                 rng=random.Random(1),
                 settings=BuyerSettings("simnet", PREFIX, **changes),
@@ -228,6 +262,22 @@ async def open_home(market: Market, name: str = "home", funds: int = sats(1_000)
     if funds:
         await wallet.fund(Msat(funds))
     return Home(market, name, wallet, SecretKey(market.key()))
+
+
+async def open_agent(
+    home: Home,
+    name: str = "agent",
+    funds: int = sats(1_000),
+    limits: Limits | None = None,
+    relays: tuple[str, ...] = (),
+) -> Agent:
+    """An agent of a home, which buys with it from now on."""
+    wallet = home.market.ledger.wallet(name, home.market.key())
+    if funds:
+        await wallet.fund(Msat(funds))
+    agent = Agent(SecretKey(home.market.key()), wallet, limits, relays)
+    home.agents.append(agent)
+    return agent
 
 
 async def open_actor(market: Market, name: str = "actor", funds: int = sats(1_000)) -> Actor:

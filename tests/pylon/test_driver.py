@@ -41,11 +41,11 @@ class Stage:
             clock,
             random.Random(1),
             handlers=self.handlers,
-            compose=lambda record, effect: sign_event(KEY, kind=7000, content=str(effect), created_at=1),
+            compose=lambda tx, record, effect: [sign_event(KEY, kind=7000, content=str(effect), created_at=1)],
             book=lambda tx, step: None,
             due=lambda sale: sale.expires_at if sale.state is SaleState.QUOTED else None,
             attend=lambda sale: self.attend(sale),
-            relays=lambda: ["ws://a"],
+            relays=lambda record: ["ws://a"],
         )
 
     async def mint(self, sale):
@@ -118,7 +118,7 @@ async def test_an_outbox_effect_is_in_the_transaction_of_its_state(autojump_cloc
 async def test_what_cannot_be_composed_is_not_committed(autojump_clock, tmp_path, clock):
     async with staged(tmp_path, clock) as stage, running(stage):
 
-        def refuse(record, effect):
+        def refuse(tx, record, effect):
             raise ValueError("no")
 
         stage.driver._compose = refuse

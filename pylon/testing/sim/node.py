@@ -14,7 +14,7 @@ import trio
 
 from protocols.keys import SecretKey
 from pylon.clock import VirtualClock
-from pylon.compute.buyer import Buyer, BuyerSettings
+from pylon.compute.buyer import Account, Buyer, BuyerSettings
 from pylon.inference.router import Router
 from pylon.money import Msat
 from pylon.provider.announce import Announcer, Profile
@@ -140,12 +140,11 @@ class BuyerNode(Node):
     buyer: Buyer | None = None
 
     async def populate(self, nursery: trio.Nursery, store: Store, pool: RelayPool, wallet: MortalWallet) -> None:
+        account = Account("", self.secret, Purse(wallet, store, self.setting.clock), await wallet.info())
         self.buyer = Buyer(
-            secret=self.secret,
+            accounts=lambda owner: account,
             store=store,
             pool=pool,
-            purse=Purse(wallet, store, self.setting.clock),
-            wallet=await wallet.info(),
             clock=self.setting.clock,
             rng=self.rng,
             settings=BuyerSettings(network="simnet", invoice_prefix=PREFIX),
@@ -208,8 +207,11 @@ class MortalWallet:
     async def balance(self) -> Balance:
         return await self._mortal(self._wallet.balance())
 
-    async def receive(self, amount: Msat, description: str, expiry_seconds: int, key: str) -> IssuedInvoice:
-        return await self._mortal(self._wallet.receive(amount, description, expiry_seconds, key))
+    async def receive(
+        self, amount: Msat, description: str, expiry_seconds: int, key: str, *, hash_description: bool = False
+    ) -> IssuedInvoice:
+        issued = self._wallet.receive(amount, description, expiry_seconds, key, hash_description=hash_description)
+        return await self._mortal(issued)
 
     async def quote(self, bolt11: str) -> Msat:
         return await self._mortal(self._wallet.quote(bolt11))

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import io
 import json
 import socket
+import sys
 import threading
 from contextlib import contextmanager, suppress
 
@@ -84,3 +86,28 @@ def daemon(home):
             home.socket.unlink()
 
     return daemon
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """Somebody sits there, and types these lines."""
+
+    def terminal(*lines):
+        stdin = io.StringIO("".join(f"{line}\n" for line in lines))
+        stdin.isatty = lambda: True
+        monkeypatch.setattr(sys, "stdin", stdin)
+
+    return terminal
+
+
+@pytest.fixture
+def asked_once(pylon, daemon):
+    """Run ``pylon agent ...`` against a daemon that answers ``result``: what was asked, stdout, stderr."""
+
+    def asked_once(*arguments, **result):
+        with daemon({"result": result}) as asked:
+            code, out, err = pylon("agent", *arguments)
+        assert code == 0, err
+        return (asked[0]["method"], asked[0]["params"]), out, err
+
+    return asked_once

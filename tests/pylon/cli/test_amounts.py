@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pylon.cli.amounts import AMOUNT
+from pylon.cli.amounts import AMOUNT, SATS
 from pylon.money import MAX_MSAT
 
 amounts = st.integers(1, MAX_MSAT)
@@ -56,5 +56,30 @@ def test_sats_are_what_is_meant(whole):
 def test_anything_else_is_an_amount_within_bounds_or_refused(text):
     try:
         assert 0 < read(text) <= MAX_MSAT
+    except click.BadParameter:
+        pass
+
+
+# --- what limits are set in -------------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, MAX_MSAT // 1_000))
+def test_every_number_of_sats_can_be_written(whole):
+    for text in (str(whole), f"{whole}sat", f"{whole:,} SATS", f"{whole:_}"):
+        assert SATS.convert(text, None, None) == whole
+
+
+@pytest.mark.parametrize(
+    "text", ["", "-1", "1.5", "1,5", "1500msat", "1000msat", "sat", "x", "2100000000000001", "9" * 400, "٣"]
+)
+def test_what_is_no_number_of_sats(text):
+    with pytest.raises(click.BadParameter, match="sat"):
+        SATS.convert(text, None, None)
+
+
+@given(st.text())
+def test_anything_else_is_a_number_of_sats_or_refused(text):
+    try:
+        assert 0 <= SATS.convert(text, None, None) <= MAX_MSAT // 1_000
     except click.BadParameter:
         pass

@@ -31,6 +31,12 @@ def test_the_script_for_a_shell(shell, line):
         ("pylon jo", 1, ["plain,job"]),
         ("pylon job ", 2, ["plain,list", "plain,status", "plain,submit"]),
         ("pylon start --mode p", 3, ["plain,provider"]),
+        ("pylon ag", 1, ["plain,agent"]),
+        ("pylon agent re", 2, ["plain,resume", "plain,revoke", "plain,reveal"]),
+        ("pylon agent spawn --autonomy su", 4, ["plain,supervised"]),
+        ("pylon agent grant alice pay", 4, ["plain,pay_invoice"]),
+        ("pylon agent goals ", 3, ["plain,add", "plain,list", "plain,set"]),
+        ("pylon agent goals set alice 9a --status pau", 7, ["plain,paused"]),
         ("pylon nonsense x", 2, []),
     ],
 )

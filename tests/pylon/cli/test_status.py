@@ -143,3 +143,37 @@ def test_an_error_of_the_daemon_is_told(status, home):
         code, _, err = status()
     assert code == 1
     assert err == "error: disk full\nhint: make room\n"
+
+
+NEVER = {"name": "alice", "state": "active", "balance_msats": 890_000}
+
+
+@pytest.mark.parametrize(
+    ("agent", "line"),
+    [
+        (NEVER, "alice  active  890 sat"),
+        (
+            {**NEVER, "runway_days": 0.89, "next_tick": 725.5},
+            "alice  active  890 sat  runway 0.8 days  next tick in 12m",
+        ),
+        (
+            {**NEVER, "next_tick": -5.0, "paused": "", "moved": "", "last_error": None},
+            "alice  active  890 sat  next tick due now",
+        ),
+        ({**NEVER, "next_tick": 9.0, "paused": "paused"}, "alice  active, paused  890 sat"),
+        ({**NEVER, "next_tick": 9.0, "paused": "stopped", "moved": "another runs it"}, "alice  active, moved  890 sat"),
+        (
+            {**NEVER, "last_error": "no\nbob  active  21 sat"},
+            "alice  active  890 sat  last error: no bob active 21 sat",
+        ),
+        ({"name": "alice", "runway_days": "x", "next_tick": [], "last_error": {}}, "alice  unknown  unknown"),
+        (
+            {**NEVER, "runway_days": float("inf"), "next_tick": float("nan")},
+            "alice  active  890 sat  runway unlimited  next tick in 0s",
+        ),
+    ],
+)
+def test_agents(monkeypatch, agent, line):
+    monkeypatch.setattr(module.time, "time", lambda: 0.0)
+    shown = module.render({"agents": [agent]}).splitlines()
+    assert shown[-2:] == ["Agents:", f"  {line}"]

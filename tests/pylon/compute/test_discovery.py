@@ -122,7 +122,7 @@ def why(found, bid=BID, model=None, network="simnet", tried=(), wanted=None):
         ([announced(), announced(B, price=12_000)], {"wanted": B}, "the cheapest asks 12 sat, the bid is 10 sat"),
         ([announced()], {"wanted": A, "tried": (A,)}, "the only one that fits was tried"),
         ([], {"wanted": A, "tried": (A,)}, "the provider that was named was tried, and announces nothing"),
-        ([announced(OWN)], {"wanted": OWN}, "the provider that was named is this home, and nobody buys from itself"),
+        ([announced(OWN)], {"wanted": OWN}, "the provider that was named is the buyer, and nobody buys from itself"),
     ],
 )
 def test_why_nobody_fits(found, changes, says):

@@ -141,8 +141,10 @@ async def test_a_purchase_that_was_paid_twice(market):
         def job(tx):
             tx.execute("DROP INDEX intents_one_open")
             tx.execute(
-                "INSERT INTO intents SELECT id || 'x', cause, payment_hash || 'x', state, amount_msats, max_fee_msats,"
-                " fee_msats, idempotency_key || 'x', invoice, NULL, error, created_at, updated_at FROM intents"
+                "INSERT INTO intents (id, cause, payment_hash, state, amount_msats, max_fee_msats, fee_msats,"
+                " idempotency_key, invoice, error, created_at, updated_at) SELECT id || 'x', cause, payment_hash || 'x',"
+                " state, amount_msats, max_fee_msats, fee_msats, idempotency_key || 'x', invoice, error, created_at,"
+                " updated_at FROM intents"
             )
 
         await bought.write(job)

@@ -17,6 +17,7 @@ from pylon.provider.pricing import Terms
 from pylon.provider.sale import SALE, SaleState
 from pylon.store import ledger
 from pylon.testing.backend import Reply, ScriptedBackend
+from pylon.wallets import history
 from tests.pylon.market import PRICE, open_actor, open_home, until
 
 RESULT = JOB_TEXT + 1_000
@@ -357,7 +358,7 @@ async def test_books_see_money_that_nobody_booked(autojump_clock, market):
 
 
 async def test_deposits_are_booked_beyond_the_first_page(autojump_clock, market, monkeypatch):
-    monkeypatch.setattr(books, "_PAGE", 3)
+    monkeypatch.setattr(history, "PAGE", 3)
     home = await open_home(market, funds=0)
     for number in range(10):
         await home.wallet.fund(Msat(1_000))

@@ -26,7 +26,7 @@ def buy(tx, amount=300, fee=2, preimage=PREIMAGE):
         tx, tx.vault, cause="p1", payment_hash=HASH, invoice="lnsb1", amount=Msat(300), max_fee=Msat(9), at=NOW
     )
     intents.settle(tx, tx.vault, intent.id, amount=Msat(300), fee=Msat(2), preimage=preimage, at=NOW)
-    ledger.purchase_settled(tx, cause="p1", payment_hash=HASH, amount=amount, fee=fee, at=NOW)
+    ledger.payment_settled(tx, cause="p1", payment_hash=HASH, amount=amount, fee=fee, at=NOW)
 
 
 def good(tx):

@@ -101,7 +101,7 @@ class Life(RuleBasedStateMachine):
         taken = [cause for cause, state in self.model.values() if state != "failed"]
         assert len(taken) == len(set(taken))
         found = [intents.by_hash(self.tx, payment_hash) for payment_hash in rows]
-        assert intents.committed_total(self.tx, 0.0) == sum(intent.reserved for intent in found)
+        assert intents.committed(self.tx, "", since=0.0) == sum(intent.reserved for intent in found)
 
 
 TestLife = Life.TestCase
@@ -171,7 +171,7 @@ def test_a_rolling_budget_counts_what_is_pending_however_old():
         reserve(tx, "p1", "h1", at=NOW - 1_000_000)
         settle(tx, reserve(tx, "p2", "h2"), at=NOW - 100)
         settle(tx, reserve(tx, "p3", "h3"), at=NOW)
-        assert intents.committed_total(tx, NOW - 50) == 1_010 + 1_003
+        assert intents.committed(tx, "", since=NOW - 50) == 1_010 + 1_003
 
 
 def test_nothing_secret_in_an_intents_repr_and_long_errors_are_cut():

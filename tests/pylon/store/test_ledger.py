@@ -86,7 +86,7 @@ def test_one_of_everything():
         ledger.sale_moved(tx, cause="s1", paid=(0, 50), earned=(0, 50), owed=(0, 0), at=NOW)
         ledger.sale_moved(tx, cause="s2", paid=(0, 30), earned=(0, 0), owed=(0, 30), at=NOW)
         ledger.debt_paid_out(tx, "o1", "h1", 20, 1, NOW)
-        ledger.purchase_settled(tx, cause="p1", payment_hash="h2", amount=40, fee=2, at=NOW)
+        ledger.payment_settled(tx, cause="p1", payment_hash="h2", amount=40, fee=2, at=NOW)
         ledger.withdrawal(tx, "w1", 60, 3, NOW)
         found = balances(tx)
         totals = sale_totals(tx)
@@ -111,18 +111,18 @@ def test_one_of_everything():
 def test_a_settled_purchase_is_booked_once(fee):
     with transaction() as tx:
         again = {"cause": "p1", "payment_hash": "h1", "amount": 40, "fee": fee, "at": NOW}
-        assert ledger.purchase_settled(tx, **again)
-        assert not ledger.purchase_settled(tx, **again)
+        assert ledger.payment_settled(tx, **again)
+        assert not ledger.payment_settled(tx, **again)
         for changed in ({"fee": fee + 1}, {"amount": 41}):
             with pytest.raises(StoreError, match="booked already"):
-                ledger.purchase_settled(tx, **{**again, **changed})
+                ledger.payment_settled(tx, **{**again, **changed})
         assert balances(tx)["wallet"] == -40 - fee
 
 
 def test_two_payments_for_one_cause_are_two():
     with transaction() as tx:
         for payment_hash in ("h1", "h2"):
-            ledger.purchase_settled(tx, cause="p1", payment_hash=payment_hash, amount=40, fee=0, at=NOW)
+            ledger.payment_settled(tx, cause="p1", payment_hash=payment_hash, amount=40, fee=0, at=NOW)
         assert balances(tx)["spent"] == 80
 
 

@@ -1,0 +1,242 @@
+"""The rows of the agents: who there is, what its operator has set, what it holds in mind.
+
+Functions over the store and nothing else; whoever changes an agent does so through ``pylon.host.agents``. Names are
+unique among those that are not deleted; a deleted agent keeps its row and its keys, for money may come late.
+"""
+
+from __future__ import annotations
+
+import functools
+import sqlite3
+from collections.abc import Iterator
+
+import attrs
+import cattrs
+import orjson
+
+from protocols.keys import PublicKey, SecretKey
+from protocols.nip19 import Nip19Error, decode_public_key, encode_npub
+from protocols.nip_sa_state import AgentState
+from pylon.errors import NotFound, SealError, UsageError
+from pylon.host.burn import Burn
+from pylon.host.lifecycle import LIFECYCLE, Lifecycle
+from pylon.host.settings import AgentSettings
+from pylon.store.database import Reads, Store, Tx
+from pylon.store.records import RecordTable
+from pylon.store.vault import Vault
+
+STOPPED = "stopped"
+PAUSED = "paused"
+SHORTEST_PREFIX = 8
+"""Hex digits that name an agent."""
+
+_COLUMNS = (
+    "id, name, created_at, wallet, epoch, instance, paused, moved, deleted_at, ticks, quiet, beat, last_error,"
+    " settings, burn"
+)
+
+
+@attrs.frozen
+class Agent:
+    """One row, without its secrets."""
+
+    id: str
+    """Public key, hex."""
+    name: str
+    created_at: float
+    wallet: str
+    """The public id of its wallet."""
+    epoch: int
+    """How often it has moved; a runner that sees a higher one parks."""
+    instance: str
+    """The runner's own name, told in the state that it publishes."""
+    paused: str
+    """``paused``, ``stopped``, or empty."""
+    moved: str
+    """Who runs it now, in words; empty: we do."""
+    deleted_at: float | None
+    ticks: int
+    """All that were run, quiet ones included."""
+    quiet: int
+    beat: float | None
+    """When the next heartbeat is due."""
+    last_error: str
+    settings: AgentSettings
+    burn: Burn
+
+    @property
+    def npub(self) -> str:
+        return encode_npub(PublicKey.from_hex(self.id))
+
+    @property
+    def may_run(self) -> bool:
+        """Whether this home runs it at all, whatever its balance."""
+        return not self.paused and not self.moved and self.deleted_at is None
+
+
+@attrs.frozen(repr=False, eq=False)
+class Keys:
+    """What an agent signs and pays with. Its repr is blank."""
+
+    nostr: SecretKey
+    wallet: SecretKey
+
+    def __repr__(self) -> str:
+        return "Keys(…)"
+
+
+# --- reading --------------------------------------------------------------------------------------------------
+
+
+def load(source: Reads, agent_id: str) -> Agent:
+    """Raises ``NotFound``."""
+    row = source.one(f"SELECT {_COLUMNS} FROM agents WHERE id = ?", (agent_id,))
+    if row is None:
+        raise NotFound(f"there is no agent {agent_id[:16]}", "pylon agent list")
+    return _agent(row)
+
+
+def by_name(source: Reads, name: str) -> Agent | None:
+    row = source.one(f"SELECT {_COLUMNS} FROM agents WHERE name = ?", (name,))
+    return None if row is None else _agent(row)
+
+
+def find(source: Reads, text: str) -> Agent:
+    """By name, npub, hex, or at least 8 digits of it. Raises ``NotFound``, ``UsageError``."""
+    named = by_name(source, text)
+    if named is not None:
+        return named
+    if text.startswith("npub1"):
+        try:
+            return load(source, decode_public_key(text).hex)
+        except (Nip19Error, ValueError):
+            raise UsageError(f"{text[:80]!r} is no npub", "pylon agent list") from None
+    if len(text) >= SHORTEST_PREFIX and not text.lower().strip("0123456789abcdef"):
+        rows = source.read(
+            f"SELECT {_COLUMNS} FROM agents WHERE id LIKE ? AND deleted_at IS NULL LIMIT 2", (text.lower() + "%",)
+        )
+        if len(rows) == 2:
+            raise UsageError(f"more than one agent's key begins with {text}", "give more digits of it, or the name")
+        if rows:
+            return _agent(rows[0])
+    raise NotFound(f"there is no agent {text[:80]!r}", "pylon agent list")
+
+
+def everybody(source: Reads) -> Iterator[Agent]:
+    """All that are not deleted, oldest first."""
+    rows = source.read(f"SELECT {_COLUMNS} FROM agents WHERE deleted_at IS NULL ORDER BY created_at, id")
+    return map(_agent, rows)
+
+
+def keys(source: Reads, vault: Vault, agent_id: str) -> Keys:
+    """Raises ``NotFound``, ``SealError``."""
+    row = source.one("SELECT keys FROM agents WHERE id = ?", (agent_id,))
+    if row is None:
+        raise NotFound(f"there is no agent {agent_id[:16]}", "pylon agent list")
+    value = orjson.loads(vault.open(row["keys"], f"agents.keys:{agent_id}"))
+    return Keys(SecretKey.from_hex(value["nostr"]), SecretKey.from_hex(value["wallet"]))
+
+
+def phrase(source: Reads, vault: Vault, agent_id: str) -> str:
+    """For one who asked for it by name. Raises ``NotFound``, ``SealError``."""
+    row = source.one("SELECT phrase FROM agents WHERE id = ?", (agent_id,))
+    if row is None:
+        raise NotFound(f"there is no agent {agent_id[:16]}", "pylon agent list")
+    return vault.open(row["phrase"], f"agents.phrase:{agent_id}")
+
+
+def state(source: Reads, vault: Vault, agent_id: str) -> AgentState:
+    """What it holds in mind. Raises ``SealError``."""
+    row = source.one("SELECT state FROM agent_states WHERE agent = ?", (agent_id,))
+    if row is None:
+        return AgentState()
+    try:
+        return AgentState.from_json(vault.open(row["state"], f"agent_states.state:{agent_id}"))
+    except ValueError:
+        raise SealError(f"the state of agent {agent_id[:16]} does not read", "restore a backup of the home") from None
+
+
+# --- writing --------------------------------------------------------------------------------------------------
+
+
+def insert(tx: Tx, agent: Agent, secrets: Keys, words: str) -> None:
+    """Write a new agent down. Raises ``UsageError`` where the name, the key or the wallet is there already."""
+    taken = tx.one("SELECT name, deleted_at FROM agents WHERE id = ? OR wallet = ?", (agent.id, agent.wallet))
+    if taken is not None and taken["deleted_at"] is None:
+        raise UsageError(f"this agent is here already, as {taken['name']!r}", "pylon agent info")
+    if by_name(tx, agent.name) is not None:
+        raise UsageError(f"there is an agent called {agent.name!r} already", "give another name")
+    sealed = orjson.dumps({"nostr": secrets.nostr.reveal().hex(), "wallet": secrets.wallet.reveal().hex()}).decode()
+    # An agent that was deleted here and comes back takes its old row.
+    tx.execute("DELETE FROM agents WHERE id = ?", (agent.id,))
+    tx.execute(
+        "INSERT INTO agents (id, name, created_at, wallet, epoch, instance, paused, moved, ticks, quiet, beat,"
+        " settings, burn, keys, phrase) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            *(agent.id, agent.name, agent.created_at, agent.wallet, agent.epoch, agent.instance, agent.paused),
+            *(agent.moved, agent.ticks, agent.quiet, agent.beat, agent.settings.to_json(), _burn_json(agent.burn)),
+            tx.vault.seal(sealed, f"agents.keys:{agent.id}"),
+            tx.vault.seal(words, f"agents.phrase:{agent.id}"),
+        ),
+    )
+
+
+def save_settings(tx: Tx, agent_id: str, settings: AgentSettings) -> None:
+    """The name is one of them: raises ``UsageError`` where another agent has it."""
+    other = by_name(tx, settings.name)
+    if other is not None and other.id != agent_id:
+        raise UsageError(f"there is an agent called {settings.name!r} already", "give another name")
+    tx.execute("UPDATE agents SET settings = ?, name = ? WHERE id = ?", (settings.to_json(), settings.name, agent_id))
+
+
+def save_state(tx: Tx, agent_id: str, state: AgentState) -> None:
+    sealed = tx.vault.seal(state.to_json(), f"agent_states.state:{agent_id}")
+    tx.execute(
+        "INSERT INTO agent_states (agent, updated_at, state) VALUES (?, ?, ?)"
+        " ON CONFLICT (agent) DO UPDATE SET updated_at = excluded.updated_at, state = excluded.state",
+        (agent_id, tx.clock.now(), sealed),
+    )
+
+
+def save_burn(tx: Tx, agent_id: str, burn: Burn) -> None:
+    tx.execute("UPDATE agents SET burn = ? WHERE id = ?", (_burn_json(burn), agent_id))
+
+
+def lifecycle_records(store: Store) -> RecordTable[Lifecycle]:
+    """The table of lifecycles."""
+    return RecordTable(
+        LIFECYCLE,
+        Lifecycle,
+        "lifecycles",
+        store.vault,
+        lambda record: {"balance_msats": record.balance, "burn_msats": record.burn},
+    )
+
+
+def _agent(row: sqlite3.Row) -> Agent:
+    return Agent(
+        id=row["id"],
+        name=row["name"] or "",
+        created_at=row["created_at"],
+        wallet=row["wallet"],
+        epoch=row["epoch"],
+        instance=row["instance"],
+        paused=row["paused"],
+        moved=row["moved"],
+        deleted_at=row["deleted_at"],
+        ticks=row["ticks"],
+        quiet=row["quiet"],
+        beat=row["beat"],
+        last_error=row["last_error"],
+        settings=AgentSettings.from_json(row["settings"]),
+        burn=_converter().structure(orjson.loads(row["burn"]), Burn),
+    )
+
+
+def _burn_json(burn: Burn) -> str:
+    return orjson.dumps(_converter().unstructure(burn)).decode()
+
+
+@functools.cache
+def _converter() -> cattrs.Converter:
+    return cattrs.Converter(forbid_extra_keys=False)

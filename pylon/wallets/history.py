@@ -1,0 +1,94 @@
+"""What came into a wallet, or went out of it, without Pylon: booked against *outside*, each payment once.
+
+* What is received and pays for no sale is a deposit: funding, a faucet, a zap, an invoice of an agent's that was paid.
+* What was sent before the books of this home began (an agent that was imported, a wallet with a past) was somebody
+  else's doing. What is sent later without an intent is nobody's, and stays unbooked: the audit names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import orjson
+
+from pylon.store import ledger
+from pylon.store.database import Reads, Store, Tx
+from pylon.wallets.port import Direction, Payment, PaymentState, Wallet
+
+PAGE = 1_000
+
+
+async def all_payments(wallet: Wallet) -> list[Payment]:
+    """The wallet's whole history, oldest first, however many pages it takes."""
+    found: dict[str, Payment] = {}
+    since, limit = 0.0, PAGE
+    while True:
+        page = await wallet.payments(since=since, limit=limit)
+        known = len(found)
+        found.update((payment.payment_id, payment) for payment in page)
+        if len(page) < limit:
+            return list(found.values())
+        # More payments of one moment than fit into a page want a bigger page.
+        limit = limit if len(found) > known else 2 * limit
+        since = page[-1].created_at
+
+
+async def book_outside(
+    store: Store, payments: Iterable[Payment], *, owner: str = "", began: float = 0.0, now: float
+) -> list[Payment]:
+    """Book those of an owner's payments that Pylon did not cause; returns those that were not booked before.
+
+    :param began: when this home took the wallet over; what had been sent by then was sent by another.
+    """
+    fresh = _fresh(store, payments, owner, began)
+    return await store.write(lambda tx: book_outside_in(tx, fresh, owner=owner, began=began, now=now)) if fresh else []
+
+
+def book_outside_in(
+    tx: Tx, payments: Iterable[Payment], *, owner: str = "", began: float = 0.0, now: float
+) -> list[Payment]:
+    """``book_outside`` within the caller's transaction: what follows from a payment is written with it, once."""
+    fresh = _fresh(tx, payments, owner, began)
+    for payment in fresh:
+        if payment.direction is Direction.RECEIVED:
+            ledger.deposit(tx, payment.payment_id, payment.amount, now, owner)
+        else:
+            ledger.withdrawal(tx, payment.payment_id, payment.amount, payment.fee, now, owner)
+    return fresh
+
+
+def _fresh(source: Reads, payments: Iterable[Payment], owner: str, began: float) -> list[Payment]:
+    """What came from outside, or went there, and is not booked."""
+    settled = {
+        payment.payment_id: payment
+        for payment in payments
+        if payment.state is PaymentState.SETTLED and payment.amount > 0
+    }
+    rows = source.read(
+        "SELECT cause FROM entries WHERE owner = ? AND cause IN (SELECT value FROM json_each(?))"
+        " AND kind IN ('deposit', 'withdrawal')",
+        (owner, orjson.dumps(list(settled)).decode()),
+    )
+    known = {row["cause"] for row in rows}
+    return [
+        payment
+        for payment_id, payment in settled.items()
+        if payment_id not in known and _is_outside(source, payment, owner, began)
+    ]
+
+
+def _is_outside(source: Reads, payment: Payment, owner: str, began: float) -> bool:
+    if payment.direction is Direction.RECEIVED:
+        # Only the home sells.
+        return bool(owner) or not _is_of_a_sale(source, payment)
+    return (
+        payment.created_at < began
+        and source.one("SELECT 1 FROM intents WHERE payment_hash = ?", (payment.payment_hash,)) is None
+    )
+
+
+def _is_of_a_sale(source: Reads, payment: Payment) -> bool:
+    """Whether a payment that the home has received was asked for by a sale."""
+    if payment.outside or not payment.payment_hash:
+        return False
+    return source.one("SELECT 1 FROM sales WHERE payment_hash = ?", (payment.payment_hash,)) is not None
