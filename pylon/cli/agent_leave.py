@@ -85,11 +85,8 @@ def grant(
 ) -> None:
     """Give an agent leave for an action. A grant for the same action is replaced.
 
-    \b
-    ACTION is one of
-      post reply react dm request_payment     what others notice
-      zap pay_invoice                         what spends sats, and needs --each and --day
-      update_goal add_memory set_heartbeat    what concerns the agent alone
+    ACTION is post, reply, react, dm or request_payment, which others notice; zap or pay_invoice, which spend sats, and
+    need --each and --day; or update_goal, add_memory or set_heartbeat, which concern the agent alone.
     """
     if action in MONEY and (each is None or day is None):
         raise UsageError(

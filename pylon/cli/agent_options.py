@@ -146,7 +146,7 @@ _REPEATED: tuple[tuple[str, str, click.ParamType[Any], str, str], ...] = (
         "trusted",
         click.STRING,
         "NPUB",
-        "Whose words are not a stranger's; repeat for several. none: nobody but its operator.",
+        "Whose words are not a stranger's; repeat for several, or none.",
     ),
 )
 _SETTINGS: tuple[tuple[str, click.ParamType[Any], str | None, str], ...] = (

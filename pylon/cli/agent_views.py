@@ -111,7 +111,7 @@ def brief(agent: Json, now: float) -> str:
 def details(agent: Json, now: float) -> str:
     """``pylon agent info``."""
     schedule, budgets = agent["schedule"], agent["budgets"]
-    reason = str(agent["reason"]).removeprefix(f"{agent['state'].replace('_', ' ')}: ")
+    reason = str(agent["reason"]).removeprefix(f"{agent['state'].replace('_', ' ')}: ").removeprefix("moved: ")
     state = state_of(agent) + (f" ({line(reason, 200)})" if reason else "")
     beats = span(schedule["heartbeat_seconds"])
     if schedule["interval_seconds"] and schedule["interval_seconds"] != schedule["heartbeat_seconds"]:

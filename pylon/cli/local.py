@@ -41,7 +41,7 @@ async def _run_here(state: State, verb: str, params: dict[str, Any], online: boo
     from pylon.daemon.agents import AgentVerbs
     from pylon.daemon.hosting import assemble, usual_relays
     from pylon.daemon.process import hold_home
-    from pylon.daemon.runtime import open_home_store, open_runtime, open_wallet
+    from pylon.daemon.runtime import open_home_store, open_runtime, open_wallet, require_simnet
     from pylon.daemon.verbs import Verbs
     from pylon.identity import load as load_identity
     from pylon.wallets.keeper import SimnetKeeper
@@ -80,4 +80,7 @@ async def _run_here(state: State, verb: str, params: dict[str, Any], online: boo
                 )
                 agents = AgentVerbs(state.home, config, hosting, Purse(wallet, store, clock))
             verbs = Verbs(config, clock, store, wallet, agents=agents)
-        return await verbs.table()[verb](params, notify)
+        table = verbs.table()
+        if verb not in table:
+            require_simnet(config, "hosting agents")
+        return await table[verb](params, notify)

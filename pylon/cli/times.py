@@ -55,12 +55,12 @@ def until(at: float, now: float) -> str:
 
 
 def in_days(days: float) -> str:
-    """A runway: ``12 days``, ``0.9 days``. Never rounded up, so that it promises nothing."""
+    """A runway: ``12 days``, ``0.9 days``."""
     if not days < _LONGEST:
         return "unlimited"
     if days >= 10:
         return f"{int(days):,} days"
-    tenths = int(max(0.0, days) * 10)
+    tenths = round(max(0.0, days) * 10)
     if tenths == 0:
         return "0 days" if days <= 0 else "under 0.1 days"
     whole, rest = divmod(tenths, 10)

@@ -51,6 +51,8 @@ from pylon.wallets.simnet import SimnetLedger, SimnetWallet
 
 log = logging.getLogger(__name__)
 
+_RECEIPTS_EVERY = 300.0
+
 
 @attrs.frozen
 class Runtime:
@@ -141,6 +143,7 @@ async def open_runtime(
             if config.network == "simnet"
             else None
         )
+        locks = stack.enter_context(SeedLocks()) if mode in ("host", "both") else None
         nursery = await stack.enter_async_context(trio.open_nursery())
         stack.callback(nursery.cancel_scope.cancel)
         supervisor = Supervisor(nursery, rng=rng, on_failure=_tell)
@@ -175,9 +178,9 @@ async def open_runtime(
             if serve_http and config.api.enabled:
                 bound = await nursery.start(_serve_api(home, config, hosting))
                 hosting.pay.address = public_address(config, bound)
-                supervisor.start(ChildSpec("zaps", hosting.pay.catch_up, temporary=True))
-            if mode in ("host", "both"):
-                locks = stack.enter_context(SeedLocks())
+                await hosting.agents.readdress()
+                supervisor.start(ChildSpec("zaps", functools.partial(_keep_receipts, hosting)))
+            if locks is not None:
                 host = Host(hosting.agents, buyer, pool, hosting.deeds, hosting.funds, locks=locks)
                 supervisor.start(ChildSpec("host", host.run))
 
@@ -219,6 +222,13 @@ async def open_runtime(
 def _serve_api(home: Home, config: Config, hosting: Hosting) -> Callable[..., Awaitable[None]]:
     app = build_app(hosting.pay, token=load_token(home), public_name=config.api.public_name)
     return functools.partial(serve_api, app, config.api.bind, by_user=config.api.bind_given)
+
+
+async def _keep_receipts(hosting: Hosting) -> None:
+    """Look for zaps whose payment nobody told of: at the start, and now and then, for wallets may miss telling."""
+    while True:
+        await hosting.pay.catch_up()
+        await trio.sleep(_RECEIPTS_EVERY)
 
 
 def _accounts(home: Account, agents: Accounts | None = None) -> Accounts:

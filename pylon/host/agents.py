@@ -15,6 +15,7 @@ import attrs
 from protocols import entropy, nip06
 from protocols.keys import SecretKey
 from protocols.nip01 import Event
+from protocols.nip_sa import PROFILE
 from protocols.nip_sa_state import AgentState
 from pylon.clock import Clock
 from pylon.compute.buyer import Account
@@ -37,9 +38,10 @@ from pylon.wallets.purse import Budget, Purse, Spend
 _PURPOSES = {"zap": ActionKind.ZAP, "invoice": ActionKind.PAY_INVOICE}
 _INSTANCE = "instance"
 _HOME_RELAYS = (
-    "SELECT id FROM agents WHERE deleted_at IS NULL AND moved = '' AND json_extract(settings, '$.relays') = '[]'"
+    "SELECT id FROM agents WHERE deleted_at IS NULL AND moved = ''"
+    " AND CASE WHEN json_valid(settings) THEN json_extract(settings, '$.relays') END = '[]'"
 )
-"""Agents that publish wherever the home does."""
+"""Agents that publish wherever the home does. A row that does not read harms no other."""
 
 
 @attrs.frozen(repr=False)
@@ -229,7 +231,8 @@ class Agents:
                 burn=burn or Burn(),
             )
             registry.insert(tx, agent, secrets, phrase)
-            state = memory.compact(attrs.evolve(mind, instance=instance, epoch=epoch), now=now)
+            state = registry.with_settings(attrs.evolve(mind, instance=instance, epoch=epoch), chosen)
+            state = memory.compact(state, now=now)
             registry.save_state(tx, agent.id, state)
             lifecycle = Lifecycle(id=agent.id, created_at=now, settings=chosen.lifecycle)
             tx.execute("DELETE FROM lifecycles WHERE id = ?", (agent.id,))
@@ -265,6 +268,8 @@ class Agents:
                 self._publish(tx, agent, "profile", lambda now: self._profile(tx, agent, secret, now))
                 self._publish(tx, agent, "triggers", lambda now: publishing.triggers(tx, agent, secret, now))
             self._announce(tx, agent, secret)
+            mind = registry.with_settings(registry.state(tx, tx.vault, agent_id), after)
+            self.keep_mind(tx, agent, memory.compact(mind, now=self.clock.now()))
             tx.touch("agents")
             return agent
 
@@ -382,6 +387,21 @@ class Agents:
             told(agent_id)
 
     # --- what others see --------------------------------------------------------------------------------------
+
+    async def readdress(self) -> None:
+        """Publish the profiles again whose lightning address is not what it was: the API listens elsewhere now."""
+
+        def job(tx: Tx) -> None:
+            for agent in registry.everybody(tx):
+                told = outbox.newest(tx, f"{PROFILE}:{agent.id}:profile")
+                if agent.settings.publish and told is not None and told.tag("lud16") != self.address(agent.name):
+                    secret = self.keys(agent.id, tx).nostr
+                    self._republish(tx, agent, secret)
+
+        await self.store.write(job)
+
+    def _republish(self, tx: Tx, agent: Agent, secret: SecretKey) -> None:
+        self._publish(tx, agent, "profile", lambda now: self._profile(tx, agent, secret, now))
 
     async def introduce(self) -> None:
         """Have relays that are new to this home told of its agents, as they are now."""

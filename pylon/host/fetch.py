@@ -118,10 +118,14 @@ async def _read(response: httpx.Response, host: str, max_bytes: int) -> Answer:
     if response.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
         raise LnurlInvalid("the service answered compressed, which was not asked for")
     body = bytearray()
-    async for chunk in response.aiter_raw():
-        body += chunk
-        if len(body) > max_bytes:
-            raise LnurlInvalid(f"an answer has at most {max_bytes} bytes")
+    # Left by cancelling: httpx has a stack of generators here, and whoever just stops leaves them to the collector.
+    with trio.CancelScope() as scope:
+        async for chunk in response.aiter_raw():
+            body += chunk
+            if len(body) > max_bytes:
+                scope.cancel()
+    if len(body) > max_bytes:
+        raise LnurlInvalid(f"an answer has at most {max_bytes} bytes")
     return Answer(response.status_code, bytes(body))
 
 
@@ -144,13 +148,13 @@ async def _addresses(host: str, port: int, allow_local: bool) -> list[_Address]:
 def is_public(address: _Address) -> bool:
     """Whether an address is somebody's in the public network, also where it carries another one within."""
     if isinstance(address, ipaddress.IPv6Address):
+        if address.teredo is not None:
+            return False
         within = address.ipv4_mapped or address.sixtofour
         if address in _NAT64:
             within = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-        if address.teredo is not None or (within is not None and not is_public(within)):
-            return False
-        if address.ipv4_mapped is not None:
-            return True
+        if within is not None:
+            return is_public(within)
     return address.is_global and not (address.is_multicast or address.is_reserved or address.is_unspecified)
 
 

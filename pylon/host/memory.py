@@ -11,8 +11,9 @@ Rules
    one line with a count; then the most faded goes first, but what strangers said goes before anything else as long as
    it is more than ``STRANGERS_SHARE`` of the whole: a flood of mentions washes no memory away. What the operator wrote
    is never rewritten, and goes last.
-4. Goals outlast memories. Those finished for ``FINISHED_KEPT`` go where goals leave less than half of the room; others
-   only where goals alone are too much: the finished first, oldest first, then the longest descriptions are cut.
+4. Goals outlast memories. Those finished for ``FINISHED_KEPT`` go where memory would have less than half of the room;
+   others only where they do not fit even without it: the finished first, oldest first, then the longest descriptions
+   are cut.
 5. A compacted state fits, whatever was in it, and reads back as it was written.
 6. A goal is due when its next review has come; without one, at the next heartbeat.
 """

@@ -110,7 +110,9 @@ async def import_phrase(
     profile, chosen = _read(found, secrets.nostr)
     mind = _state(found, secrets.nostr)
     await tell(_words(profile is not None, bool(found.get((SCHEDULE, "schedule"))), mind is not None))
-    called = name or _named(profile.name if profile is not None else "")
+    if mind is not None:
+        chosen = registry.settings_in(mind) or chosen
+    called = name or _named(profile.name if profile is not None else chosen.name)
     if called is None:
         raise UsageError(
             "the relays know no name for this agent that can be used here", "give one: pylon agent import --name NAME"

@@ -17,7 +17,7 @@ import orjson
 from protocols.keys import PublicKey, SecretKey
 from protocols.nip19 import Nip19Error, decode_public_key, encode_npub
 from protocols.nip_sa_state import AgentState
-from pylon.errors import NotFound, SealError, UsageError
+from pylon.errors import ConfigError, NotFound, SealError, UsageError
 from pylon.host.burn import Burn
 from pylon.host.lifecycle import LIFECYCLE, Lifecycle
 from pylon.host.settings import AgentSettings
@@ -27,6 +27,8 @@ from pylon.store.vault import Vault
 
 STOPPED = "stopped"
 PAUSED = "paused"
+SETTINGS = "settings"
+"""The field of a state in which they stand."""
 SHORTEST_PREFIX = 8
 """Hex digits that name an agent."""
 
@@ -187,6 +189,19 @@ def save_settings(tx: Tx, agent_id: str, settings: AgentSettings) -> None:
     if other is not None and other.id != agent_id:
         raise UsageError(f"there is an agent called {settings.name!r} already", "give another name")
     tx.execute("UPDATE agents SET settings = ?, name = ? WHERE id = ?", (settings.to_json(), settings.name, agent_id))
+
+
+def with_settings(mind: AgentState, settings: AgentSettings) -> AgentState:
+    """A state that tells, sealed, what its operator has set: whoever has the phrase can run the agent as it was."""
+    return attrs.evolve(mind, extra={**mind.extra, SETTINGS: orjson.loads(settings.to_json())})
+
+
+def settings_in(mind: AgentState) -> AgentSettings | None:
+    """What the operator had set, where the state tells it and it reads."""
+    try:
+        return AgentSettings.from_json(orjson.dumps(mind.extra[SETTINGS]).decode())
+    except (KeyError, ConfigError, orjson.JSONEncodeError):
+        return None
 
 
 def save_state(tx: Tx, agent_id: str, state: AgentState) -> None:

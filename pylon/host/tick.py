@@ -184,8 +184,10 @@ class Ticks:
             refused = await self._buy(tick, agent)
             if refused:
                 return self._failed(tick, refused)
+        # From the purchase on: a tick may have waited for its turn to think. Bounded: the clock may be set back.
+        waited = 0.0 if known is None else self._clock.now() - known.created_at
         done: Purchase | None = None
-        with trio.move_on_after(max(_AFTER_RESTART, tick.created_at + THINK_SECONDS - self._clock.now())):
+        with trio.move_on_after(min(max(_AFTER_RESTART, THINK_SECONDS - waited), THINK_SECONDS)):
             done = await self._buyer.finished(tick.purchase)
         if done is None:
             return self._failed(tick, "no answer in time")
@@ -368,7 +370,8 @@ class Ticks:
             cost_msats=tick.cost,
             balance_msats=self._agents.lifecycle(agent.id, tx).balance,
         )
-        return memory.compact(attrs.evolve(mind, instance=agent.instance, epoch=agent.epoch), now=now)
+        mind = attrs.evolve(mind, instance=agent.instance, epoch=agent.epoch)
+        return memory.compact(registry.with_settings(mind, registry.load(tx, agent.id).settings), now=now)
 
     def _set_heartbeat(self, tx: Tx, agent: Agent, actions: Sequence[Action]) -> None:
         wanted = [

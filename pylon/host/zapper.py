@@ -7,7 +7,7 @@ where it leads before anything connects there.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -22,6 +22,9 @@ from pylon.host.registry import Agent
 from pylon.host.zaps import resolve
 from pylon.money import Msat
 from pylon.relays.pool import RelayPool
+
+if TYPE_CHECKING:
+    import httpx
 
 _PROFILE_SECONDS = 5.0
 
@@ -46,26 +49,29 @@ class Zapper:
         self._prefix = network_prefix
         self._allow_local = allow_local
         self._relays = relays
+        self._client: httpx.AsyncClient | None = None
 
     async def __call__(
         self, agent: Agent, secret: SecretKey, to: str, amount: Msat, comment: str, note: Event | None
     ) -> str:
         """Raises ``LnurlInvalid``, ``WalletError``."""
         address = await self._address(to)
-        async with open_client() as client:
-            invoice, _ = await resolve(
-                address,
-                amount_msats=amount,
-                request_for=to,
-                secret=secret,
-                relays=self._relays(agent),
-                comment=comment,
-                event=note,
-                network_prefix=self._prefix,
-                allow_local=self._allow_local,
-                client=client,
-                clock=self._clock,
-            )
+        if self._client is None:
+            # One for all: making it reads the certificates of the machine, which keeps the loop for 50 ms.
+            self._client = open_client()
+        invoice, _ = await resolve(
+            address,
+            amount_msats=amount,
+            request_for=to,
+            secret=secret,
+            relays=self._relays(agent),
+            comment=comment,
+            event=note,
+            network_prefix=self._prefix,
+            allow_local=self._allow_local,
+            client=self._client,
+            clock=self._clock,
+        )
         return invoice
 
     async def _address(self, to: str) -> str:

@@ -393,8 +393,6 @@ async def resolve(
         return answer.body
 
     document = PayRequest.parse(await get(url), allow_local=allow_local)
-    if not document.zappable:
-        raise LnurlInvalid("the service gives no zap receipts")
     named = lnurl.encode_lnurl(url)
     try:
         request = nip57.build_request(

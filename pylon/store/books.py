@@ -84,7 +84,7 @@ def _payments_made(store: Store) -> Iterator[Problem]:
         payment = (row["owner"], row["payment_hash"])
         entries = booked.pop(payment, {})
         if entries and purposes[payment] not in (row["purpose"], _REFUND):
-            yield Problem(subject, f"it is a {row['purpose']}, and booked as a {purposes[payment]}")
+            yield Problem(subject, f"its purpose is {row['purpose']}, and it is booked as {purposes[payment]}")
         if row["state"] != "settled":
             if entries:
                 yield Problem(subject, f"it is {row['state']}, and booked as paid")

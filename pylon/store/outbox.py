@@ -267,6 +267,14 @@ def last_created_at(source: Reads, address: str) -> int:
     return 0 if row is None or row["at"] is None else int(row["at"])
 
 
+def newest(source: Reads, address: str) -> Event | None:
+    """The newest version of an address that was written here, if it is still remembered."""
+    row = source.one(
+        "SELECT event FROM outbox WHERE address = ? ORDER BY created_at DESC, event_id LIMIT 1", (address,)
+    )
+    return None if row is None else Event.from_json(row["event"])
+
+
 def pending_count(source: Reads, relay: str | None = None) -> int:
     """Deliveries that wait: for one relay, or for all."""
     condition, params = ("", ()) if relay is None else (" AND relay = ?", (relay,))

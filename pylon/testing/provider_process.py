@@ -8,6 +8,7 @@ test can tell it from the prompt without either standing in argv.
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import click
 
@@ -31,12 +32,14 @@ def answer(prompt: str) -> str:
 @click.option("-m", "--mode", type=click.Choice(["provider", "both"]), default="provider", show_default=True)
 @click.option("--seconds", type=float, default=0.0, help="How long it thinks before its first word.")
 @click.option("--fails", is_flag=True, help="Every attempt fails.")
-def main(home: str, mode: str, seconds: float, fails: bool) -> None:
+@click.option("--says", metavar="FILE", help="Answer everything with what FILE holds when it is asked.")
+def main(home: str, mode: str, seconds: float, fails: bool, says: str | None) -> None:
     """Sell fake answers until SIGTERM or SIGINT."""
 
     def script(request: InferenceRequest) -> Reply:
         error = InferenceError("this fake was told to fail") if fails else None
-        return Reply(answer(request.messages[-1].content), first=seconds, error=error)
+        words = answer(request.messages[-1].content) if says is None else Path(says).read_text(encoding="utf-8")
+        return Reply(words, first=seconds, error=error)
 
     def say(line: str) -> None:
         click.echo(line, err=True)

@@ -7,6 +7,7 @@ asked, for assertions.
 
 from __future__ import annotations
 
+import enum
 import random
 from collections.abc import Callable
 
@@ -25,6 +26,16 @@ from pylon.wallets.simnet import SimnetLedger, SimnetWallet
 
 Script = Callable[[JobRequest], str | None]
 """The answer to a request; ``None``: takes the money and says nothing, ever."""
+
+
+class Manners(enum.StrEnum):
+    """How a vendor quotes."""
+
+    FAIR = "fair"
+    DEAR = "dear"
+    """Twice what it has announced."""
+    FALSE = "false"
+    """Half of what its invoice says."""
 
 
 @attrs.define
@@ -62,7 +73,8 @@ class Vendor:
         self._script = script
         self.price = price
         self.name = name
-        self._seconds = seconds
+        self.seconds = seconds
+        self.manners = Manners.FAIR
         self._every = announced_every
         self.secret = SecretKey(rng.randbytes(32))
         self.wallet: SimnetWallet = ledger.wallet(name, rng.randbytes(32))
@@ -71,6 +83,7 @@ class Vendor:
         self.up = True
         """Whether it announces itself and answers."""
         self._waiting: dict[str, Sold] = {}
+        self._asked: set[str] = set()
 
     async def run(self) -> None:
         """Sell until cancelled."""
@@ -103,9 +116,13 @@ class Vendor:
             await trio.sleep(self._every)
 
     async def _quote(self, event: Event) -> None:
+        if event.id in self._asked:
+            return
+        self._asked.add(event.id)
         job = parse_request(event, self.secret)
-        issued = await self.wallet.receive(self.price, "a thought", 600, key=job.id)
-        sold = Sold(job, self.price)
+        amount = Msat(self.price * 2) if self.manners is Manners.DEAR else self.price
+        issued = await self.wallet.receive(amount, "a thought", 600, key=job.id)
+        sold = Sold(job, amount)
         self.sold.append(sold)
         self._waiting[issued.payment_hash] = sold
         self._relay.publish(
@@ -114,7 +131,7 @@ class Vendor:
                 request=job.id,
                 customer=job.customer,
                 status=FeedbackStatus.PAYMENT_REQUIRED,
-                amount_msats=self.price,
+                amount_msats=Msat(amount // 2) if self.manners is Manners.FALSE else amount,
                 bolt11=issued.bolt11,
                 created_at=int(self._clock.now()),
             )
@@ -129,7 +146,7 @@ class Vendor:
                     nursery.start_soon(self._answer, sold)
 
     async def _answer(self, sold: Sold) -> None:
-        await trio.sleep(self._seconds)
+        await trio.sleep(self.seconds)
         sold.text = self._script(sold.request)
         if sold.text is None:
             return

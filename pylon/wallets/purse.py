@@ -4,7 +4,8 @@
    one per payment hash, ever. The budgets are read and checked in that same transaction, so that of many who ask at
    once no more are let through than the budget carries.
 2. ``send`` calls the wallet, once the intent is committed. The call is shielded: a cancelled caller must not cut a
-   payment in half. Whatever is not a clear yes or no is *unknown*.
+   payment in half. Whatever is not a clear yes or no is *unknown*. An intent has one driver: nobody sends or
+   reconciles it while another does and has not recorded what came of it.
 3. ``record``, inside the caller's transaction: the outcome, and its entries in the ledger.
 4. ``reconcile`` asks the wallet what became of an intent, at start and until it knows.
 

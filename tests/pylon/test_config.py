@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -194,6 +196,13 @@ WRONG = [
     ("claude.autonomy", '"wild"', "supervised"),
     ("claude.blocked_tools", "[1]", "list"),
     ("api.enabled", "1979-05-27", "true or false"),
+    ("api.public_name", '"localhost"', "in public"),
+    ("api.public_name", '"192.168.1.2"', "in public"),
+    ("api.public_name", '"https://agents.example.com"', "in public"),
+    ("api.public_name", '"me@example.com"', "in public"),
+    ("api.public_name", '"example.com:99999"', "in public"),
+    ("api.public_name", '"box"', "in public"),
+    ("api.zap_max_sats", "0", "sats"),
 ]
 
 
@@ -276,6 +285,29 @@ def test_plain_text_to_a_stranger_warns(write):
 def test_relays_are_not_doubled(write):
     relays = '["wss://a.example", "wss://b.example", "wss://a.example"]'
     assert load(write(f"relays = {relays}"), environ={}).config.relays == ("wss://a.example", "wss://b.example")
+
+
+@pytest.mark.parametrize("name", ["agents.example.com", "agents.example.com:8443", " Agents.Example.COM ", "abc.onion"])
+def test_a_public_name_is_kept_as_addresses_write_it(write, name):
+    assert load(write(f'[api]\npublic_name = "{name}"'), environ={}).config.api.public_name == name.strip().lower()
+
+
+def test_whether_the_address_of_the_api_was_set_is_known_even_where_it_is_the_default(write):
+    assert load(write(""), environ={}).config.api.bind_given is False
+    assert load(write("[api]\nenabled = true"), environ={}).config.api.bind_given is False
+    loaded = load(write('[api]\nbind = "127.0.0.1:9899"'), environ={}).config
+    assert loaded.api.bind_given is True
+    assert loaded == Config()
+    assert load(write(""), environ={"PYLON_API_BIND": "127.0.0.1:9899"}).config.api.bind_given is True
+    assert load(write(""), environ={}, flags={"api.bind": "127.0.0.1:0"}).config.api.bind_given is True
+    (warning,) = load(write("[api]\nbind_given = true"), environ={}).warnings
+    assert "unknown key api.bind_given" in warning
+
+
+def test_a_home_without_a_public_name_does_not_pay_for_the_codec(write):
+    code = f"import sys, pathlib; from pylon.config import load; load(pathlib.Path({str(write(''))!r}), environ={{}});"
+    done = subprocess.run([sys.executable, "-c", code + "print('secp256k1' in sys.modules)"], capture_output=True)
+    assert done.stdout == b"False\n", done.stderr
 
 
 def test_sections_are_frozen():

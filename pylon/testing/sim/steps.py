@@ -354,6 +354,7 @@ def draw_agent(chooser: Chooser, number: int) -> Newcomer:
         mentions=choice((True, True, True, False)),
         dms=choice((True, True, False)),
         zaps=False,
+        funds=choice((False, True)),
         budget_tick_sats=choice((100, 20, 12, 0)),
         budget_day_sats=choice((60, 30, 100, 0)),
         max_steps=choice((3, 1)),
@@ -378,7 +379,6 @@ def draw_agent(chooser: Chooser, number: int) -> Newcomer:
     # What beats every minute and always has something to do would be all that a run shows.
     goals = choice((0, 1, 2)) if heartbeat >= 300 else 0
     return Newcomer(settings, goals, choice((200, 1_000, 60, 0)))
-
 
 
 def draw_step(chooser: Chooser) -> Step:

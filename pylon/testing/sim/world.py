@@ -65,14 +65,14 @@ class Told:
 def simulate(seed: int) -> Told:
     """Run the market of one seed to its end."""
     told = Told(seed)
-    with tempfile.TemporaryDirectory(prefix=f"pylon-sim-{seed}-") as name, _determined(seed):
+    with tempfile.TemporaryDirectory(prefix=f"pylon-sim-{seed}-") as name, determined(seed):
         clock = MockClock(autojump_threshold=0.0)
         trio.run(World(seed, Path(name), told).run, clock=clock)
     return told
 
 
 @contextlib.contextmanager
-def _determined(seed: int) -> Iterator[None]:
+def determined(seed: int) -> Iterator[None]:
     """Every source of chance within follows from the seed; crash points ask the node that passes them."""
     rng = random.Random(f"entropy {seed}")
     entropy.use(rng.randbytes)

@@ -122,6 +122,16 @@ def test_a_home_that_is_none_is_left_alone(pylon, home, arguments):
     assert not home.root.exists()
 
 
+@pytest.mark.parametrize("command", [("list",), ("spawn", "x"), ("info", "x")])
+def test_other_networks_say_what_works(pylon, command):
+    pylon("init", "--network", "regtest")
+    code, out, err = pylon("--json", "agent", *command)
+    assert (code, out) == (1, "")
+    error = json.loads(err)["error"]
+    assert error["code"] == "network"
+    assert "simnet" in error["hint"]
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -431,3 +441,69 @@ def test_now_is_now():
     import time
 
     assert time.time() - NOW < 3_600
+
+
+# --- without a daemon -------------------------------------------------------------------------------------------------
+
+
+def test_an_agents_life_without_a_daemon(simnet, tmp_path):
+    """The commands against the verbs themselves: what one side sends, the other side reads."""
+
+    def done(*arguments):
+        code, out, err = simnet("--json", "agent", *arguments)
+        assert (code, err) == (0, ""), arguments
+        return json.loads(out)
+
+    born = done(
+        "spawn", "alice", "--goal", "post", "--heartbeat", "1h", "--trigger", "dm", "--trigger", "kind:30023",
+        "--about", "a poet", "--model", "m", "--autonomy", "supervised", "--budget-day", "50", "--budget-tick", "5",
+        "--reserve", "7", "--stranger-budget", "3", "--grant", "zap:21", "--no-publish", "--low-balance-days", "0.5",
+        "--hibernate-below", "9", "--assumed-burn", "30", "--relay", "ws://127.0.0.1:7777", "--trusted", NPUB,
+        "--network", "simnet",
+    )  # fmt: skip
+    told = done("info", "alice")
+    assert len(born["mnemonic"].split()) == 12
+    assert "mnemonic" not in told
+    chosen = told["settings"]
+    assert (chosen["heartbeat"], chosen["model"], chosen["about"], chosen["publish"]) == (3_600, "m", "a poet", False)
+    assert (chosen["autonomy"], chosen["trusted"]) == ("supervised", [KEY])
+    assert (chosen["mentions"], chosen["dms"], chosen["zaps"], chosen["kinds"]) == (False, True, False, [30_023])
+    assert (chosen["budget_day_sats"], chosen["budget_tick_sats"]) == (50, 5)
+    assert chosen["schedule"]["stranger_budget_sats"] == 3
+    assert {name: chosen["lifecycle"][name] for name in ("low_balance_days", "hibernate_threshold_sats")} == {
+        "low_balance_days": 0.5, "hibernate_threshold_sats": 9
+    }  # fmt: skip
+    assert (chosen["lifecycle"]["reserve_sats"], chosen["lifecycle"]["assumed_daily_burn_sats"]) == (7, 30)
+    assert told["grants"] == [
+        {"action": "zap", "each_msats": 21_000, "day_msats": 50_000, "per_day": None, "strangers": False}
+    ]
+    assert [goal["description"] for goal in told["goal_list"]] == ["post"]
+
+    assert done("fund", "alice", "500")["agent"]["state"] == "active"
+    assert done("fund", "alice", "5", "--invoice")["bolt11"].startswith("lnsb")
+    assert done("set", "alice", "--any-model", "--name", "carol", "--trusted", "none", "--publish")["name"] == "carol"
+    chosen = done("info", "carol")["settings"]
+    assert (chosen["model"], chosen["trusted"], chosen["publish"]) == (None, [], True)
+    assert done("pause", "carol")["paused"] == "paused"
+    assert done("stop", "carol")["paused"] == "stopped"
+    assert done("resume", "carol")["paused"] == ""
+    goal = done("goals", "add", "carol", "sing", "--priority", "4")["goal"]
+    changed = done("goals", "set", "carol", goal["id"], "--progress", "40", "--status", "paused")["goal"]
+    assert (changed["progress"], changed["status"], changed["priority"]) == (0.4, "paused", 4)
+    known = done("memory", "add", "carol", "the sea is wet")["memory"]
+    assert [entry["content"] for entry in done("memory", "carol")["memories"]] == ["the sea is wet"]
+    assert done("memory", "forget", "carol", known["id"]) == {"forgotten": 1}
+    granted = done("grant", "carol", "pay_invoice", "--each", "5", "--day", "6", "--per-day", "7", "--strangers")
+    assert granted["grants"][1] == {
+        "action": "pay_invoice", "each_msats": 5_000, "day_msats": 6_000, "per_day": 7, "strangers": True
+    }  # fmt: skip
+    assert len(done("revoke", "carol", "zap")["grants"]) == 1
+    assert done("approvals", "carol") == {"approvals": []}
+    assert done("ticks", "carol")["total"] == 0
+    assert done("reveal", "carol")["mnemonic"] == done("export", "carol", "--phrase")["mnemonic"] == born["mnemonic"]
+    assert simnet("agent", "info", "carol")[0] == simnet("agent", "list")[0] == 0
+    assert done("withdraw", "carol", "100")["withdrawn_msats"] == 100_000
+    assert done("withdraw", "carol", "--all")["agent"]["state"] == "dormant"
+    code, out, _ = simnet("--json", "agent", "delete", "carol", "--force")
+    assert (code, json.loads(out)["name"]) == (0, "carol")
+    assert done("list") == {"agents": []}

@@ -109,7 +109,7 @@ def test_details():
     for part in (
         "name:       alice\n", "about:      a poet\n", "simnet (simnet sats are not money)",
         "low_balance (890 sat, 0.9 days)", "890 sat, 2 sat on its way out (known 12m ago)",
-        "0.8 days, at 1,000 sat a day", "next tick:  in 12m", "3m ago, 1,234 in all", "15m, now every 30m",
+        "0.9 days, at 1,000 sat a day", "next tick:  in 12m", "3m ago, 1,234 in all", "15m, now every 30m",
         "nothing but its heartbeat", "trusts:     abababababababab, cdcdcdcdcdcdcdcd\n",
         "100 sat a tick, 1,000 sat a day (37.5 sat spent); 500 sat stay",
         "at most 100 sat a day",

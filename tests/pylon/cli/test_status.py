@@ -154,7 +154,7 @@ NEVER = {"name": "alice", "state": "active", "balance_msats": 890_000}
         (NEVER, "alice  active  890 sat"),
         (
             {**NEVER, "runway_days": 0.89, "next_tick": 725.5},
-            "alice  active  890 sat  runway 0.8 days  next tick in 12m",
+            "alice  active  890 sat  runway 0.9 days  next tick in 12m",
         ),
         (
             {**NEVER, "next_tick": -5.0, "paused": "", "moved": "", "last_error": None},

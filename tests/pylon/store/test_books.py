@@ -85,6 +85,58 @@ async def test_each_damage_is_found(store, spoil, words):
     assert any(words in problem for problem in problems), problems
 
 
+OWNER = "aa" * 32
+
+
+def agent_pays(tx, purpose="zap", booked_as=None):
+    """An agent has funds, and has paid once."""
+    ledger.deposit(tx, "d1", 1_000, NOW, OWNER)
+    payment_hash = hashlib.sha256(b"its").hexdigest()
+    intent = intents.reserve(
+        tx, tx.vault, cause="p1", payment_hash=payment_hash, invoice="lnsb1", amount=Msat(300), max_fee=Msat(9), at=NOW,
+        owner=OWNER, scope="tick", purpose=purpose,
+    )  # fmt: skip
+    intents.settle(tx, tx.vault, intent.id, amount=Msat(300), fee=Msat(2), preimage=None, at=NOW)
+    ledger.payment_settled(
+        tx, cause="p1", payment_hash=payment_hash, amount=300, fee=2, at=NOW, owner=OWNER, purpose=booked_as or purpose
+    )
+
+
+@pytest.mark.parametrize("purpose", intents.PURPOSES)
+async def test_the_books_of_all_owners_are_checked(store, purpose):
+    assert await found(store, good, lambda tx: agent_pays(tx, purpose)) == []
+    balances = ledger.balances_by_owner(store)
+    assert balances[OWNER]["wallet"] == 698
+    assert balances[""]["wallet"] == ledger.balances(store, "")["wallet"] == 1_698
+    assert balances[OWNER]["spent"] == (0 if purpose == "withdrawal" else 300)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (sql("DELETE FROM entries WHERE owner <> '' AND kind LIKE 'zap:%'"), "booked with 0 sat"),
+        (sql("DELETE FROM entries WHERE kind LIKE 'zap_fee:%'"), "booked 0 sat"),
+        (sql("DELETE FROM intents WHERE owner <> ''"), "booked as paid, without an intent"),
+        (sql("UPDATE intents SET owner = 'bb' WHERE owner <> ''"), "booked as paid, without an intent"),
+        (sql("UPDATE entries SET owner = '' WHERE kind LIKE 'zap%'"), "booked as paid, without an intent"),
+        (sql("UPDATE intents SET purpose = 'invoice' WHERE owner <> ''"), "its purpose is invoice, and it is booked as zap"),
+        (
+            sql("INSERT INTO entries (at, owner, cause, kind, debit, credit, msats)"
+                " VALUES (1, 'bb', 's', 'paid', 'wallet', 'unearned', 5)"),
+            "ledger of bb: it sells",
+        ),
+    ],
+)  # fmt: skip
+async def test_each_damage_of_another_owners_is_found(store, spoil, words):
+    problems = await found(store, good, agent_pays, spoil)
+    assert any(words in problem for problem in problems), problems
+
+
+async def test_a_withdrawal_is_not_spent(store):
+    (problem,) = await found(store, lambda tx: agent_pays(tx, "withdrawal", "purchase"))
+    assert problem.endswith("its purpose is withdrawal, and it is booked as purchase")
+
+
 async def test_a_preimage_that_proves_nothing(store):
     problems = await found(store, lambda tx: buy(tx, preimage="22" * 32))
     assert problems == [f"payment {HASH[:16]}: the wallet's preimage does not hash to the payment hash"]

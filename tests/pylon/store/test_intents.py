@@ -20,15 +20,18 @@ def hash_of(name: object) -> str:
     return hashlib.sha256(str(name).encode()).hexdigest()
 
 
-def reserve(tx, cause="p1", name="h1", amount=1_000, max_fee=10, at=NOW):
+def reserve(tx, cause="p1", name="h1", amount=1_000, max_fee=10, at=NOW, **changes):
     return intents.reserve(
         tx, tx.vault, cause=cause, payment_hash=hash_of(name), invoice="lnsb1canary", amount=Msat(amount),
-        max_fee=Msat(max_fee), at=at,
+        max_fee=Msat(max_fee), at=at, **changes,
     )  # fmt: skip
 
 
 def settle(tx, intent, amount=1_000, fee=3, preimage=PREIMAGE, at=NOW):
     return intents.settle(tx, tx.vault, intent.id, amount=Msat(amount), fee=Msat(fee), preimage=preimage, at=at)
+
+
+OWNERS = st.sampled_from(["", "aa"])
 
 
 class Life(RuleBasedStateMachine):
@@ -44,12 +47,14 @@ class Life(RuleBasedStateMachine):
         if hasattr(self, "context"):
             self.context.__exit__(None, None, None)
 
-    @rule(cause=st.sampled_from(["p1", "p2"]), name=st.sampled_from(["h1", "h2", "h3"]))
-    def reserve(self, cause, name):
+    @rule(owner=OWNERS, cause=st.sampled_from(["p1", "p2"]), name=st.sampled_from(["h1", "h2", "h3"]))
+    def reserve(self, owner, cause, name):
         there = self.model.get(name)
+        # A cause is its owner's own.
+        cause, named = (owner, cause), cause
         busy = any(c == cause and state != "failed" for c, state in self.model.values())
         try:
-            intent = reserve(self.tx, cause, name)
+            intent = reserve(self.tx, named, name, owner=owner)
         except WalletError:
             assert busy or (there is not None and (there[0] != cause or there[1] == "failed"))
         else:
@@ -63,14 +68,15 @@ class Life(RuleBasedStateMachine):
         intent = intents.find(self.tx, hash_of(name))
         if intent is None:
             return
-        rival = any(n != name and c == intent.cause and s != "failed" for n, (c, s) in self.model.items())
+        whose = (intent.owner, intent.cause)
+        rival = any(n != name and c == whose and s != "failed" for n, (c, s) in self.model.items())
         if intent.state is IntentState.FAILED and rival:
             with pytest.raises(StoreError, match="paid twice"):
                 settle(self.tx, intent, fee=fee)
             return
         settled = settle(self.tx, intent, fee=fee)
         assert settled.fee_msats == (intent.fee_msats if intent.state is IntentState.SETTLED else fee)
-        self.model[name] = (intent.cause, "settled")
+        self.model[name] = (whose, "settled")
 
     @rule(name=st.sampled_from(["h1", "h2", "h3"]))
     def fail(self, name):
@@ -82,7 +88,7 @@ class Life(RuleBasedStateMachine):
                 intents.fail(self.tx, intent.id, error="no route", at=NOW)
             return
         assert intents.fail(self.tx, intent.id, error="no route", at=NOW).state is IntentState.FAILED
-        self.model[name] = (intent.cause, "failed")
+        self.model[name] = ((intent.owner, intent.cause), "failed")
 
     @rule(name=st.sampled_from(["h1", "h2", "h3"]))
     def lose_sight(self, name):
@@ -95,13 +101,19 @@ class Life(RuleBasedStateMachine):
         if not hasattr(self, "model"):
             return
         rows = {row["payment_hash"]: row for row in self.tx.all("SELECT * FROM intents")}
-        assert {h: (row["cause"], row["state"]) for h, row in rows.items()} == {
+        assert {h: ((row["owner"], row["cause"]), row["state"]) for h, row in rows.items()} == {
             hash_of(name): value for name, value in self.model.items()
         }
         taken = [cause for cause, state in self.model.values() if state != "failed"]
         assert len(taken) == len(set(taken))
         found = [intents.by_hash(self.tx, payment_hash) for payment_hash in rows]
-        assert intents.committed(self.tx, "", since=0.0) == sum(intent.reserved for intent in found)
+        for owner in ("", "aa"):
+            mine = [intent for intent in found if intent.owner == owner]
+            assert intents.committed(self.tx, owner, since=0.0) == sum(intent.reserved for intent in mine)
+            pending = [intent for intent in mine if intent.state is IntentState.PENDING]
+            assert intents.reserved(self.tx, owner) == sum(intent.reserved for intent in pending)
+            assert {i.id for i in intents.pending(self.tx, owner)} == {i.id for i in pending}
+        assert len(intents.pending(self.tx)) == sum(intent.state is IntentState.PENDING for intent in found)
 
 
 TestLife = Life.TestCase
@@ -172,6 +184,54 @@ def test_a_rolling_budget_counts_what_is_pending_however_old():
         settle(tx, reserve(tx, "p2", "h2"), at=NOW - 100)
         settle(tx, reserve(tx, "p3", "h3"), at=NOW)
         assert intents.committed(tx, "", since=NOW - 50) == 1_010 + 1_003
+
+
+def test_a_scope_adds_up_whoever_pays():
+    with transaction() as tx:
+        reserve(tx, "p1", "h1", scope="tick", owner="aa")
+        settle(tx, reserve(tx, "p2", "h2", scope="tick", owner="aa", purpose="zap"))
+        intents.fail(tx, reserve(tx, "p3", "h3", scope="tick", owner="aa").id, error="no", at=NOW)
+        reserve(tx, "p4", "h4", scope="tick", owner="aa", purpose="withdrawal")
+        reserve(tx, "p5", "h5", scope="another tick", owner="aa")
+        reserve(tx, "p6", "h6", owner="aa")
+        assert intents.spent_in(tx, "tick") == 1_010 + 1_003
+        assert intents.spent_in(tx, "") == intents.spent_in(tx, "no tick") == 0
+
+
+def test_a_day_counts_by_owner_and_purpose():
+    with transaction() as tx:
+        reserve(tx, "p1", "h1", owner="aa")
+        settle(tx, reserve(tx, "p2", "h2", owner="aa", purpose="zap"), fee=1)
+        settle(tx, reserve(tx, "p3", "h3", owner="aa", purpose="zap"), fee=2, at=NOW - 100)
+        settle(tx, reserve(tx, "p4", "h4", owner="aa", purpose="withdrawal"), fee=3)
+        reserve(tx, "p5", "h5", owner="bb")
+        assert intents.committed(tx, "aa", since=NOW - 100) == 1_010 + 1_001
+        assert intents.committed(tx, "aa", since=NOW - 101, purpose="zap") == 1_001 + 1_002
+        assert intents.committed(tx, "aa", since=NOW - 100, purpose="zap") == 1_001
+        assert intents.committed(tx, "aa", since=NOW - 1, purpose="withdrawal") == 1_003
+        assert intents.committed(tx, "", since=0.0) == 0
+
+
+@pytest.mark.parametrize("what", ["settled", "pending", "spent in a scope"])
+def test_what_an_owner_has_paid_in_years_costs_no_time(what):
+    asks = {
+        "settled": lambda tx: intents.committed(tx, "aa", since=NOW),
+        "pending": lambda tx: intents.reserved(tx, "aa"),
+        "spent in a scope": lambda tx: intents.spent_in(tx, "tick"),
+    }
+
+    class Explaining:
+        def __init__(self, tx):
+            self.tx = tx
+
+        def one(self, sql, params):
+            plan = " ".join(row["detail"] for row in self.tx.all(f"EXPLAIN QUERY PLAN {sql}", params))
+            assert "SCAN" not in plan
+            assert "(owner=?)" not in plan or "intents_pending" in plan
+            return self.tx.one(sql, params)
+
+    with transaction() as tx:
+        assert asks[what](Explaining(tx)) == 0
 
 
 def test_nothing_secret_in_an_intents_repr_and_long_errors_are_cut():

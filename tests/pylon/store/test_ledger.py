@@ -107,6 +107,53 @@ def test_one_of_everything():
     assert totals.balanced
 
 
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["", "aa", "bb"]),
+            st.sampled_from(["deposit", "withdrawal", "purchase", "zap", "invoice", "drawn"]),
+            st.integers(0, 3),
+            st.integers(1, 500),
+            st.integers(0, 9),
+        )
+    )
+)
+def test_everybody_has_books_of_their_own(moves):
+    """The same causes with every owner: what one does changes nothing with another."""
+    model: dict[tuple[str, str, int], tuple[int, int]] = {}
+    with transaction() as tx:
+        for owner, what, cause, msats, fee in moves:
+            if (owner, what, cause) in model:
+                continue
+            model[owner, what, cause] = (msats, 0 if what == "deposit" else fee)
+            if what == "deposit":
+                assert ledger.deposit(tx, f"c{cause}", msats, NOW, owner)
+            elif what == "withdrawal":
+                assert ledger.withdrawal(tx, f"c{cause}", msats, fee, NOW, owner)
+            else:
+                purpose = "withdrawal" if what == "drawn" else what
+                assert ledger.payment_settled(
+                    tx, owner=owner, purpose=purpose, cause=f"c{cause}", payment_hash=f"h{cause}{what}", amount=msats,
+                    fee=fee, at=NOW,
+                )  # fmt: skip
+        everything, by_owner = balances(tx), ledger.balances_by_owner(tx)
+        for owner in ("", "aa", "bb"):
+            mine = {key: value for key, value in model.items() if key[0] == owner}
+            found = balances(tx, owner)
+            assert found == by_owner.get(owner, ledger.no_balances())
+            deposits = sum(value[0] for key, value in mine.items() if key[1] == "deposit")
+            outside = sum(value[0] for key, value in mine.items() if key[1] in ("withdrawal", "drawn"))
+            spent = sum(value[0] for key, value in mine.items() if key[1] in ("purchase", "zap", "invoice"))
+            fees = sum(value[1] for value in mine.values())
+            assert found["spent"] == spent
+            assert found["fees"] == fees
+            assert found["outside"] == deposits - outside
+            assert found["wallet"] == ledger.held(tx, owner) == deposits - outside - spent - fees
+            assert ledger.held_by_owner(tx).get(owner, 0) == found["wallet"]
+    for account in Account:
+        assert everything[account.value] == sum(found[account.value] for found in by_owner.values())
+
+
 @pytest.mark.parametrize("fee", [0, 2])
 def test_a_settled_purchase_is_booked_once(fee):
     with transaction() as tx:

@@ -24,7 +24,7 @@ def tables(connection):
 def test_a_new_database_gets_everything(connection):
     migrate(connection, "x.db")
     expected = "inbox cursors outbox deliveries entries intents claims sales purchases purchase_requests transitions"
-    assert {*expected.split(), "settings"} <= tables(connection)
+    assert {*expected.split(), "settings", "zap_invoices"} <= tables(connection)
     assert connection.execute("PRAGMA application_id").fetchone()[0] == APPLICATION_ID
 
 
@@ -53,6 +53,52 @@ def test_a_later_migration_is_added(connection, monkeypatch):
     with pytest.raises(StoreError, match="newer Pylon") as caught:
         migrate(connection, "x.db")
     assert "upgrade" in caught.value.hint
+
+
+def test_what_belonged_to_the_home_still_does(connection, monkeypatch):
+    """A database from before money had owners keeps every row of it, and then takes others' beside them."""
+    monkeypatch.setattr("pylon.store.schema.MIGRATIONS", MIGRATIONS[:1])
+    migrate(connection, "x.db")
+    entries = [
+        (3, 1.5, "d1", "deposit", "wallet", "outside", 1_000),
+        (7, 2.5, "p1", "purchase:" + "aa" * 32, "spent", "wallet", 300),
+        (8, 2.5, "p1", "purchase_fee:" + "aa" * 32, "fees", "wallet", 2),
+    ]
+    connection.executemany("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?)", entries)
+    intents = [
+        ("i1", "p1", "aa" * 32, "settled", 300, 9, 2, "k1", b"x", b"y", None, 2.0, 2.5),
+        ("i2", "p2", "bb" * 32, "failed", 300, 9, None, "k2", b"x", None, "no", 2.0, 2.5),
+        ("i3", "p2", "cc" * 32, "pending", 300, 9, None, "k3", b"x", None, None, 2.0, 2.5),
+    ]
+    connection.executemany(f"INSERT INTO intents VALUES ({', '.join('?' * 13)})", intents)
+    purchases = [("p1", "answered", "dd" * 32, "ee" * 32, "aa" * 32, 300, 2, None, 2.0, 2.5, b"sealed")]
+    connection.executemany(f"INSERT INTO purchases VALUES ({', '.join('?' * 11)})", purchases)
+    monkeypatch.undo()
+
+    migrate(connection, "x.db")
+    columns = "id, at, cause, kind, debit, credit, msats"
+    assert connection.execute(f"SELECT {columns} FROM entries ORDER BY id").fetchall() == entries
+    assert [row[:13] for row in connection.execute("SELECT * FROM intents ORDER BY id")] == intents
+    assert [row[:11] for row in connection.execute("SELECT * FROM purchases")] == purchases
+    for table in ("entries", "intents", "purchases"):
+        assert {row[0] for row in connection.execute(f"SELECT owner FROM {table}")} == {""}
+    assert {tuple(row) for row in connection.execute("SELECT scope, purpose FROM intents")} == {("", "purchase")}
+
+    insert = (
+        "INSERT INTO entries (at, owner, cause, kind, debit, credit, msats)"
+        " VALUES (1, ?, 'd1', 'deposit', 'wallet', 'outside', 5)"
+    )
+    connection.execute(insert, ("ff" * 32,))
+    with pytest.raises(sqlite3.IntegrityError, match="UNIQUE"):
+        connection.execute(insert, ("",))
+    assert connection.execute("SELECT MAX(id) FROM entries").fetchone() == (9,)
+    again = (
+        "INSERT INTO intents (id, owner, cause, payment_hash, state, amount_msats, max_fee_msats, idempotency_key,"
+        " invoice, created_at, updated_at) VALUES (?, ?, 'p2', ?, 'pending', 1, 1, ?, x'00', 1, 1)"
+    )
+    connection.execute(again, ("i4", "ff" * 32, "dd" * 32, "k4"))
+    with pytest.raises(sqlite3.IntegrityError, match="UNIQUE"):
+        connection.execute(again, ("i5", "", "ee" * 32, "k5"))
 
 
 def test_a_migration_that_fails_leaves_nothing(connection, monkeypatch):
@@ -101,6 +147,10 @@ def test_an_open_database_does_not_need_sqlite_utils(tmp_path):
         "INSERT INTO entries (at, cause, kind, debit, credit, msats) VALUES (1, 'c', 'k', 'wallet', 'wallet', 5)",
         "INSERT INTO entries (at, cause, kind, debit, credit, msats) VALUES (1, 'c', 'k', 'wallet', 'outside', 1.5)",
         "INSERT INTO claims VALUES ('w', 'p', 'h', 's', 0, NULL, 1)",
+        "INSERT INTO intents (id, cause, payment_hash, state, amount_msats, max_fee_msats, idempotency_key, invoice,"
+        " created_at, updated_at, purpose) VALUES ('i', 'c', 'h', 'pending', 1, 0, 'k', x'00', 1, 1, 'fun')",
+        "INSERT INTO zap_invoices VALUES ('h', 'a', 0, x'00', NULL, NULL, 1, 2, NULL, NULL)",
+        "INSERT INTO zap_invoices VALUES ('h', 'a', 1, x'00', x'00', NULL, 1, 2, NULL, 'receipt')",
         "INSERT INTO deliveries VALUES ('nobody', 'wss://r', 'pending', 0, 0, '', NULL)",
     ],
 )

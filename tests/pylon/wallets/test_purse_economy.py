@@ -49,6 +49,7 @@ class Spending(RuleBasedStateMachine):
         self.simnet: SimnetLedger
         self.readable = True
         self.serial = 0
+        self.driving: dict[str, trio.Lock] = {}
         self.scopes: dict[str, tuple[str, str]] = {}
         """Of each payment hash that was offered: whose, in what."""
 
@@ -115,10 +116,16 @@ class Spending(RuleBasedStateMachine):
         except (BudgetExceeded, WalletError):
             return
         assert self.readable
-        if dies or intent.state is not intents.IntentState.PENDING:
+        if dies:
             return
-        outcome = await purse.send(intent, bolt11_text)
-        await store.write(lambda tx: purse.record(tx, intent, outcome))
+        # One drives an intent at a time; the others come, look, and find it done or under way.
+        async with self.driving.setdefault(intent.id, trio.Lock()):
+            before, intent = intent, intents.get(store, intent.id)
+            if intent.state is not intents.IntentState.PENDING:
+                return
+            drive = purse.reconcile if intent.error or before != intent else purse.send
+            outcome = await drive(intent, bolt11_text)
+            await store.write(lambda tx: purse.record(tx, intent, outcome))
 
     async def _mortal(self, dies_after: float | None, work: Callable[..., Awaitable[None]]) -> None:
         """Do ``work`` with a store that may be killed under it."""
