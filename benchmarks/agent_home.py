@@ -28,7 +28,7 @@ from pylon.host.schedule import Beat, Decision, Tick
 from pylon.host.ticking import TickRecord
 from pylon.paths import Home
 
-_LOOK = 0.02
+_LOOK = 0.1
 
 
 class Lateness:

@@ -55,7 +55,7 @@ def page(machine: Machine, module_name: str) -> str:
             for state, effects in machine.resume.items()
         )
         + ". Waiting for an input from outside: "
-        + ", ".join(f"*{state.value}*" for state in sorted(machine.waiting))
+        + (", ".join(f"*{state.value}*" for state in sorted(machine.waiting)) or "nothing")
         + f".\n\n## Crash points\n\n"
         f"Before and after each effect, where a driver runs this machine; `PYLON_CRASH_AT` names one.\n\n{points}\n"
     )

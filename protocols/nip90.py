@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import attrs
 import orjson
@@ -25,6 +26,7 @@ SCHEME = "nip44"
 MAX_INPUTS = 64
 MAX_PARAMS = 64
 MAX_PARAM_CHARS = 4_096
+MAX_SCHEMA_DEPTH = 24
 MAX_TOKENS = 1_000_000
 MAX_MSATS = 21_000_000 * 100_000_000 * 1_000
 MAX_MESSAGE_CHARS = 2_000
@@ -93,6 +95,23 @@ class JobRequest:
             texts = [entry.data for entry in self.inputs if entry.type in _TEXT_TYPES]
             return "\n".join(texts) or None
         return self.content or None
+
+    @property
+    def json_schema(self) -> dict[str, Any] | None:
+        """The JSON schema that the reply must satisfy (``json_schema`` parameter); ``None``: none is asked for.
+
+        Raises ``JobInvalid`` for a parameter that is no JSON object, or a nest of too many.
+        """
+        text = self.params.get("json_schema")
+        if not text:
+            return None
+        try:
+            value = orjson.loads(text)
+        except orjson.JSONDecodeError:
+            raise JobInvalid("json_schema is not JSON") from None
+        if not isinstance(value, dict) or _depth(value) > MAX_SCHEMA_DEPTH:
+            raise JobInvalid(f"json_schema must be a JSON object of at most {MAX_SCHEMA_DEPTH} levels")
+        return value
 
     def number(self, name: str, least: float, most: float) -> float | None:
         """A numeric parameter, if it is there and within bounds."""
@@ -240,6 +259,12 @@ def _params(tags: Sequence[Sequence[str]]) -> dict[str, str]:
                 raise JobInvalid("too many parameters, or one too long")
             params.setdefault(tag[1].lower().replace("-", "_"), tag[2])
     return params
+
+
+def _depth(value: object) -> int:
+    """How many levels of objects and lists; text of ``MAX_PARAM_CHARS`` cannot nest deeper than Python goes."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(_depth, inner), default=0) if isinstance(value, dict | list) else 0
 
 
 def _max_tokens(params: Mapping[str, str]) -> int | None:

@@ -38,6 +38,8 @@ _HIBERNATE_SATS = 35
 _LOW_SATS = 45
 _DEPOSIT = sats(100)
 _THOUGHT_WITHIN = 120.0
+_TOKENS = 120
+_NOT_OFFERED = ("react", "dm", "request_payment", "update_goal", "add_memory", "set_heartbeat")
 _ENDED = {"success", "partial", "error"}
 
 
@@ -115,6 +117,9 @@ class Story:
             about="a small robot that thinks for sats",
             goals=[self._goal],
             heartbeat=3_600,
+            thought_tokens=_TOKENS,
+            # A very small model does best with little to choose from: it may write notes, and nothing else.
+            grants=[{"action": name, "per_day": 0} for name in _NOT_OFFERED],
             lifecycle={
                 "assumed_daily_burn_sats": _LOW_SATS if before > 1 else _HIBERNATE_SATS + 3,
                 "low_balance_days": 1,
@@ -122,9 +127,9 @@ class Story:
             },
             schedule={"min_gap": 0.5, "debounce": 0.3, "patience": 1, "catch_up": 0.5, "late": 1, "jitter": 0},
         )
+        self._state = born["state"]
         self._tell(f"\nspawned   {AGENT}, {born['npub']}: {born['reason']}")
         self._tell(f"goal      {self._goal}")
-        self._see(born)
         funds = Msat(sats(_LEFT_SATS) + before * (CHEAP + _FEE))
         self._fund(funds)
 
@@ -234,7 +239,7 @@ class Story:
 
     def _say(self, what: str, words: str) -> None:
         for number, line in enumerate(textwrap.wrap(" ".join(words.split()), 78) or [""]):
-            self._tell(f"{what if not number else '':<10}{line}")
+            self._tell(f"{what if not number else '':<9} {line}")
 
     def _name(self, pubkey: str) -> str:
         for player in (self._home, self._stranger):

@@ -36,8 +36,9 @@ class Hosting:
     pay: PayService
 
     def owned(self) -> dict[str, Owned]:
-        """The agents' wallets as the audit wants them, deleted ones included: money may come late."""
-        rows = self.agents.store.read("SELECT id, wallet, created_at FROM agents")
+        """The agents' wallets as the audit wants them. Deleted ones are among them, for money may come late; those of
+        agents that have moved are not, for another home spends from them."""
+        rows = self.agents.store.read("SELECT id, wallet, created_at FROM agents WHERE moved = ''")
         return {row["id"]: Owned(row["wallet"], _opener(self.agents, row["id"]), row["created_at"]) for row in rows}
 
 

@@ -16,6 +16,7 @@ import trio
 from protocols.nip01 import Event
 from protocols.nip_sa import STATE, AgentEventInvalid
 from protocols.nip_sa_state import parse_state
+from pylon.errors import UsageError
 from pylon.host import registry, schedule, triggers
 from pylon.host.agents import Agents
 from pylon.host.mailroom import Box, Mailroom, Wanted
@@ -86,11 +87,15 @@ class Runner:
 
     async def run(self) -> None:
         """Live until cancelled."""
-        async with trio.open_nursery() as nursery:
-            self._supervisor = Supervisor(nursery, rng=self._agents.rng, policy=self._policy, on_failure=self._tell)
-            self._supervisor.start(ChildSpec("heartbeat", self._heartbeat))
-            self._supervisor.start(ChildSpec("listener", self._listen))
-            self._supervisor.start(ChildSpec("watcher", self._watch))
+        try:
+            async with trio.open_nursery() as nursery:
+                self._supervisor = Supervisor(nursery, rng=self._agents.rng, policy=self._policy, on_failure=self._tell)
+                self._supervisor.start(ChildSpec("heartbeat", self._heartbeat))
+                self._supervisor.start(ChildSpec("listener", self._listen))
+                self._supervisor.start(ChildSpec("watcher", self._watch))
+        finally:
+            while self._asked:
+                self._asked.pop()(UsageError("the agent was stopped before it came to that tick"))
 
     def statuses(self) -> list[ChildStatus]:
         return [] if self._supervisor is None else self._supervisor.statuses()
@@ -127,7 +132,11 @@ class Runner:
     # --- the heartbeat timer ----------------------------------------------------------------------------------
 
     async def _heartbeat(self) -> None:
-        await self._ticks.resume(self.id)
+        self._busy = True
+        try:
+            await self._ticks.resume(self.id)
+        finally:
+            self._busy = False
         row = registry.load(self._agents.store, self.id)
         beat = None if row.beat is None else Beat(row.beat)
         with trio.move_on_after(HEARD_WITHIN):

@@ -23,7 +23,7 @@ from pylon.errors import BudgetExceeded, IdentityError, NotFound
 from pylon.host import memory, publishing, registry
 from pylon.host.acting import ACTION, Action, ActionState
 from pylon.host.burn import Burn
-from pylon.host.lifecycle import BalanceKnown, Lifecycle, LifecycleEffect, Spawned, follow
+from pylon.host.lifecycle import BalanceKnown, Lifecycle, LifecycleEffect, LifecycleState, Spawned, follow
 from pylon.host.registry import Agent, Keys
 from pylon.host.settings import ActionKind, AgentSettings
 from pylon.identity import SIMNET_PATH
@@ -98,6 +98,7 @@ class Agents:
         """Told, after the commit, which agent has changed."""
         self._relays = relays
         self._purses: dict[str, Purse] = {}
+        self._goals: dict[str, tuple[bytes, AgentState]] = {}
 
     @property
     def operator(self) -> str:
@@ -146,12 +147,33 @@ class Agents:
     def lifecycle(self, agent_id: str, source: Reads | None = None) -> Lifecycle:
         found = self.lifecycles.load(source or self.store, agent_id)
         if found is None:
-            raise NotFound(f"agent {agent_id[:16]} has no lifecycle", "restore a backup of the home")
+            raise _no_lifecycle(agent_id)
         return found
+
+    def state_of(self, agent_id: str, source: Reads | None = None) -> LifecycleState:
+        """``lifecycle(agent_id).state``, without opening what is sealed."""
+        row = (source or self.store).one("SELECT state FROM lifecycles WHERE id = ?", (agent_id,))
+        if row is None:
+            raise _no_lifecycle(agent_id)
+        return LifecycleState(row["state"])
+
+    def active_goals(self, agent_id: str) -> AgentState:
+        """What the schedule asks of a state at every turn: its active goals, without their words.
+
+        A state is opened once for each time that it was written, for it may be 40 kB.
+        """
+        stamp = registry.state_stamp(self.store, agent_id)
+        known = self._goals.get(agent_id)
+        if known is None or known[0] != stamp:
+            mind = registry.state(self.store, self.store.vault, agent_id)
+            active = tuple(attrs.evolve(goal, description="") for goal in mind.goals if goal.status == "active")
+            known = self._goals[agent_id] = stamp, AgentState(goals=active)
+        return known[1]
 
     def forget(self, agent_id: str) -> None:
         """Let go of what is held open for an agent; it is opened again when needed."""
         self._purses.pop(agent_id, None)
+        self._goals.pop(agent_id, None)
 
     # --- budgets ----------------------------------------------------------------------------------------------
 
@@ -438,6 +460,10 @@ class Agents:
         now = self.clock.now()
         for event in build(now):
             outbox.add(tx, event, self.relays(agent), effect=f"agent.{what}", subject=agent.id, at=now)
+
+
+def _no_lifecycle(agent_id: str) -> NotFound:
+    return NotFound(f"agent {agent_id[:16]} has no lifecycle", "restore a backup of the home")
 
 
 def action_records(store: Store) -> RecordTable[Action]:

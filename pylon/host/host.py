@@ -150,6 +150,8 @@ class Host:
 
         runner.ask(told)
         await done.wait()
+        if isinstance(result[0], PylonError):
+            raise result[0]
         if isinstance(result[0], BaseException):
             raise PylonError(f"the tick broke off ({type(result[0]).__name__})", "pylon agent ticks") from None
         return result[0]

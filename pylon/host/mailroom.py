@@ -258,7 +258,6 @@ class Mailroom:
                     # Never both at once, for relays bound how many there are. What comes in between is asked for.
                     await old.ended.wait()
                 group.replaced = []
-                await trio.lowlevel.checkpoint_if_cancelled()
                 filters = _filters(line.sort, group.seats, int(self._clock.now()))
                 async with self._pool.subscribe(filters, relays=[line.url]) as subscription:
                     while True:

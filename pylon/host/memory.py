@@ -390,7 +390,7 @@ def _kept(memories: Sequence[Memory], room: int, strangers_room: int, now: float
 
 
 def _merged(memories: Iterable[Memory], now: float) -> list[Memory]:
-    """With runs of old, similar observations as one each, where the newest of the run stood.
+    """With runs of old, similar observations as one each, where the last of the run stood.
 
     A run is of one type and one origin; what else was remembered in between does not end it.
     """
@@ -418,20 +418,23 @@ def _merged(memories: Iterable[Memory], now: float) -> list[Memory]:
 
 
 def _joined(memories: Sequence[Memory]) -> Memory:
-    """One memory in place of several that say the same: the newest one's words, and how many there were since when."""
+    """One memory in place of several that say the same: the last one's words, and how many there were since when.
+
+    The last one remembered, not the one of the latest time: the clock may have been set back.
+    """
     if len(memories) == 1:
         return memories[0]
-    newest = max(memories, key=lambda memory: memory.timestamp)
+    last = memories[-1]
     count = min(sum(_count_of(memory) for memory in memories), _MAX_WHOLE)
     since = min(_since_of(memory) for memory in memories)
-    content = _told_once(newest)
-    if origin_of(newest) != "operator":
+    content = _told_once(last)
+    if origin_of(last) != "operator":
         content += _counted(count, since)
     return attrs.evolve(
-        newest,
+        last,
         content=content,
         relevance=max(memory.relevance for memory in memories),
-        extra={**newest.extra, _COUNT: count, _SINCE: since},
+        extra={**last.extra, _COUNT: count, _SINCE: since},
     )
 
 

@@ -6,24 +6,22 @@ unique among those that are not deleted; a deleted agent keeps its row and its k
 
 from __future__ import annotations
 
-import functools
 import sqlite3
 from collections.abc import Iterator
 
 import attrs
-import cattrs
 import orjson
 
 from protocols.keys import PublicKey, SecretKey
 from protocols.nip19 import Nip19Error, decode_public_key, encode_npub
 from protocols.nip_sa_state import AgentState
 from pylon.errors import ConfigError, NotFound, SealError, UsageError
-from pylon.host.burn import Burn
+from pylon.host.burn import Burn, Span
 from pylon.host.lifecycle import LIFECYCLE, Lifecycle
 from pylon.host.settings import AgentSettings
 from pylon.store.database import Reads, Store, Tx
 from pylon.store.records import RecordTable
-from pylon.store.vault import Vault
+from pylon.store.vault import STAMP_BYTES, Vault
 
 STOPPED = "stopped"
 PAUSED = "paused"
@@ -158,6 +156,12 @@ def state(source: Reads, vault: Vault, agent_id: str) -> AgentState:
         raise SealError(f"the state of agent {agent_id[:16]} does not read", "restore a backup of the home") from None
 
 
+def state_stamp(source: Reads, agent_id: str) -> bytes:
+    """Which writing of its state is there: read without opening it, and another one each time that it is written."""
+    row = source.one("SELECT substr(state, 1, ?) AS stamp FROM agent_states WHERE agent = ?", (STAMP_BYTES, agent_id))
+    return b"" if row is None else bytes(row["stamp"])
+
+
 # --- writing --------------------------------------------------------------------------------------------------
 
 
@@ -244,14 +248,18 @@ def _agent(row: sqlite3.Row) -> Agent:
         beat=row["beat"],
         last_error=row["last_error"],
         settings=AgentSettings.from_json(row["settings"]),
-        burn=_converter().structure(orjson.loads(row["burn"]), Burn),
+        burn=_burn(row["burn"]),
     )
 
 
 def _burn_json(burn: Burn) -> str:
-    return orjson.dumps(_converter().unstructure(burn)).decode()
+    """As lists: this is written with every tick, and read with every row."""
+    normal, triggered = (
+        [(span.seconds, span.ticks, span.cost) for span in spans] for spans in (burn.normal, burn.triggered)
+    )
+    return orjson.dumps((burn.heartbeat, burn.last_at, normal, triggered)).decode()
 
 
-@functools.cache
-def _converter() -> cattrs.Converter:
-    return cattrs.Converter(forbid_extra_keys=False)
+def _burn(text: str) -> Burn:
+    heartbeat, last_at, normal, triggered = orjson.loads(text)
+    return Burn(heartbeat, last_at, tuple(Span(*span) for span in normal), tuple(Span(*span) for span in triggered))

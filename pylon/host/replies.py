@@ -64,19 +64,16 @@ _MAX_REACTION_CHARS = 32
 _MAX_INVOICE_CHARS = 2_000
 _MAX_GOAL_CHARS = 128
 
-# What the grammar allows. Four characters are about a token; names, quotes and blanks of an entry are about 25.
+# What the grammar allows.
 _TOKENS_EACH = 130
-"""Tokens of an entry with a note in it: what is bought must end before its tokens do, or nothing of it reads."""
-_TOKENS_AROUND = 60
-_TOKENS_OF_NAMES = 25
-_CHARS_OF_TOKEN = 3
-_MOST_ENTRIES = 4
+"""Tokens of an action. What is bought must end before its tokens do, or nothing of it reads."""
+_MOST_ACTIONS = 4
 _LEAST_TEXT, _MOST_TEXT = 60, 500
-_THOUGHT = 100
+_THOUGHT = 80
 _KNOWN_GOALS_CHARS = 200
 _REACTIONS = ("+", "❤", "👍", "🤙", "😂", "🔥")
 
-_ANSWERS = frozenset(
+ANSWERS = frozenset(
     {
         ActionKind.REPLY,
         ActionKind.REACT,
@@ -147,66 +144,84 @@ def schema(
     max_steps: int,
     references: int,
     *,
+    first: Collection[ActionKind] = ANSWERS,
     goals: Collection[str] | None = None,
+    keys: bool = True,
+    seconds: tuple[int, int] = (1, MAX_SECONDS),
+    review: int = MAX_REVIEW_MINUTES,
     tokens: int = 400,
 ) -> str:
     """A JSON schema of the replies that ``parse`` takes, for a backend that enforces it as a grammar.
 
-    Where there are messages, the first action is one that answers, or *nothing*: a small model would rather take notes.
+    It is narrower than what ``parse`` takes, so that small models find their way: what cannot be meant is not offered.
+    To do nothing is an empty list. ``prompt.schema`` fills in the rest from a scene.
 
     :param references: how many messages the prompt numbers.
+    :param first: if anything is done, one of these comes first, where any of them is allowed.
     :param goals: ids of the goals that may be updated; ``None``: any.
-    :param tokens: the longest reply that is bought; texts are kept so short that it holds ``max_steps`` of them, or as
-        many as make sense.
+    :param keys: whether a public key may be named; else only who wrote a message can be spoken to.
+    :param seconds: the shortest and the longest heartbeat.
+    :param review: the longest time, in minutes, for which goals may be put off; 0: not asked for.
+    :param tokens: the longest reply that is bought; texts are kept so short that it holds them.
     """
-    entries = max(1, min(max_steps, _MOST_ENTRIES, tokens // _TOKENS_EACH))
-    each = (tokens - _TOKENS_AROUND) // entries - _TOKENS_OF_NAMES
-    longest = min(max(each * _CHARS_OF_TOKEN, _LEAST_TEXT), _MOST_TEXT)
-    kinds = [kind for kind in ActionKind if kind in allowed and _makes_sense(kind, references, goals)]
-    kinds = [*(kind for kind in kinds if kind is not ActionKind.NOTHING), ActionKind.NOTHING]
-    answers = [kind for kind in kinds if kind in _ANSWERS or kind is ActionKind.NOTHING]
+    kinds = [kind for kind in ActionKind if kind in allowed and _makes_sense(kind, references, goals, keys, seconds)]
+    begin = [kind for kind in kinds if kind in first] or kinds
+    most = max(1, min(max_steps, _MOST_ACTIONS, tokens // _TOKENS_EACH))
+    longest = min(max(tokens // 2, _LEAST_TEXT), _MOST_TEXT)
     definitions = {
         "text": {"type": "string", "minLength": 1, "maxLength": longest},
+        "note": {"type": "string", "minLength": 1, "maxLength": longest // 2},
         "about": _whole(1, references),
         "to": {"type": "string", "minLength": 63, "maxLength": 64},
         "sats": _whole(1, 1_000_000),
         "goal": _goal_schema(goals),
-        **{f"do_{kind.value}": _entry_schema(kind, references) for kind in kinds},
+        "seconds": _whole(*seconds),
+        **{f"do_{kind.value}": _entry_schema(kind, references, keys) for kind in kinds},
+        "first": _any_of(begin),
+        "more": _any_of(kinds),
     }
     properties: dict[str, Any] = {}
-    if max_steps < 1:
-        kinds = []
-    elif references > 0 and len(answers) > 1:
-        definitions |= {"first": _any_of(answers), "more": _any_of(kinds)}
-        properties["actions"] = {"anyOf": [_tuple(length) for length in range(1, entries + 1)]}
-    else:
-        least = 0 if goals is not None and not goals else 1
-        properties["actions"] = {"type": "array", "items": _any_of(kinds), "minItems": least, "maxItems": entries}
+    if kinds and max_steps > 0:
+        properties["actions"] = {"anyOf": [{"const": []}, *(_tuple(length) for length in range(1, most + 1))]}
     properties["thought"] = {"type": "string", "maxLength": _THOUGHT}
     required = list(properties)
-    if goals is None or goals:
-        properties["review_minutes"] = _whole(0, MAX_REVIEW_MINUTES)
+    if review > 0:
+        properties["review_minutes"] = _whole(0, min(review, MAX_REVIEW_MINUTES))
     found = _object(properties, required)
+    if "actions" not in properties:
+        return orjson.dumps(found).decode()
     text = orjson.dumps({**found, "$defs": definitions}).decode()
     used = {name: value for name, value in definitions.items() if f'"#/$defs/{name}"' in text}
-    return orjson.dumps({**found, "$defs": used} if kinds else found).decode()
+    return orjson.dumps({**found, "$defs": used}).decode()
 
 
-def _makes_sense(kind: ActionKind, references: int, goals: Collection[str] | None) -> bool:
-    if kind in (ActionKind.REPLY, ActionKind.REACT):
-        return references > 0
-    return kind is not ActionKind.UPDATE_GOAL or goals is None or bool(goals)
+def _makes_sense(
+    kind: ActionKind, references: int, goals: Collection[str] | None, keys: bool, seconds: tuple[int, int]
+) -> bool:
+    match kind:
+        case ActionKind.REPLY | ActionKind.REACT:
+            return references > 0
+        case ActionKind.DM | ActionKind.REQUEST_PAYMENT | ActionKind.ZAP:
+            return references > 0 or keys
+        case ActionKind.UPDATE_GOAL:
+            return goals is None or bool(goals)
+        case ActionKind.SET_HEARTBEAT:
+            return seconds[0] < seconds[1]
+        case _:
+            return kind is not ActionKind.NOTHING
 
 
-def _entry_schema(kind: ActionKind, references: int) -> dict[str, Any]:
-    text, about, to, sats, goal = (_ref(name) for name in ("text", "about", "to", "sats", "goal"))
+def _entry_schema(kind: ActionKind, references: int, keys: bool) -> dict[str, Any]:
+    text, note, about, to, sats = (_ref(name) for name in ("text", "note", "about", "to", "sats"))
     whom = {"about": about} if references > 0 else {"to": to}
-    other = {"to": to} if references > 0 else {}
+    other = {"to": to} if references > 0 and keys else {}
     wants: dict[str, Any]
     takes: dict[str, Any] = {}
     match kind:
-        case ActionKind.POST | ActionKind.ADD_MEMORY:
+        case ActionKind.POST:
             wants = {"text": text}
+        case ActionKind.ADD_MEMORY:
+            wants = {"text": note}
         case ActionKind.REPLY:
             wants = {"about": about, "text": text}
         case ActionKind.REACT:
@@ -214,14 +229,14 @@ def _entry_schema(kind: ActionKind, references: int) -> dict[str, Any]:
         case ActionKind.DM:
             wants, takes = {**whom, "text": text}, other
         case ActionKind.REQUEST_PAYMENT | ActionKind.ZAP:
-            wants, takes = {**whom, "sats": sats, "text": text}, other
+            wants, takes = {**whom, "sats": sats, "text": note}, other
         case ActionKind.PAY_INVOICE:
             wants, takes = {"invoice": {"type": "string", "minLength": 20, "maxLength": 1_000}}, {"sats": sats}
         case ActionKind.UPDATE_GOAL:
-            wants = {"goal": goal, "progress": _whole(0, 100)}
-            takes = {"status": {"enum": list(STATUSES)}, "text": text}
+            wants = {"goal": _ref("goal"), "progress": _whole(0, 100)}
+            takes = {"text": note, "status": {"enum": list(STATUSES)}}
         case ActionKind.SET_HEARTBEAT:
-            wants = {"seconds": _whole(1, MAX_SECONDS)}
+            wants = {"seconds": _ref("seconds")}
         case _:
             wants = {}
     return _object({"do": {"const": kind.value}, **wants, **takes}, ["do", *wants])
@@ -242,7 +257,7 @@ def _any_of(kinds: Collection[ActionKind]) -> dict[str, Any]:
 
 
 def _tuple(length: int) -> dict[str, Any]:
-    """An array of so many entries, the first of which answers."""
+    """An array of so many actions. llama.cpp knows no other way to say something of the first."""
     items = [_ref("first"), *([_ref("more")] * (length - 1))]
     return {"type": "array", "prefixItems": items, "minItems": length, "maxItems": length}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import functools
 import re
+from typing import Any
 
 import attrs
 import cattrs
@@ -24,6 +25,8 @@ MAX_NAME_CHARS = 64
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
 _LEAST_HEARTBEAT = 1
 _MOST_HEARTBEAT = 30 * 86_400
+_READ = 16_384
+"""Settings that are kept as they were read, about a kilobyte each."""
 
 
 class ActionKind(enum.StrEnum):
@@ -140,12 +143,7 @@ class AgentSettings:
     @classmethod
     def from_json(cls, text: str) -> AgentSettings:
         """Keys of another version are passed over. Raises ``ConfigError`` for what are no settings."""
-        try:
-            return _converter().structure(orjson.loads(text), cls)
-        except ConfigError:
-            raise
-        except Exception as error:
-            raise ConfigError(f"these are no settings of an agent ({type(error).__name__})") from None
+        return _read(text)
 
 
 def check_name(name: str) -> str:
@@ -159,6 +157,24 @@ def check_name(name: str) -> str:
             f"use 1 to {MAX_NAME_CHARS} of a-z, 0-9, '.', '_' and '-', a letter or digit at both ends",
         )
     return name
+
+
+@functools.lru_cache(_READ)
+def _read(text: str) -> AgentSettings:
+    # Rows are read at every turn, and settings change a few times in a life.
+    try:
+        settings = _converter().structure(orjson.loads(text), AgentSettings)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"these are no settings of an agent ({type(error).__name__})") from None
+    return attrs.evolve(settings, lifecycle=_shared(settings.lifecycle), schedule=_shared(settings.schedule))
+
+
+@functools.lru_cache(256)
+def _shared(value: Any) -> Any:
+    """The first of all values that are equal: most agents have the same."""
+    return value
 
 
 @functools.cache

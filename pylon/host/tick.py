@@ -95,17 +95,20 @@ class Ticks:
         return schedule.Tick(Cause.HEARTBEAT, waiting, memory.goals_due(mind, now=self._clock.now(), beat=None))
 
     def _view(self, agent: Agent, beat: Beat | None, now: float) -> View:
-        lifecycle = self._agents.lifecycle(agent.id)
-        mind = registry.state(self._store, self._store.vault, agent.id)
+        state = self._agents.state_of(agent.id)
+        waiting = triggers.pending(self._store, agent.id)
+        goals = memory.goals_due(self._agents.active_goals(agent.id), now=now, beat=beat)
+        # Only what thinks keeps a distance: without a trigger or a due goal the past does not matter.
+        thinks = bool(waiting) or any(goal.review_at <= now for goal in goals)
         return View(
             agent=agent.id,
-            state=lifecycle.state,
+            state=state,
             heartbeat=float(agent.settings.heartbeat),
-            factor=heartbeat_factor(lifecycle.state, agent.settings.lifecycle),
+            factor=heartbeat_factor(state, agent.settings.lifecycle),
             beat=beat,
-            triggers=triggers.pending(self._store, agent.id),
-            goals=memory.goals_due(mind, now=now, beat=beat),
-            past=self._past(agent, now),
+            triggers=waiting,
+            goals=goals,
+            past=self._past(agent, now) if thinks else Past(),
         )
 
     def _past(self, agent: Agent, now: float) -> Past:
@@ -151,7 +154,7 @@ class Ticks:
 
     async def _begin(self, agent_id: str, tick: schedule.Tick, beat: Beat | None, *, asked: bool) -> TickRecord:
         agent = registry.load(self._store, agent_id)
-        lifecycle = self._agents.lifecycle(agent_id)
+        state = self._agents.state_of(agent_id)
         n = agent.ticks + 1
         record = TickRecord(
             id=tick_d(agent_id, n),
@@ -165,9 +168,9 @@ class Ticks:
             asked=asked,
             strangers=any(trigger.stranger for trigger in tick.triggers),
             allowance=tick.allowance,
-            lifecycle=lifecycle.state.value,
+            lifecycle=state.value,
             heartbeat=float(agent.settings.heartbeat),
-            factor=heartbeat_factor(lifecycle.state, agent.settings.lifecycle),
+            factor=heartbeat_factor(state, agent.settings.lifecycle),
             next_beat=None if beat is None else beat.due,
         )
         begun = await self._walker.begin(record, ticking.Begun())

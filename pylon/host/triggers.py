@@ -58,8 +58,6 @@ KEEP_SECONDS = 30 * 86_400.0
 
 _MAX_RELAY_CHARS = 300
 _MAX_D_CHARS = 300
-_SWITCHED = frozenset({nip10.KIND, nip04.KIND, nip57.RECEIPT, nip59.GIFT_WRAP})
-"""Kinds that have a switch of their own."""
 
 
 @attrs.frozen(kw_only=True)
@@ -183,8 +181,6 @@ def _old_message(event: Event, secret: SecretKey) -> Heard | None:
     try:
         message = nip04.open_message(event, secret)
     except nip04.Nip04Error:
-        return None
-    if message.receiver != secret.public.hex:
         return None
     return Heard(
         id=event.id,

@@ -18,6 +18,8 @@ NIP-90 names: kind 5050 request, 7000 feedback, 6050 result.
 
 from __future__ import annotations
 
+from typing import Any
+
 import attrs
 
 from pylon.machine import Arrow, Effect, Machine, State, arrows
@@ -64,6 +66,8 @@ class Sale:
     max_tokens: int = 0
     temperature: float | None = None
     top_p: float | None = None
+    json_schema: dict[str, Any] | None = attrs.field(default=None, repr=False)
+    """What the reply must satisfy, where the customer asks for it."""
     seed: int | None = None
     request: str = attrs.field(default="", repr=False)
     """The request event as JSON, for the ``request`` tag of an open result."""

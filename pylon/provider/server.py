@@ -175,6 +175,10 @@ class Provider:
         models = [model.id for model in served]
         context = next((model.context_length for model in served if job.model in (None, model.id)), None)
         prompt = job.prompt
+        try:
+            schema = job.json_schema
+        except JobInvalid as error:
+            return sale, machine.Refused(str(error))
         verdict = appraise(job, self.terms, prompt=prompt, models=models, context=context, now=now)
         if isinstance(verdict, machine.Refused):
             return sale, verdict
@@ -190,6 +194,7 @@ class Provider:
             max_tokens=job.max_tokens or self.terms.default_tokens,
             temperature=job.number("temperature", 0.0, 2.0),
             top_p=job.number("top_p", 0.0, 1.0),
+            json_schema=schema,
             request=repeated if len(repeated.encode()) <= _LONGEST_REQUEST else "",
         )
         return taken, verdict
@@ -219,6 +224,7 @@ class Provider:
             max_tokens=sale.max_tokens,
             temperature=sale.temperature,
             top_p=sale.top_p,
+            json_schema=sale.json_schema,
             seed=sale.seed,
         )
         async with self._slots:

@@ -22,6 +22,8 @@ KEY_BYTES = 32
 _VERSION = b"\x01"
 _NONCE_BYTES = 12
 _TAG_BYTES = 16
+STAMP_BYTES = 1 + _NONCE_BYTES
+"""How a sealed value begins: no two that were ever sealed begin alike."""
 _RESTORE = "restore the home's keys/ directory from a backup; without its data key, what is sealed stays sealed"
 
 

@@ -9,7 +9,7 @@ import pytest
 from pylon.paths import Home
 from tests.e2e.homes import command, environment
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240), pytest.mark.usefixtures("model")]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300), pytest.mark.usefixtures("model")]
 
 JOB = {"request", "provider", "invoice_msats", "paid_msats", "fee_msats", "payment_hash", "result", "prompt", "text"}
 BOOKS = {"customer_paid_msats", "provider_earned_msats", "owed_msats", "fees_msats", "wallets_delta_msats", "balanced"}
@@ -20,7 +20,7 @@ def play(*options):
         [command(), "demo", "--json", *options],
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=280,
         check=False,
         env=environment(),
     )
@@ -29,10 +29,9 @@ def play(*options):
     return json.loads(done.stdout), done.stderr
 
 
-def check(told, jobs):
-    assert set(told) == {"jobs", "notes", "books"}
-    assert told["notes"] == []
-    assert len(told["jobs"]) == jobs
+def check(told, thoughts):
+    assert set(told) == {"jobs", "notes", "ticks", "books"}
+    assert len(told["jobs"]) == len(told["ticks"]) == thoughts
     for job in told["jobs"]:
         assert set(job) == JOB
         for key in ("request", "provider", "payment_hash", "result"):
@@ -40,14 +39,22 @@ def check(told, jobs):
         assert job["paid_msats"] == job["invoice_msats"] > 0
         assert job["fee_msats"] > 0
         assert job["prompt"].strip()
-        assert job["text"].strip()
+        assert isinstance(json.loads(job["text"])["actions"], list), "the grammar holds"
     for key in ("request", "payment_hash", "result"):
-        assert len({job[key] for job in told["jobs"]}) == jobs
-    # The cheaper one sells until it is killed; then the other one does.
+        assert len({job[key] for job in told["jobs"]}) == thoughts
+    # The cheaper one sells until it is killed; then the agent's own home does.
     first, *_, last = told["jobs"]
     assert {job["provider"] for job in told["jobs"][:-1]} == {first["provider"]}
     assert last["provider"] != first["provider"]
     assert last["paid_msats"] > first["paid_msats"]
+    for tick, job in zip(told["ticks"], told["jobs"], strict=True):
+        assert set(tick) == {"n", "trigger", "state", "cost_msats", "actions"}
+        assert tick["cost_msats"] == job["paid_msats"] + job["fee_msats"]
+    assert [tick["n"] for tick in told["ticks"]] == sorted(tick["n"] for tick in told["ticks"])
+    for note in told["notes"]:
+        assert set(note) == {"id", "text"}
+        assert re.fullmatch("[0-9a-f]{64}", note["id"])
+        assert note["text"].strip()
 
     books = told["books"]
     assert set(books) == BOOKS
@@ -64,22 +71,26 @@ def check(told, jobs):
 
 def test_the_demo():
     told, said = play()
-    check(told, 2)
-    assert "capital of France" in told["jobs"][0]["prompt"]
-    assert "not money" in said
+    check(told, 4)
+    assert told["notes"], "it was asked to post"
+    states = [tick["state"] for tick in told["ticks"]]
+    assert "active" in states
+    assert "low_balance" in states
+    assert any(tick["trigger"] == "mention" for tick in told["ticks"])
+    for words in ("not money", "hibernating", "no longer ticks", "withdrew", "dormant", "killed"):
+        assert words in said
 
 
-def test_the_demo_with_a_prompt_three_jobs_and_homes_to_keep(tmp_path):
+def test_the_shortest_demo_with_a_goal_and_homes_to_keep(tmp_path):
     directory = tmp_path / "kept"
-    told, said = play("--prompt", "Say one word about the sea.", "--jobs", "3", "--keep", str(directory))
-    check(told, 3)
-    assert {job["prompt"] for job in told["jobs"]} == {"Say one word about the sea."}
+    told, said = play("--goal", "Say one word about the sea.", "--jobs", "2", "--keep", str(directory))
+    check(told, 2)
+    assert "Say one word about the sea." in told["jobs"][0]["prompt"]
     assert str(directory) in said
     # What was kept says the same in its own words.
-    kept = {path.parent.name for path in directory.glob("*/pylon.db")}
-    assert kept == set(told["books"]["wallets_delta_msats"])
-    for name in kept:
-        home = Home(directory / name)
+    earned = 0
+    for path in directory.glob("*/pylon.db"):
+        home = Home(path.parent)
         done = subprocess.run(
             [command(), "--home", str(home.root), "books", "--check", "--json"],
             capture_output=True,
@@ -90,7 +101,7 @@ def test_the_demo_with_a_prompt_three_jobs_and_homes_to_keep(tmp_path):
         )
         assert done.returncode == 0, done.stdout + done.stderr
         accounts = json.loads(done.stdout)["accounts"]
-        if name == "customer":
+        earned += accounts["earned_msats"]
+        if path.parent.name == "home":
             assert accounts["spent_msats"] == told["books"]["customer_paid_msats"]
-        else:
-            assert accounts["earned_msats"] == told["books"]["wallets_delta_msats"][name]
+    assert earned == told["books"]["provider_earned_msats"]

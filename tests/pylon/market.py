@@ -70,9 +70,9 @@ class Market:
         return self.relay.events(Filter(kinds=[kind], authors=None if author is None else [author]))
 
 
-def account_of(accounts: dict[str, Account], owner: str) -> Account:
+def account_of(accounts: dict[str, Account], gone: set[str], owner: str) -> Account:
     """One of these accounts. Raises ``NotFound``."""
-    if owner not in accounts:
+    if owner not in accounts or owner in gone:
         raise NotFound(f"there is no agent {owner[:16]}")
     return accounts[owner]
 
@@ -102,6 +102,8 @@ class Home:
     vault: Vault = attrs.field(factory=lambda: Vault(bytes(range(32))))
     agents: list[Agent] = attrs.field(factory=list)
     relays: list[str] = attrs.field(factory=lambda: [RELAY])
+    gone: set[str] = attrs.field(factory=set)
+    """Agents that are not there any more."""
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[tuple[Store, RelayPool]]:
@@ -129,7 +131,7 @@ class Home:
                     agent.hex, agent.secret, purse, await agent.wallet.info(), agent.relays or None
                 )
             buyer = Buyer(
-                accounts=functools.partial(account_of, accounts),
+                accounts=functools.partial(account_of, accounts, self.gone),
                 store=store,
                 pool=pool,
                 clock=self.market.clock,

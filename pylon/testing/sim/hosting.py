@@ -53,6 +53,7 @@ from pylon.supervision import ChildState
 from pylon.testing.relay import Faults, MemoryRelay, network, open_memory_relay
 from pylon.testing.sim import host_invariants, steps
 from pylon.testing.sim.chronicle import Chronicle
+from pylon.testing.sim.host_invariants import POLL
 from pylon.testing.sim.host_node import HostNode
 from pylon.testing.sim.node import Killed, Setting, current
 from pylon.testing.sim.steps import Market, Newcomer, Plan, Relay, Wallets, Who
@@ -384,6 +385,12 @@ class HostWorld:
         for agent in self.ids:
             await self._pause(agent, False)
             await self._wake(agent)
+        agents = self._host().agents
+        with contextlib.suppress(trio.TooSlowError):
+            awake = [agent for agent in self.ids if agent not in self.damaged]
+            await self._until(
+                lambda: all(may_tick(agents.lifecycle(agent).state) for agent in awake), SWEEP_SECONDS + 2 * POLL
+            )
         await trio.sleep(LISTEN_SECONDS)
         self._look_round()
         for agent in self.ids:
@@ -403,7 +410,8 @@ class HostWorld:
         spendable = (await self.wallets[agent].balance()).spendable
         missing = host_invariants.carries_active(lifecycle) - spendable
         if not may_tick(lifecycle.state) and missing > 0:
-            await self.wallets[agent].fund(Msat(missing + sats(50)))
+            assumed = sats(8 * self.newcomers[agent].settings.lifecycle.assumed_daily_burn_sats)
+            await self.wallets[agent].fund(Msat(missing + assumed + sats(100)))
 
     def unfinished(self) -> list[str]:
         """What has not come to its end yet, in words."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import random
-from collections.abc import Awaitable
+from collections.abc import Coroutine
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TypeVar
@@ -192,8 +192,9 @@ class MortalWallet:
         self._wallet = wallet
         self._node = node
 
-    async def _mortal(self, call: Awaitable[T]) -> T:
+    async def _mortal(self, call: Coroutine[object, object, T]) -> T:
         if not self._node.alive:
+            call.close()
             raise Killed
         try:
             return await call

@@ -1,94 +1,29 @@
-"""The story of ``pylon demo`` without its actors: what it tells, what it writes, how it gives up.
+"""The story of ``pylon demo`` without its actors: what it writes, how it gives up.
 
 The whole play, with processes and a model, is in tests/e2e.
 """
 
 from __future__ import annotations
 
-import json
 import stat
 import subprocess
 import sys
-from pathlib import Path
 
-import attrs
 import pytest
 
 from pylon import identity
-from pylon.cli import demo_story
+from pylon.cli import demo_cast
+from pylon.cli.demo_cast import Player, environment, stop, until
 from pylon.cli.demo_story import Story
 from pylon.cli.main import run
-from pylon.compute.purchase import Purchase, PurchaseState
 from pylon.config import load
 from pylon.errors import MarketError, ModelMissing, PylonError
-from pylon.money import Msat
-from pylon.paths import Home
-
-RECORD = Purchase("ab" * 16, 0.0, "why?", 16, Msat(50_000))
+from pylon.money import sats
 
 
 @pytest.fixture
-def story(tmp_path):
-    told: list[str] = []
-    made = Story(tmp_path, tell=told.append, jobs=2, prompt=None, model_file=None)
-    made.told = told
-    return made
-
-
-def test_words_appear_once_a_line_as_soon_as_it_is_whole(story):
-    text = "Words that a model says, one after the other, until there are enough of them to fill a line and more."
-    for end in range(0, len(text), 7):
-        story._speak(text[:end], complete=False)
-    assert len(story.told) == 1
-    story._speak(text, complete=True)
-    assert " ".join(line.strip() for line in story.told) == text
-
-
-def test_a_second_attempt_with_other_words_is_told_at_its_end(story):
-    first, second = "first " * 40, "second " * 40
-    story._speak(first, complete=False)
-    told = len(story.told)
-    story._speak(second, complete=False)
-    assert len(story.told) == told
-    story._speak(second, complete=True)
-    assert " ".join(" ".join(story.told[told:]).split()) == second.strip()
-
-
-def test_every_scene(story):
-    seller = story._sellers[0]
-    seller.pubkey = "cc" * 32
-    record = attrs.evolve(RECORD, provider=seller.pubkey, request_id="dd" * 32, quoted=Msat(10_000))
-    scenes = [
-        (attrs.evolve(record, state=PurchaseState.SEEKING), None),
-        (attrs.evolve(record, state=PurchaseState.SEEKING, tried=("cc" * 32,), reason="dead"), "asking the next"),
-        (attrs.evolve(record, state=PurchaseState.REQUESTED), f"requested {'dd' * 8} (kind 5050) from cheap"),
-        (attrs.evolve(record, state=PurchaseState.PAYING, payment_hash="ee" * 32), "quoted    10 sat"),
-        (attrs.evolve(record, state=PurchaseState.PAID, paid=Msat(10_000), fee=Msat(50)), "paid      10 sat + 0.05"),
-    ]
-    for scene, words in scenes:
-        before = len(story.told)
-        story._scene(scene)
-        assert story.told[before:] == [] if words is None else words in story.told[-1]
-
-
-@pytest.mark.parametrize("told_paid", [True, False])
-def test_a_payment_is_told_once_also_where_the_answer_overtook_it(story, told_paid):
-    paid = attrs.evolve(RECORD, state=PurchaseState.PAID, paid=Msat(10_000))
-    if told_paid:
-        story._scene(paid)
-    story._scene(attrs.evolve(paid, state=PurchaseState.ANSWERED, text="words", result_id="ff" * 32))
-    assert sum(line.startswith("paid") for line in story.told) == 1
-    assert any(line.startswith("answered") for line in story.told)
-
-
-def test_a_home_of_the_story_loads(story, tmp_path):
-    home = Home(tmp_path / 'with "quotes" and ä')
-    config = story._make_home(home, '"ws://127.0.0.1:1"', "enabled = false", 1.0, more="min_price_msats = 7\n\n")
-    assert config == load(home.config, environ={}).config
-    assert (config.network, config.min_price_msats, config.relay.enabled) == ("simnet", 7, False)
-    assert config.simnet.ledger == tmp_path / "simnet.db"
-    assert stat.S_IMODE(home.mnemonic.stat().st_mode) == 0o600
-    assert identity.load(home).npub.startswith("npub1")
+def player(tmp_path):
+    return Player("cheap", tmp_path, sats(7), "provider")
 
 
 @pytest.fixture
@@ -99,88 +34,90 @@ def gone():
     return process
 
 
-async def test_a_provider_that_ends_is_told_with_its_last_words(story, tmp_path, monkeypatch, gone):
-    async def nobody(*_):
-        return []
+@pytest.fixture
+def story(tmp_path):
+    told: list[str] = []
+    made = Story(tmp_path, tell=told.append, ticks=3, goal=None, model_file=None)
+    made.told = told
+    return made
 
-    monkeypatch.setattr(demo_story, "announcements", nobody)
+
+def test_a_home_of_the_story_loads(tmp_path):
+    directory = tmp_path / 'with "quotes" and ä'
+    directory.mkdir()
+    player = Player("cheap", directory, sats(7), "provider")
+    ledger, model = directory / "simnet.db", directory / "model.gguf"
+    player.make(relay="enabled = false", relays=["ws://127.0.0.1:1"], ledger=ledger, model=model, now=1.0)
+    config = load(player.home.config, environ={}).config
+    assert (config.network, config.min_price_msats, config.relay.enabled) == ("simnet", 7_000, False)
+    assert (config.simnet.ledger, config.provider.model_file, config.relays) == (ledger, model, ("ws://127.0.0.1:1",))
+    assert config.api.bind.port == 0, "the demo takes nobody's port"
+    assert stat.S_IMODE(player.home.mnemonic.stat().st_mode) == 0o600
+    assert identity.load(player.home).pubkey == player.pubkey
+
+
+def test_a_daemon_that_ends_is_told_with_its_last_words(player, tmp_path, gone):
     (tmp_path / "cheap.out").write_text("one\ntwo\nerror: no model\nhint: pull it\n")
-    cheap, dear = story._sellers
-    cheap.process, cheap.pubkey, dear.pubkey = gone, "aa" * 32, "bb" * 32
-
-    class Runtime:
-        pool = None
-
+    player.process = gone
     with pytest.raises(MarketError, match="cheap ended: two / error: no model / hint: pull it"):
-        await story._announced(Runtime)
-    story._stop_sellers()  # a process that is gone harms nothing
+        player.ready()
+    stop([player])  # a process that is gone harms nothing
 
 
-async def test_providers_that_never_announce_are_named(story, monkeypatch, autojump_clock):
-    async def nobody(*_):
-        return []
-
-    monkeypatch.setattr(demo_story, "announcements", nobody)
-    story._sellers[0].pubkey, story._sellers[1].pubkey = "aa" * 32, "bb" * 32
-
-    class Runtime:
-        pool = None
-
-    with pytest.raises(MarketError, match="not ready within 90 s: cheap, dear") as caught:
-        await story._announced(Runtime)
+def test_what_does_not_come_is_named(monkeypatch):
+    monkeypatch.setattr(demo_cast, "POLL_SECONDS", 0.01)
+    with pytest.raises(MarketError, match="it was not ready within 0 s") as caught:
+        until(lambda: False, 0.05, "it was not ready")
     assert "--keep" in caught.value.hint
 
 
-async def test_a_model_that_was_named_must_be_there(tmp_path):
-    story = Story(tmp_path, tell=print, jobs=2, prompt=None, model_file=str(tmp_path / "nope.gguf"))
+def test_daemons_do_not_hear_what_this_shell_says_of_other_homes(monkeypatch):
+    monkeypatch.setenv("PYLON_NETWORK", "nonsense")
+    monkeypatch.setenv("PYLON_MODELS", "/models")
+    assert "PYLON_NETWORK" not in environment()
+    assert environment()["PYLON_MODELS"] == "/models", "but the models are everybody's"
+
+
+def test_a_players_books_are_its_own_commands(player):
+    with pytest.raises(PylonError, match="the books of cheap cannot be read: .*there is no identity"):
+        player.books()
+
+
+def test_a_model_that_was_named_must_be_there(tmp_path):
+    story = Story(tmp_path, tell=print, ticks=3, goal=None, model_file=str(tmp_path / "nope.gguf"))
     with pytest.raises(ModelMissing, match=r"nope\.gguf"):
-        await story._model()
+        story._model()
 
 
-async def test_an_installed_model_is_taken(story, tmp_path, monkeypatch):
+def test_an_installed_model_is_taken(story, tmp_path, monkeypatch):
     monkeypatch.setenv("PYLON_MODELS", str(tmp_path / "models"))
     (tmp_path / "models").mkdir()
     mine = tmp_path / "models" / "mine.gguf"
     mine.write_bytes(b"GGUF" + (3).to_bytes(4, "little") + bytes(2_000_000))
-    assert await story._model() == mine
+    assert story._model() == mine
 
 
-def test_a_providers_books_are_its_own_commands(story, monkeypatch):
-    """Whatever this shell says of other homes."""
-    monkeypatch.setenv("PYLON_NETWORK", "nonsense")
-    seller = story._sellers[0]
-    with pytest.raises(PylonError, match=r"the books of cheap cannot be read: .*there is no identity"):
-        demo_story._books_of(seller)
-    story._make_home(seller.home, "", "enabled = false", 1.0)
-    assert demo_story._books_of(seller)["clean"] is True
+def test_a_state_is_told_when_it_is_new(story):
+    for state, reason in (("active", "active: 9 sat"), ("active", "active: 8 sat"), ("dormant", "dormant: 0 sat")):
+        story._see({"state": state, "reason": reason})
+    assert [line.strip() for line in story.told] == ["active: 9 sat", "dormant: 0 sat"]
 
 
-@pytest.mark.parametrize("arguments", [["--jobs", "1"], ["--jobs", "x"], ["nonsense"]])
-def test_usage(arguments, capsys):
-    assert run(["demo", *arguments]) == 2
-    assert "hint: see pylon demo --help" in capsys.readouterr().err
+def test_long_words_are_wrapped(story):
+    story._say("post", "word " * 40)
+    assert len(story.told) == 3
+    assert all(len(line) <= 90 for line in story.told)
 
 
-def test_an_error_of_the_story_is_told_in_json_and_leaves_no_directory(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    assert run(["demo", "--json", "--model-file", str(tmp_path / "nope.gguf")]) == 1
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert json.loads(err.splitlines()[-1])["error"]["code"] == "model_missing"
-    assert list(Path(tmp_path).iterdir()) == []
+@pytest.mark.parametrize("options", [("--ticks", "1"), ("--jobs", "1"), ("--ticks", "3", "--jobs", "4")])
+def test_numbers_that_make_no_story(options, capsys):
+    assert run(["demo", *options]) == 2
+    assert "error:" in capsys.readouterr().err
 
 
-def test_keep_wants_a_new_directory(tmp_path, capsys):
-    """Old books in it would not agree with the new story."""
-    (tmp_path / "simnet.db").touch()
-    assert run(["demo", "--keep", str(tmp_path)]) == 2
+def test_homes_are_kept_in_a_new_directory_only(tmp_path, capsys):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "something").write_text("mine")
+    assert run(["demo", "--keep", str(tmp_path / "there")]) == 2
     assert "not empty" in capsys.readouterr().err
-    assert run(["demo", "--keep", str(tmp_path / "simnet.db")]) == 2
-
-
-def test_keep_makes_the_directory(tmp_path, capsys):
-    kept = tmp_path / "a" / "b"
-    run(["demo", "--keep", str(kept), "--model-file", str(tmp_path / "nope.gguf")])
-    assert kept.is_dir()
-    assert stat.S_IMODE(kept.stat().st_mode) == 0o700
-    assert "nope.gguf" in capsys.readouterr().err
+    assert (tmp_path / "there" / "something").read_text() == "mine"

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from functools import partial
+from types import SimpleNamespace
 
 import attrs
 import pytest
+import trio
 
+from protocols.keys import SecretKey
 from pylon.compute.buyer import purchase_records
 from pylon.compute.purchase import PurchaseState
 from pylon.daemon import books
+from pylon.errors import NotFound
 from pylon.money import Msat, sats
 from pylon.provider.sale import SaleState
 from pylon.provider.server import sale_records
 from pylon.store import ledger
-from tests.pylon.market import PRICE, open_actor, open_home, until
+from pylon.wallets.keeper import SimnetKeeper
+from pylon.wallets.purse import Purse
+from tests.pylon.market import PRICE, Agent, open_actor, open_agent, open_home, until
 
 
 @asynccontextmanager
@@ -71,6 +78,163 @@ async def test_an_audit_books_deposits_and_reports(market):
         found = await books.audit(store, home.wallet, market.clock)
         assert (found.problems, found.wallet_msats) == ((), sats(1_000))
         assert (await books.audit(store, None, market.clock)).wallet_msats is None
+
+
+async def test_an_invoice_that_is_no_sales_is_a_deposit(market):
+    home, friend = await open_home(market), await open_actor(market, "friend")
+    issued = await home.wallet.receive(sats(7), "for lunch", 600, "lunch")
+    await friend.wallet.pay(issued.bolt11, max_fee=sats(2), idempotency_key="lunch")
+    async with home.opened() as (store, _):
+        for _ in range(2):
+            found = await books.audit(store, home.wallet, market.clock)
+            assert found.problems == ()
+            assert found.balances["outside"] == found.wallet_msats == sats(1_007)
+
+
+# --- agents -------------------------------------------------------------------------------------------------------
+
+
+class CountingKeeper(SimnetKeeper):
+    looks = 0
+
+    async def balances(self, ids=None):
+        self.looks += 1
+        return await super().balances(ids)
+
+
+@attrs.define
+class Opener:
+    """An agent's wallet, and how often it was opened."""
+
+    agent: Agent
+    opened: int = 0
+    began: float = 0.0
+    fails: Exception | None = None
+
+    @property
+    def owned(self) -> books.Owned:
+        return books.Owned(self.agent.wallet.node_pubkey, self.open, self.began)
+
+    @asynccontextmanager
+    async def open(self):
+        self.opened += 1
+        if self.fails is not None:
+            raise self.fails
+        yield self.agent.wallet
+
+
+@asynccontextmanager
+async def hosting(market, count=3):
+    """A home with agents, and how the audit reaches them."""
+    home = await open_home(market)
+    openers = [Opener(await open_agent(home, f"agent{number}", sats(100 + number))) for number in range(count)]
+    keeper = CountingKeeper(market.ledger)
+
+    async with home.opened() as (store, _):
+
+        async def audit(**options):
+            agents = {opener.agent.hex: opener.owned for opener in openers}
+            return await books.audit(store, home.wallet, market.clock, keeper=keeper, agents=agents, **options)
+
+        yield store, openers, audit, keeper
+
+
+async def test_only_wallets_that_disagree_are_opened(autojump_clock, market):
+    async with hosting(market) as (store, openers, audit, keeper):
+        first = await audit()
+        assert first.problems == ()
+        assert first.wallet_msats == first.balances["wallet"] == sats(1_303)
+        assert first.owners is None
+        assert [opener.opened for opener in openers] == [1, 1, 1]
+        await audit()
+        assert [opener.opened for opener in openers] == [1, 1, 1]
+        assert keeper.looks == 2, "all balances in one question"
+        await openers[1].agent.wallet.fund(sats(5))
+        assert (await audit()).problems == ()
+        assert [opener.opened for opener in openers] == [1, 2, 1]
+        assert ledger.held(store, openers[1].agent.hex) == sats(106)
+
+
+async def test_each_owners_accounts_where_asked(autojump_clock, market):
+    async with hosting(market) as (_store, openers, audit, _):
+        found = (await audit(owners=True)).owners
+        assert found.keys() == {"", *(opener.agent.hex for opener in openers)}
+        assert [found[opener.agent.hex].wallet_msats for opener in openers] == [sats(100), sats(101), sats(102)]
+        assert found[""].balances["outside"] == found[""].wallet_msats == sats(1_000)
+
+
+async def test_money_that_an_agent_did_not_spend_by_us_is_named(autojump_clock, market):
+    other = await open_actor(market, "other")
+    async with hosting(market) as (_store, openers, audit, _):
+        await audit()
+        thief = openers[2].agent
+        await thief.wallet.pay(await other.invoice(), max_fee=sats(10), idempotency_key="behind our back")
+        (problem,) = (await audit()).problems
+        assert problem.startswith(f"agent {thief.hex[:16]}: the ledger has 102 sat in the wallet, the wallet itself")
+        # Had it been spent before we took it over, it would be none of our doing.
+        openers[2].began = market.clock.now() + 1
+        assert (await audit()).problems == ()
+
+
+async def test_a_payment_under_way_is_no_false_alarm(autojump_clock, market):
+    """Settled in the wallet, and its outcome not recorded yet."""
+    shop = await open_actor(market, "shop")
+    async with hosting(market) as (store, openers, audit, _):
+        await audit()
+        agent = openers[0].agent
+        purse = Purse(agent.wallet, store, market.clock, agent.hex)
+        issued = await shop.wallet.receive(sats(5), "", 600, "k")
+        ask = {"cause": "p", "bolt11": issued.bolt11, "payment_hash": issued.payment_hash, "amount": sats(5)}
+        intent = await store.write(partial(purse.reserve, **ask))
+        assert (await audit()).problems == ()
+        outcome = await purse.send(intent, issued.bolt11)
+        assert (await audit()).problems == ()
+        assert ledger.held(store, agent.hex) == sats(100)
+        await store.write(partial(purse.record, intent=intent, outcome=outcome))
+        assert (await audit()).problems == ()
+
+
+async def test_an_agent_that_is_gone_and_one_that_breaks_harm_no_other(autojump_clock, market):
+    async with hosting(market) as (_store, openers, audit, _):
+        openers[0].fails, openers[1].fails = NotFound("there is no such agent"), OSError("canary")
+        (problem,) = (await audit()).problems
+        assert problem.startswith(f"agent {openers[1].agent.hex[:16]}: its wallet and the ledger disagree")
+        assert "canary" not in problem
+        assert openers[2].opened == 1
+
+
+async def test_a_wallet_that_nobody_knows_is_not_an_empty_one(autojump_clock, market):
+    async with hosting(market, 1) as (store, openers, audit, _):
+        await audit()
+        openers.append(Opener(attrs.evolve(openers[0].agent, secret=SecretKey(market.key()))))
+        openers[1].agent.wallet = SimpleNamespace(node_pubkey="00" * 33)
+        await store.write(lambda tx: ledger.deposit(tx, "d", 5, 1.0, openers[1].agent.hex))
+        assert (await audit()).problems == ()
+
+
+async def test_agents_that_pay_while_the_others_are_looked_into(autojump_clock, market):
+    """A look at many wallets takes a while, and life goes on: only what is wrong at one moment is wrong."""
+    shop = await open_actor(market, "shop")
+    async with hosting(market, 8) as (store, openers, audit, _):
+        await audit()
+
+        async def spend(opener):
+            agent = opener.agent
+            purse = Purse(agent.wallet, store, market.clock, agent.hex)
+            for number in range(5):
+                issued = await shop.wallet.receive(sats(1), "", 600, f"{agent.hex} {number}")
+                ask = {"cause": f"{number}", "bolt11": issued.bolt11, "payment_hash": issued.payment_hash}
+                intent = await store.write(partial(purse.reserve, **ask, amount=sats(1)))
+                outcome = await purse.send(intent, issued.bolt11)
+                await store.write(partial(purse.record, intent=intent, outcome=outcome))
+                await agent.wallet.fund(sats(1))
+
+        async with trio.open_nursery() as nursery:
+            for opener in openers:
+                nursery.start_soon(spend, opener)
+            for _ in range(30):
+                assert (await audit()).problems == ()
+        assert (await audit()).problems == ()
 
 
 async def test_a_wallet_that_has_another_sum(market):
@@ -142,9 +306,9 @@ async def test_a_purchase_that_was_paid_twice(market):
             tx.execute("DROP INDEX intents_one_open")
             tx.execute(
                 "INSERT INTO intents (id, cause, payment_hash, state, amount_msats, max_fee_msats, fee_msats,"
-                " idempotency_key, invoice, error, created_at, updated_at) SELECT id || 'x', cause, payment_hash || 'x',"
-                " state, amount_msats, max_fee_msats, fee_msats, idempotency_key || 'x', invoice, error, created_at,"
-                " updated_at FROM intents"
+                " idempotency_key, invoice, error, created_at, updated_at)"
+                " SELECT id || 'x', cause, payment_hash || 'x', state, amount_msats, max_fee_msats, fee_msats,"
+                " idempotency_key || 'x', invoice, error, created_at, updated_at FROM intents"
             )
 
         await bought.write(job)

@@ -258,6 +258,14 @@ def test_old_similar_observations_become_one_with_a_count():
     ]
 
 
+def test_a_clock_that_was_set_back_does_not_reorder_what_is_merged():
+    state = kept(AgentState(), "the relay was slow, and slower", now=NOW - 20 * DAY, type="observation")
+    state = kept(state, "a thought", now=NOW - 20 * DAY)
+    state = kept(state, "the relay was slow, and slow", now=NOW - 30 * DAY, type="observation")
+    result = compact(state, now=NOW, max_bytes=size(state) - 1)
+    assert contents(result.memory) == ["a thought", "the relay was slow, and slow (2 like this since 2026-08-22)"]
+
+
 @pytest.mark.parametrize("other", [{"origin": "stranger"}, {"type": "action_result"}, {"content": "all is quiet"}])
 def test_unlike_observations_are_not_merged(other):
     fields = {"type": "observation", "content": "the relay was slow today", "origin": "own"}

@@ -216,6 +216,7 @@ def test_zaps_that_are_none():
     assert understand(zap(prefix="bc")) is None
     other = zap(recipient=stranger)
     assert understand(resigned(HOME, other, tags=[["p", ME], *other.tags])) is None
+    assert understand(resigned(HOME, other, tags=[*other.tags, ["p", ME]])) is None
     paid = zap()
     tags = [tag for tag in paid.tags if tag[0] != "bolt11"]
     assert understand(resigned(HOME, paid, tags=tags)) is None

@@ -119,7 +119,7 @@ async def test_the_books_of_all_owners_are_checked(store, purpose):
         (sql("DELETE FROM intents WHERE owner <> ''"), "booked as paid, without an intent"),
         (sql("UPDATE intents SET owner = 'bb' WHERE owner <> ''"), "booked as paid, without an intent"),
         (sql("UPDATE entries SET owner = '' WHERE kind LIKE 'zap%'"), "booked as paid, without an intent"),
-        (sql("UPDATE intents SET purpose = 'invoice' WHERE owner <> ''"), "its purpose is invoice, and it is booked as zap"),
+        (sql("UPDATE intents SET purpose = 'invoice' WHERE owner <> ''"), "is invoice, and it is booked as zap"),
         (
             sql("INSERT INTO entries (at, owner, cause, kind, debit, credit, msats)"
                 " VALUES (1, 'bb', 's', 'paid', 'wallet', 'unearned', 5)"),

@@ -134,6 +134,19 @@ class WalletConformance:
         # Keys are the wallet's own.
         assert (await house.other.receive(AMOUNT, "a job", 600, "job-1")).payment_hash != first.payment_hash
 
+    async def test_an_invoice_may_commit_to_its_description_by_a_hash(self, house: House):
+        """LUD-06 and NIP-57: what the payer was told, however short, stands in the invoice as SHA-256."""
+        words = '{"kind":9734,"content":"für dich"}'
+        issued = await house.payee.receive(AMOUNT, words, 600, "zap-1", hash_description=True)
+        read = bolt11.decode(issued.bolt11)
+        assert read.description is None
+        assert read.description_hash == hashlib.sha256(words.encode()).hexdigest()
+        assert await house.payee.receive(AMOUNT, words, 600, "zap-1", hash_description=True) == issued
+        async with charged_once(house):
+            await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key="1")
+        received = [p for p in await house.payee.payments() if p.direction is Direction.RECEIVED]
+        assert [p.payment_hash for p in received] == [issued.payment_hash]
+
     async def test_what_it_does_not_know_is_none(self, house: House):
         issued = await self.invoice(house)
         assert await house.payer.lookup_payment("00" * 32) is None
