@@ -88,9 +88,9 @@ class Player:
         lines = self._output.read_text(errors="replace").strip().splitlines()
         return " / ".join(lines[-3:])
 
-    def ask(self, verb: str, **params: Any) -> Any:
+    def ask(self, verb: str, *, within: float = CALL_SECONDS, **params: Any) -> Any:
         """A verb of its daemon."""
-        return call(self.home, verb, params, timeout=CALL_SECONDS)
+        return call(self.home, verb, params, timeout=within)
 
     def kill(self) -> None:
         if self.process is not None and self.process.poll() is None:

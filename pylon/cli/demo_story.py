@@ -38,7 +38,7 @@ _HIBERNATE_SATS = 35
 _LOW_SATS = 45
 _DEPOSIT = sats(100)
 _THOUGHT_WITHIN = 120.0
-_TOKENS = 120
+_TOKENS = 240
 _NOT_OFFERED = ("react", "dm", "request_payment", "update_goal", "add_memory", "set_heartbeat")
 _ENDED = {"success", "partial", "error"}
 
@@ -145,10 +145,9 @@ class Story:
             publish(self._relay, event)
             self._thought(2)
         if self._thoughts > 3:
-            self._tell("\nits operator quickens its heartbeat to 2 s: it spends, and runs low")
-            self._home.ask("agent.set", agent=AGENT, heartbeat=2)
+            self._tell("\nits operator has it think again: it spends, and runs low")
             for number in range(3, self._thoughts):
-                self._thought(number)
+                self._ask_for(number)
 
     def _falls_asleep(self) -> None:
         view = until(lambda: self._is("hibernating"), 30.0, "the agent did not hibernate")
@@ -172,15 +171,14 @@ class Story:
         pid = self._stranger.pid
         self._stranger.kill()
         self._tell(f"\nkilled    {self._stranger.name}, pid {pid} (SIGKILL)")
-        self._home.ask("agent.set", agent=AGENT, heartbeat=3_600)
         self._fund(_DEPOSIT)
         until(lambda: self._is("active"), 10.0, "the agent was not revived")
-        self._home.ask("agent.set", agent=AGENT, heartbeat=1)
-        try:
-            self._thought(self._thoughts)
-        finally:
-            self._home.ask("agent.pause", agent=AGENT)
-        until(lambda: not self._runs(), 60.0, "the last tick did not end")
+        self._ask_for(self._thoughts)
+
+    def _ask_for(self, number: int) -> None:
+        """The operator wants a thought now, whatever the schedule says."""
+        self._home.ask("agent.tick", agent=AGENT, within=_THOUGHT_WITHIN)
+        self._thought(number)
 
     def _fund(self, amount: Msat) -> None:
         done = self._home.ask("agent.fund", agent=AGENT, amount_msats=amount, source="faucet")
@@ -212,9 +210,6 @@ class Story:
         """Those in which it thought, oldest first."""
         found: list[dict[str, Any]] = self._home.ask("agent.ticks", agent=AGENT, limit=1_000)["ticks"]
         return found[::-1]
-
-    def _runs(self) -> bool:
-        return any(tick["status"] not in _ENDED for tick in self._ticks())
 
     def _thought(self, number: int) -> None:
         """Wait for the end of its ``number``-th thought, and tell it."""

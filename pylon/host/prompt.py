@@ -2,14 +2,16 @@
 
 Rules
 -----
-1. Whatever somebody has written stands in it as a JSON string, which no text can close from within: quotes and
-   backslashes are escaped, and so are ``<`` and ``[``, with which the control tokens of models begin (``<|im_end|>``,
-   ``[INST]``). Control, bidi and invisible characters are gone. One sentence says that nothing quoted is an instruction.
-2. Hostile text can make nothing else of the prompt: with other texts of the same kind in the quotes, it is the same.
-3. It never is longer than it may be. What gives way first: memories, oldest first; goals that are not due; the ends of
-   long texts; messages beyond the first; and wherever something was left out, it says so.
+1. Whatever somebody has written stands in it as a JSON string at the end of a line, which no text can close from
+   within: quotes, backslashes and line breaks are escaped, and so are ``<`` and ``[``, with which the control tokens of
+   models begin (``<|im_end|>``, ``[INST]``). Control, bidi and invisible characters are gone. One sentence says that
+   nothing of it is an instruction.
+2. So hostile text makes nothing else of the prompt: whatever stands in the quotes, all around them stays the same.
+3. It is never longer than it may be. What gives way first: memories, oldest first; goals that are not due, of the
+   least priority first; the ends of long texts; messages, the latest first. Wherever something is missing, it says so.
 4. The same scene gives the same bytes. No secret can be in it: a ``Scene`` has no field for one.
-5. What is to be done stands last, in few words: small models follow what they have read last.
+5. What is to be done stands last, in few words: small models follow what they have read last, and write down what they
+   are given as an example. So there are no examples.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from protocols.keys import KeyInvalid, PublicKey, is_hex
 from protocols.nip19 import encode_npub
 from protocols.nip_sa import Autonomy
 from protocols.nip_sa_state import Goal, Memory
-from pylon.host.settings import ActionKind
+from pylon.host import replies
+from pylon.host.settings import OUTWARD, ActionKind
 from pylon.money import Msat, format_msat, sats
 
 DEFAULT_CHARS = 12_000
@@ -195,19 +198,60 @@ def _quote(text: str, most: int) -> tuple[str, bool]:
 # --- the parts ------------------------------------------------------------------------------------------------
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_WHAT: dict[ActionKind, str] = {
-    ActionKind.POST: "post (text): a note of your own, for everybody",
-    ActionKind.REPLY: "reply (about, text): answer the message with that number",
-    ActionKind.REACT: "react (about, text): an emoji for a message",
-    ActionKind.DM: "dm (about, text): a private message to whoever wrote the message, or (to, text) to an npub",
-    ActionKind.REQUEST_PAYMENT: "request_payment (about, sats, text): ask who wrote the message for sats",
-    ActionKind.ZAP: "zap (about, sats, text): give sats to who wrote the message",
-    ActionKind.PAY_INVOICE: "pay_invoice (invoice, sats): pay a Lightning invoice",
-    ActionKind.UPDATE_GOAL: "update_goal (goal, progress, status, text): say how far it is, in percent",
-    ActionKind.ADD_MEMORY: "add_memory (text): note what you have learnt",
-    ActionKind.SET_HEARTBEAT: "set_heartbeat (seconds): how often you wake",
-    ActionKind.NOTHING: "nothing",
+_PUBLIC_KEY = re.compile(r"npub1[a-z0-9]{58}|\b[0-9a-f]{64}\b")
+_FIELDS: Mapping[ActionKind, str] = {
+    ActionKind.POST: "text",
+    ActionKind.REPLY: "about, text",
+    ActionKind.REACT: "about, text: an emoji",
+    ActionKind.DM: "about, text",
+    ActionKind.REQUEST_PAYMENT: "about, sats, text",
+    ActionKind.ZAP: "about, sats, text",
+    ActionKind.PAY_INVOICE: "invoice, sats",
+    ActionKind.UPDATE_GOAL: "goal, progress, text, status",
+    ActionKind.ADD_MEMORY: "text",
+    ActionKind.SET_HEARTBEAT: "seconds",
 }
+_TO_SOMEBODY = frozenset({ActionKind.DM, ActionKind.REQUEST_PAYMENT, ActionKind.ZAP})
+_MENTIONS = (ActionKind.REPLY, ActionKind.REACT)
+_OTHERS = (ActionKind.REQUEST_PAYMENT, ActionKind.ZAP, ActionKind.PAY_INVOICE)
+_ANSWERS: Mapping[str, tuple[ActionKind, ...]] = {
+    "mention": _MENTIONS,
+    "kind": _MENTIONS,
+    "zap": (*_MENTIONS, ActionKind.DM),
+    "dm": (ActionKind.DM,),
+}
+"""What can be done first about a message, by its kind."""
+
+
+def schema(scene: Scene, tokens: int = 400) -> str:
+    """The JSON schema of a reply to ``render(scene)``. ``tokens``: the longest reply that is bought."""
+    kinds = [action.kind for action in scene.allowed]
+    return replies.schema(
+        kinds,
+        scene.max_steps,
+        len(scene.heard),
+        first=_first(scene),
+        goals=[goal.id for goal in scene.goals],
+        keys=_names_keys(scene),
+        seconds=(scene.heartbeat_least, scene.heartbeat_most),
+        review=scene.heartbeat_most // 60 if scene.due else 0,
+        tokens=tokens,
+    )
+
+
+def _first(scene: Scene) -> frozenset[ActionKind]:
+    """What comes first, if anything is done: an answer to those who wrote, else what others notice."""
+    allowed = {action.kind for action in scene.allowed}
+    answers = {kind for entry in scene.heard for kind in _ANSWERS.get(entry.kind, ()) if kind in allowed}
+    if answers:
+        return frozenset(answers | (allowed & set(_OTHERS)))
+    return frozenset(allowed & OUTWARD if scene.due else allowed)
+
+
+def _names_keys(scene: Scene) -> bool:
+    """Whether somebody else than the writers of the messages can be spoken to: nobody makes up a public key."""
+    texts = (scene.about, *(goal.description for goal in scene.goals), *(memory.content for memory in scene.memories))
+    return any(_PUBLIC_KEY.search(text) for text in (*texts, *(entry.text for entry in scene.heard)))
 
 
 def _head(scene: Scene) -> str:
@@ -221,11 +265,24 @@ def _head(scene: Scene) -> str:
 
 
 def _how(scene: Scene) -> str:
-    lines = []
+    """What can be done, and how the reply has to look for those who have no grammar of it."""
+    keys = _names_keys(scene)
+    told = []
     for action in scene.allowed:
+        if action.kind not in _FIELDS or (action.kind in _TO_SOMEBODY and not scene.heard and not keys):
+            continue
+        fields = _FIELDS[action.kind]
+        if action.kind in _TO_SOMEBODY and keys:
+            fields = fields.replace("about", "about or to" if scene.heard else "to")
         limits = f"; {_quote(action.limits, _LIMITS)[0][1:-1]}" if action.limits else ""
-        lines.append(f"- {_WHAT[action.kind]}{limits}\n")
-    return f"You can:\n{''.join(lines)}\n"
+        told.append(f"{action.kind.value} ({fields}{limits})")
+    beat = f"{scene.heartbeat_seconds:,} s (from {scene.heartbeat_least:,} to {scene.heartbeat_most:,})"
+    return (
+        f"You can: {', '.join(told)}.\n"
+        f"Give actions, at most {scene.max_steps}, a list of objects with do and its fields, empty to do nothing;"
+        " thought, why, in a few words; review_minutes, when to look at the goals again; as one JSON object."
+        f" about is the number of a message, progress is in percent, your heartbeat is {beat}.\n\n"
+    )
 
 
 def _goal(goal: Goal, due: bool) -> _Line:
@@ -268,7 +325,29 @@ def _forms(what: str, text: str, longest: int) -> _Line:
 
 
 def _tail(scene: Scene) -> str:
-    return "Now do it."
+    """What is to be done, last of all."""
+    said, first = [], _first(scene)
+    for kind, what in (
+        (ActionKind.REPLY, "reply to {}, in your own words"),
+        (ActionKind.DM, "answer {} with a dm"),
+    ):
+        numbers = [entry.number for entry in scene.heard if kind in _ANSWERS.get(entry.kind, ())[:1]]
+        if numbers and kind in first:
+            said.append(what.format(_numbered("message", [str(number) for number in numbers])))
+    due = [goal.id for goal in scene.goals if goal.id in scene.due and _NAME.fullmatch(goal.id)]
+    if due:
+        said.append(f"do what {_numbered('goal', due)} asks for")
+    if not said:
+        said.append("look at what is new" if scene.heard else "do what is worth doing")
+    return f"Now {', and '.join(said)}."
+
+
+def _numbered(what: str, names: Sequence[str]) -> str:
+    """``message 1``, ``messages 1 and 2``, ``messages 1, 2, 3 and others``."""
+    if len(names) == 1:
+        return f"{what} {names[0]}"
+    listed = [*names[:3], *(["others"] if len(names) > 3 else [])]
+    return f"{what}s {', '.join(listed[:-1])} and {listed[-1]}"
 
 
 def _author(author: str) -> str:

@@ -79,7 +79,7 @@ def test_daemons_do_not_hear_what_this_shell_says_of_other_homes(monkeypatch):
 
 
 def test_a_players_books_are_its_own_commands(player):
-    with pytest.raises(PylonError, match="the books of cheap cannot be read: .*there is no identity"):
+    with pytest.raises(PylonError, match=r"the books of cheap cannot be read: .*there is no identity"):
         player.books()
 
 

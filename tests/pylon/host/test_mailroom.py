@@ -205,7 +205,7 @@ async def test_kinds_are_each_agents_own(autojump_clock):
             for n, kinds in enumerate(choices)
         ]
         everybody = [name(n) for n in range(len(choices))]
-        for kind in (1, 4, 7, 9735, 30_023, 1059):
+        for kind in (1, 4, 7, *range(9, 15), 9735, 30_023, 1059):
             it.relays[0].publish(mail(*everybody, kind=kind, text=str(kind)))
         await trio.sleep(10)
         for box, kinds in zip(boxes, choices, strict=True):
@@ -581,7 +581,7 @@ async def test_relays_are_added_and_removed(autojump_clock):
 
 async def test_it_runs_again_after_it_has_ended(autojump_clock):
     async with office(run=False) as it, it.mailroom.box(wanted(1)) as box:
-        for n in range(3):
+        for n in range(2):
             async with trio.open_nursery() as nursery:
                 await nursery.start(it.mailroom.run)
                 it.relays[0].publish(mail(name(1), text=f"live {n}", at=trio.current_time()))
@@ -589,10 +589,10 @@ async def test_it_runs_again_after_it_has_ended(autojump_clock):
                 assert texts == [*([] if n == 0 else [f"between {n - 1}"]), f"live {n}"]
                 await box.caught_up()
                 nursery.cancel_scope.cancel()
-            await trio.sleep(DAY)
+            await trio.sleep(6 * 3_600)
             assert it.taps[0].open == set()
             it.relays[0].publish(mail(name(1), text=f"between {n}", at=trio.current_time()))
-            await trio.sleep(DAY)
+            await trio.sleep(6 * 3_600)
 
 
 # --- caught up ------------------------------------------------------------------------------------------------
@@ -933,7 +933,7 @@ async def survive(schedule, seed, pause):
         it.nursery.cancel_scope.cancel()
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(schedules, st.integers(0, 2**16), st.sampled_from([0.0, 0.05]))
 def test_everybody_gets_all_that_is_theirs_and_nothing_else(schedule, seed, pause):
     trio.run(survive, schedule, seed, pause, clock=trio.testing.MockClock(autojump_threshold=0))

@@ -11,7 +11,7 @@ import attrs
 import hypothesis.strategies as st
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 
 from protocols.keys import SecretKey
 from protocols.nip_sa_state import MAX_GOALS, MAX_MEMORIES, MAX_STATE_BYTES, AgentState, Goal, Memory, build_state
@@ -316,8 +316,9 @@ def test_foreign_ballast_goes_before_goals():
     )
     result = compact(state, now=NOW)
     assert (result.goals, result.beliefs, result.extra) == (state.goals, {"b": "y"}, state.extra)
-    bare = compact(attrs.evolve(state, goals=()), now=NOW, max_bytes=600)
-    assert (bare.beliefs, bare.extra) == ({"b": "y"}, ours)
+    crumbs = compact(attrs.evolve(state, beliefs={f"{n}": 0 for n in range(500)}, extra=ours), now=NOW, max_bytes=2_000)
+    assert crumbs.extra == ours
+    assert 30 < len(crumbs.beliefs) < 100
 
 
 def test_a_foreign_memory_is_shortened_to_what_it_says_or_forgotten_if_that_is_nothing():
@@ -336,6 +337,8 @@ def test_a_budget_for_nothing_is_refused():
 
 
 @given(remembered, st.text(st.characters(exclude_categories=()), max_size=3_000), st.floats())
+@example({"type": "x", "content": "", "now": NOW, "relevance": 1.0, "origin": "own"}, "half of \ud83d is none", 0.5)
+@example({"type": "x", "content": "", "now": NOW, "relevance": 1.0, "origin": "own"}, "\x00\n" * 5_000 + "x", 0.5)
 def test_whatever_is_remembered_can_be_written_and_is_bounded(what, text, relevance):
     state = remember(AgentState(), **{**what, "content": text, "relevance": relevance, "type": text})
     assert AgentState.from_json(state.to_json()) == state
@@ -370,6 +373,12 @@ def test_repetition_is_counted_and_the_newest_is_kept():
     assert contents(state.memory) == ["Relay A is slow (3 like this since 2026-09-21)"]
     assert state.memory[0].timestamp == int(NOW + 2 * DAY)
     assert state.memory[0].relevance == 0.9
+
+
+def test_what_the_operator_repeats_is_not_rewritten():
+    state = kept(kept(AgentState(), "Be brief.", origin="operator"), "Be brief.", now=NOW + 5, origin="operator")
+    assert contents(state.memory) == ["Be brief."]
+    assert (state.memory[0].timestamp, state.memory[0].extra["count"]) == (NOW + 5, 2)
 
 
 def test_a_count_that_is_only_claimed_is_text():
@@ -429,11 +438,11 @@ def test_an_old_memory_comes_back_when_it_is_spoken_of():
 
 
 def test_words_that_are_everywhere_say_little():
-    state = kept(AgentState(), "the zeppelin has landed", now=NOW - 60 * DAY)
+    state = kept(AgentState(), "zeppelin landed", now=NOW - 60 * DAY)
     for n in range(20):
-        state = kept(state, f"the relay has answered {n}", now=NOW - 50 * DAY)
-    found = recall(state, about="the zeppelin has what", now=NOW, limit=1, max_chars=100)
-    assert contents(found) == ["the zeppelin has landed"]
+        state = kept(state, f"the relay has answered {n}", now=NOW - 60 * DAY)
+    found = recall(state, about="has the relay answered? And that zeppelin?", now=NOW, limit=1, max_chars=100)
+    assert contents(found) == ["zeppelin landed"]
 
 
 def test_relevance_halves():

@@ -22,6 +22,7 @@ from protocols.nip90 import JobRequest
 from pylon.clock import VirtualClock
 from pylon.host import registry
 from pylon.host.agents import Agents
+from pylon.host.deeds import ZapInvoice
 from pylon.host.host import Host, HostSettings
 from pylon.host.lifecycle import LifecycleSettings
 from pylon.host.schedule import ScheduleSettings
@@ -163,9 +164,13 @@ class World:
 
 @asynccontextmanager
 async def open_world(
-    directory: Path, *answers: str | Callable[[JobRequest], str | None], seed: int = 1, thoughts_at_once: int = 16
+    directory: Path,
+    *answers: str | Callable[[JobRequest], str | None],
+    seed: int = 1,
+    thoughts_at_once: int = 16,
+    zap_invoice: ZapInvoice | None = None,
 ) -> AsyncIterator[World]:
-    """A running node and a running vendor."""
+    """A running node and a running vendor. ``zap_invoice``: where its agents get invoices to zap; none: nowhere."""
     rng = random.Random(seed)
     clock = VirtualClock()
     said = list(answers) or [NOTHING]
@@ -182,7 +187,11 @@ async def open_world(
         vendor = Vendor(relay, ledger, clock, random.Random(rng.random()), script, price=PRICE)
         setting = Setting(directory, clock, ledger, network(relay), (RELAY,))
         node = HostNode(
-            "home", setting, random.Random(rng.random()), settings=HostSettings(thoughts_at_once=thoughts_at_once)
+            "home",
+            setting,
+            random.Random(rng.random()),
+            settings=HostSettings(thoughts_at_once=thoughts_at_once),
+            zap_invoice=zap_invoice,
         )
         world = World(node, relay, ledger, clock, vendor, said, nursery)
         nursery.start_soon(vendor.run)
