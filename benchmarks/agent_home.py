@@ -59,8 +59,8 @@ class Lateness:
 async def main(settings: dict[str, Any]) -> None:
     """Run the home, and obey until stdin ends.
 
-    ``agents``: how many must be awake until it is ready. ``relay``: whose relay; none: its own. ``beat``: seconds from
-    now at which all heartbeats are due at once, if given. ``kept``: keep the nurseries of those who sleep, too.
+    ``agents``: how many must be awake until it is ready. ``port``: of its own relay. ``relay``: another one, instead.
+    ``kept``: keep the nurseries of those who sleep, too.
     """
     home = Home(Path(settings["directory"]))
     if settings.get("kept"):
@@ -69,7 +69,7 @@ async def main(settings: dict[str, Any]) -> None:
     config = Config(
         network="simnet",
         relays=() if relay is None else (relay,),
-        relay=RelayConfig(enabled=relay is None, bind=Bind("127.0.0.1", 0)),
+        relay=RelayConfig(enabled=relay is None, bind=Bind("127.0.0.1", settings.get("port", 0))),
         api=ApiConfig(enabled=False),
     )
     began = time.perf_counter()
@@ -83,8 +83,9 @@ async def main(settings: dict[str, Any]) -> None:
 
 
 async def _ready(host: Host, agents: int) -> None:
-    while host.running < agents or host.listening < agents:
+    while host.running < agents:
         await trio.sleep(_LOOK)
+    await host.caught_up()
 
 
 async def _obey(runtime: Runtime, host: Host, lateness: Lateness) -> None:

@@ -23,7 +23,7 @@ from pylon.host.settings import AgentSettings
 from pylon.money import Msat, sats
 from pylon.paths import Home
 from pylon.relays.eventstore import EventStore
-from pylon.store import cursors, ledger
+from pylon.store import cursors, ledger, outbox
 from pylon.store.database import Store, Tx, open_store
 from pylon.store.vault import Vault
 from pylon.wallets.simnet import SimnetLedger
@@ -46,10 +46,11 @@ class _New:
     """Id of the payment that has funded it."""
 
 
-async def write_home(directory: Path, count: int, *, heartbeat: int, asleep: bool = False) -> Home:
+async def write_home(directory: Path, count: int, *, relay: str, heartbeat: int, asleep: bool = False) -> Home:
     """A home with ``count`` agents, all awake or all hibernating; each has a goal that is not due, so ticks are quiet.
 
-    Those awake have ``MEMORIES`` memories, and their state on the home's relay. Of those asleep neither is ever read.
+    Those awake have ``MEMORIES`` memories, and their state on the home's own relay, which is to serve at the URL
+    ``relay``. Of those asleep neither is ever read.
     """
     home, clock, rng = Home(directory), SystemClock(), random.Random(1)
     identity.create(home, now=clock.now())
@@ -64,7 +65,7 @@ async def write_home(directory: Path, count: int, *, heartbeat: int, asleep: boo
         for start in range(0, count, _CHUNK):
             await writer.write(new[start : start + _CHUNK])
         if not asleep:
-            _publish(home, [entry.keys.nostr for entry in new], mind, int(clock.now()))
+            await _publish(home, store, [entry.keys.nostr for entry in new], mind, relay)
     return home
 
 
@@ -136,9 +137,18 @@ def _mind(now: float, memories: int) -> AgentState:
     return memory.reviewed(mind, [goal], review_at=now + _NEVER, now=now)
 
 
-def _publish(home: Home, secrets: Iterable[SecretKey], mind: AgentState, now: int) -> None:
-    store = EventStore(home.relay_database)
-    for secret in secrets:
-        store.add(build_state(secret, mind, created_at=now), now)
-    store.commit()
-    store.close()
+async def _publish(home: Home, store: Store, secrets: Iterable[SecretKey], mind: AgentState, url: str) -> None:
+    """Their states, on the relay and in the outbox as delivered."""
+    now, relay = int(store.clock.now()), EventStore(home.relay_database)
+    events = [build_state(secret, mind, created_at=now) for secret in secrets]
+
+    def job(tx: Tx) -> None:
+        for event in events:
+            outbox.add(tx, event, [url], effect="agent.state", subject=event.pubkey, at=now)
+            outbox.acknowledge(tx, event.id, url, True, "", now)
+
+    await store.write(job)
+    for event in events:
+        relay.add(event, now)
+    relay.commit()
+    relay.close()

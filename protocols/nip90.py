@@ -16,6 +16,7 @@ import attrs
 import orjson
 
 from protocols import nip40, nip44
+from protocols.json_schema import SchemaInvalid, read_schema
 from protocols.keys import KeyInvalid, PublicKey, SecretKey, is_hex
 from protocols.nip01 import Event, sign_event
 
@@ -26,7 +27,6 @@ SCHEME = "nip44"
 MAX_INPUTS = 64
 MAX_PARAMS = 64
 MAX_PARAM_CHARS = 4_096
-MAX_SCHEMA_DEPTH = 24
 MAX_TOKENS = 1_000_000
 MAX_MSATS = 21_000_000 * 100_000_000 * 1_000
 MAX_MESSAGE_CHARS = 2_000
@@ -100,18 +100,15 @@ class JobRequest:
     def json_schema(self) -> dict[str, Any] | None:
         """The JSON schema that the reply must satisfy (``json_schema`` parameter); ``None``: none is asked for.
 
-        Raises ``JobInvalid`` for a parameter that is no JSON object, or a nest of too many.
+        Raises ``JobInvalid`` for one that ``protocols.json_schema`` does not accept.
         """
         text = self.params.get("json_schema")
         if not text:
             return None
         try:
-            value = orjson.loads(text)
-        except orjson.JSONDecodeError:
-            raise JobInvalid("json_schema is not JSON") from None
-        if not isinstance(value, dict) or _depth(value) > MAX_SCHEMA_DEPTH:
-            raise JobInvalid(f"json_schema must be a JSON object of at most {MAX_SCHEMA_DEPTH} levels")
-        return value
+            return read_schema(text)
+        except SchemaInvalid as error:
+            raise JobInvalid(f"json_schema: {error}") from None
 
     def number(self, name: str, least: float, most: float) -> float | None:
         """A numeric parameter, if it is there and within bounds."""
@@ -259,12 +256,6 @@ def _params(tags: Sequence[Sequence[str]]) -> dict[str, str]:
                 raise JobInvalid("too many parameters, or one too long")
             params.setdefault(tag[1].lower().replace("-", "_"), tag[2])
     return params
-
-
-def _depth(value: object) -> int:
-    """How many levels of objects and lists; text of ``MAX_PARAM_CHARS`` cannot nest deeper than Python goes."""
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return 1 + max(map(_depth, inner), default=0) if isinstance(value, dict | list) else 0
 
 
 def _max_tokens(params: Mapping[str, str]) -> int | None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import enum
 import random
-from collections import deque
 from collections.abc import Awaitable, Callable
 
 import attrs
@@ -137,6 +136,11 @@ class Supervisor:
         """One for each child, in the order of their first starts."""
         return [child.status for child in self._children.values()]
 
+    def status(self, name: str) -> ChildStatus | None:
+        """Of one child."""
+        child = self._children.get(name)
+        return None if child is None else child.status
+
     async def _supervise(self, child: _Child) -> None:
         try:
             with child.scope:
@@ -147,7 +151,7 @@ class Supervisor:
     async def _keep_running(self, child: _Child) -> None:
         policy = self._policy
         backoff = Backoff(self._rng, policy.first_wait, policy.longest_wait, policy.jitter)
-        restarts: deque[float] = deque()
+        restarts: list[float] = []
         while True:
             started = trio.current_time()
             self._set(child, ChildState.RUNNING, started=True)
@@ -158,8 +162,7 @@ class Supervisor:
                 return
             if error is not None:
                 child.status = attrs.evolve(child.status, last_error=_describe(error))
-            while restarts and restarts[0] <= ended - policy.window:
-                restarts.popleft()
+            restarts = [at for at in restarts if at > ended - policy.window]
             if len(restarts) >= policy.intensity:
                 self._set(child, ChildState.QUARANTINED)
                 self._tell(child, error)

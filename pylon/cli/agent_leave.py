@@ -8,8 +8,9 @@ from typing import Any
 import click
 
 from pylon.cli import agent_views as views
-from pylon.cli.agent_options import ACTIONS, MONEY, given, name_argument
+from pylon.cli.agent_options import ACTIONS, MONEY, daemon_note, given, name_argument
 from pylon.cli.amounts import SATS
+from pylon.cli.client import is_running
 from pylon.cli.local import run_verb
 from pylon.cli.output import State, emit, json_option, note, pass_state
 from pylon.errors import UsageError
@@ -50,8 +51,11 @@ def approve(context: click.Context, state: State, ident: str) -> None:
     """
     report = run_verb(state, "agent.approve", {"id": ident}, timeout=DOING)
     emit(state, report, lambda: _decided(report))
-    if report["approval"]["state"] in ("failed", "refused", "expired"):
+    reached = report["approval"]["state"]
+    if reached in ("failed", "refused", "expired"):
         context.exit(1)
+    if reached != "done" and not state.json:
+        daemon_note(is_running(state.home), "it goes on")
 
 
 @click.command()

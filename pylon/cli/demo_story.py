@@ -243,7 +243,7 @@ class Story:
         return pubkey[:16]
 
     def _job(self, tick: dict[str, Any]) -> dict[str, Any] | None:
-        jobs: list[dict[str, Any]] = self._home.ask("job.list", limit=10_000)
+        jobs: list[dict[str, Any]] = self._home.ask("job.list", limit=10_000, agents=True)
         return next((job for job in jobs if job["id"] == tick["purchase"]), None)
 
     # --- the end ----------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import trio
 
 from protocols.nip_sa_state import Goal
 from pylon.config import Config
@@ -168,7 +169,7 @@ class AgentVerbs:
             "goals": sum(goal.status == "active" for goal in mind.goals),
             "approvals": 0 if waiting is None else waiting["n"],
             "lud16": self.agents.address(agent.name),
-            "last_error": troubled[0].last_error if troubled else agent.last_error or None,
+            "last_error": troubled[0].last_error if troubled else self._why_failed(agent),
             "children": [
                 {"name": child.name, "state": child.state, "starts": child.starts, "last_error": child.last_error}
                 for child in children
@@ -179,6 +180,11 @@ class AgentVerbs:
                 "last_tick_at": None if last is None else last["at"],
             },
         }
+
+    def _why_failed(self, agent: Agent) -> str | None:
+        """Why its last thought came to nothing, if it did."""
+        tick = tick_records(self.store).load(self.store, agent.last_error) if agent.last_error else None
+        return None if tick is None else tick.reason or None
 
     async def _balance(self, agent: Agent) -> Any:
         """What the wallet says, or ``None`` where it does not."""
@@ -216,13 +222,12 @@ class AgentVerbs:
         }
 
     def _back_up(self, agent: Agent) -> Path:
-        """All of it, sealed with the home's data key: to be read by ``agent import --bundle`` in this home."""
+        """All of it, in a file that ``agent import --bundle`` reads in this home."""
         directory = self.home.data / "backups"
         directory.mkdir(mode=0o700, exist_ok=True)
         stamp = int(self.agents.clock.now())
         path = directory / f"{agent.name}-{stamp}.agent"
-        payload = migration.pack(self.agents, agent.id).decode()
-        write_private(path, self.store.vault.seal(payload, f"backup:{agent.id}"))
+        write_private(path, migration.back_up(self.agents, agent.id).encode())
         return path
 
     def _pausing(self, why: str) -> Method:
@@ -336,8 +341,24 @@ class AgentVerbs:
         agent = self._agent(params)
         if self.host is None:
             raise UsageError("nothing runs agents here", "pylon start, or pylon start -m host")
-        record = await self.host.tick(agent.id)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._tell_of, agent.id, agent.ticks, notify)
+            record = await self.host.tick(agent.id)
+            nursery.cancel_scope.cancel()
         return {"tick": self.tick_view(record)}
+
+    async def _tell_of(self, agent_id: str, after: int, notify: Notify) -> None:
+        """A ``tick`` notification whenever a tick after the ``after``-th has moved on."""
+        told = None
+        with self.store.listen("ticks") as changed:
+            async for _ in changed:
+                found = tick_records(self.store).where(
+                    self.store, "agent = ? AND n > ? ORDER BY n DESC LIMIT 1", (agent_id, after)
+                )
+                for record in found:
+                    if (record.id, record.state) != told and not record.quiet:
+                        told = (record.id, record.state)
+                        await notify("tick", self.tick_view(record))
 
     async def ticks(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
         agent = self._agent(params)
@@ -522,7 +543,7 @@ class AgentVerbs:
             case "bundle":
                 return {
                     **said,
-                    "bundle": migration.export_bundle(self.agents, agent.id, reading.text(params, "passphrase")),
+                    "bundle": await migration.export_bundle(self.agents, agent.id, reading.text(params, "passphrase")),
                 }
             case _:
                 raise UsageError("form is 'phrase' or 'bundle'")

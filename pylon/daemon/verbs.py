@@ -124,8 +124,10 @@ class Verbs:
                 await changed.receive()
 
     async def job_list(self, params: Mapping[str, Any], notify: Notify) -> list[dict[str, Any]]:
+        """Those that were submitted by hand; ``agents``: the thoughts of agents too."""
         limit = _whole({"limit": 20, **params}, "limit", 1, 10_000)
-        records = purchase_records(self.store).where(self.store, "1 = 1 ORDER BY created_at DESC LIMIT ?", (limit,))
+        whose = "1 = 1" if params.get("agents") is True else "owner = ''"
+        records = purchase_records(self.store).where(self.store, f"{whose} ORDER BY created_at DESC LIMIT ?", (limit,))
         return [job_json(record) for record in records]
 
     async def job_status(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from pylon.host.schedule import Beat
 from pylon.host.tick import Ticks
 from pylon.host.ticking import TickRecord
 from pylon.relays.pool import Received
-from pylon.store import cursors, inbox
+from pylon.store import cursors, inbox, outbox
 from pylon.store.database import Tx
 from pylon.supervision import ChildSpec, ChildStatus, Policy, Supervisor
 
@@ -78,7 +78,8 @@ class Runner:
         self._supervisor: Supervisor | None = None
         self._poked = trio.Event()
         self._paid = trio.Event()
-        self._heard_all = trio.Event()
+        self._seated = trio.Event()
+        self._box: Box | None = None
         self._busy = False
         self._ending: Callable[[], None] | None = None
         self._asked: list[Callable[[TickRecord | BaseException], None]] = []
@@ -115,10 +116,11 @@ class Runner:
         self._asked.append(told)
         self.poke()
 
-    @property
-    def listening(self) -> bool:
-        """Whether it has heard what its relays had for it."""
-        return self._heard_all.is_set()
+    async def caught_up(self) -> None:
+        """Wait until it has heard what its relays had for it."""
+        await self._seated.wait()
+        assert self._box is not None
+        await self._box.caught_up()
 
     @property
     def busy(self) -> bool:
@@ -137,10 +139,9 @@ class Runner:
             await self._ticks.resume(self.id)
         finally:
             self._busy = False
-        row = registry.load(self._agents.store, self.id)
-        beat = None if row.beat is None else Beat(row.beat)
         with trio.move_on_after(HEARD_WITHIN):
-            await self._heard_all.wait()
+            await self.caught_up()
+        beat = self._known_beat()
         while True:
             self._poked = trio.Event()
             if self._ending is not None:
@@ -155,9 +156,11 @@ class Runner:
             decision = self._ticks.decide(self.id, beat)
             due_before, beat = None if beat is None else beat.due, decision.beat
             if decision.tick is not None:
-                await self._tick(decision.tick, beat, None)
-                continue
-            if beat is not None and beat.due != due_before:
+                done = await self._tick(decision.tick, beat, None)
+                if not done.quiet or self._poked.is_set():
+                    continue
+                # Nothing was there to think about, and nothing has come since: what was decided holds.
+            elif beat is not None and beat.due != due_before:
                 await self._keep_beat(beat)
             self.ask_at = decision.ask_at
             nap = min(max(decision.ask_at - self._agents.clock.now(), 0.001), _LONGEST_NAP)
@@ -166,7 +169,7 @@ class Runner:
 
     async def _tick(
         self, tick: schedule.Tick, beat: Beat | None, told: Callable[[TickRecord | BaseException], None] | None
-    ) -> None:
+    ) -> TickRecord:
         self._busy = True
         try:
             done = await self._ticks.run(self.id, tick, beat, asked=told is not None)
@@ -180,6 +183,11 @@ class Runner:
             self._busy = False
         if told is not None:
             told(done)
+        return done
+
+    def _known_beat(self) -> Beat | None:
+        due = registry.load(self._agents.store, self.id).beat
+        return None if due is None else Beat(due)
 
     async def _keep_beat(self, beat: Beat) -> None:
         await self._agents.store.write(
@@ -189,32 +197,32 @@ class Runner:
     # --- the trigger listener ---------------------------------------------------------------------------------
 
     async def _listen(self) -> None:
+        async with self._mailroom.box(self._wanted()) as self._box:
+            self._seated.set()
+            async for received in self._box:
+                take = functools.partial(self._take, received)
+                await inbox.deliver(self._agents.store, self._consumer, received.event.id, take)
+                # Else every agent would hold the last thing that it has heard until it hears another one.
+                del received, take
+
+    def _wanted(self) -> Wanted:
         row = registry.load(self._agents.store, self.id)
         since = cursors.since(self._agents.store, self._consumer, 0)
         chosen = row.settings
         kinds = [
             kind for kind, wanted in ((NOTES, chosen.mentions), (DIRECT, chosen.dms), (ZAPS, chosen.zaps)) if wanted
         ]
-        box_wanted = Wanted(
+        return Wanted(
             agent=self.id,
             kinds=tuple(dict.fromkeys([*kinds, *chosen.kinds])),
             wraps=chosen.dms,
             relays=chosen.relays or None,
             since=int(row.created_at) if since is None else since,
         )
-        async with self._mailroom.box(box_wanted) as box, trio.open_nursery() as nursery:
-            nursery.start_soon(self._note_caught_up, box)
-            async for received in box:
-                take = functools.partial(self._take, received)
-                await inbox.deliver(self._agents.store, self._consumer, received.event.id, take)
 
     @property
     def _consumer(self) -> str:
         return f"agent:{self.id}"
-
-    async def _note_caught_up(self, box: Box) -> None:
-        await box.caught_up()
-        self._heard_all.set()
 
     async def _take(self, received: Received) -> None:
         event = received.event
@@ -249,6 +257,8 @@ class Runner:
 
     async def _compare(self, event: Event) -> None:
         """A state of this agent on a relay: is it ours, or does somebody else run it by now?"""
+        if outbox.wrote(self._agents.store, event.id):
+            return  # this home has published it: as we wrote it, and not worth opening at every start
         row = registry.load(self._agents.store, self.id)
         try:
             seen = parse_state(event, self._agents.keys(self.id).nostr)
@@ -263,11 +273,18 @@ class Runner:
     # --- the wallet watcher -----------------------------------------------------------------------------------
 
     async def _watch(self) -> None:
+        """Look when told to. What came while nobody listened, the host's sweep finds, for all agents in one go."""
         while True:
-            self._paid = trio.Event()
-            known = await self._funds.look(self.id)
-            with trio.move_on_after(float("inf") if known else _LOOK_AGAIN):
-                await self._paid.wait()
+            await self._paid.wait()
+            self._paid, known = trio.Event(), False
+            try:
+                while not (known := await self._funds.look(self.id)):
+                    with trio.move_on_after(_LOOK_AGAIN):
+                        await self._paid.wait()
+                    self._paid = trio.Event()
+            finally:
+                if not known:
+                    self._paid.set()  # it is not known yet: who is started again in my place looks first
 
     def _tell(self, status: ChildStatus, error: BaseException | None) -> None:
         log.error("agent %s: %s ended: %s", self.id[:16], status.name, status.last_error or "cleanly")

@@ -28,12 +28,12 @@ from pylon.host.registry import Agent, Keys
 from pylon.host.settings import ActionKind, AgentSettings
 from pylon.identity import SIMNET_PATH
 from pylon.money import Msat, sats
-from pylon.store import outbox, settings
+from pylon.store import intents, outbox, settings
 from pylon.store.database import Reads, Store, Tx
 from pylon.store.records import RecordTable, Step
 from pylon.wallets.keeper import WalletKeeper
 from pylon.wallets.port import Wallet, WalletInfo
-from pylon.wallets.purse import Budget, Purse, Spend
+from pylon.wallets.purse import DAY, Budget, Purse, Spend
 
 _PURPOSES = {"zap": ActionKind.ZAP, "invoice": ActionKind.PAY_INVOICE}
 _INSTANCE = "instance"
@@ -182,11 +182,13 @@ class Agents:
         agent = registry.load(source, spend.owner)
         if agent.moved or agent.deleted_at is not None:
             raise BudgetExceeded(f"{agent.name or spend.owner[:16]} is not run here any more")
+        if agent.paused == registry.STOPPED:
+            raise BudgetExceeded(f"{agent.name} is stopped", f"pylon agent start {agent.name}")
         chosen = agent.settings
         per_scope = chosen.budget_tick
         tick = source.one("SELECT strangers, allowance_msats FROM ticks WHERE id = ?", (spend.scope,))
         if tick is not None and tick["allowance_msats"] is not None:
-            per_scope = Msat(min(per_scope, tick["allowance_msats"]))
+            per_scope = Msat(min(per_scope, tick["allowance_msats"], self._strangers_left(source, agent, spend.scope)))
         common = Budget(per_scope=per_scope, per_day=chosen.budget_day, reserve=sats(chosen.lifecycle.reserve_sats))
         kind = _PURPOSES.get(spend.purpose)
         if kind is None:
@@ -199,6 +201,16 @@ class Agents:
         if tick is None or (tick["strangers"] and not grant.strangers):
             raise BudgetExceeded(f"the grant for {kind.value} does not hold where strangers have a word")
         return attrs.evolve(common, each=grant.each, purpose_day=grant.day)
+
+    def _strangers_left(self, source: Reads, agent: Agent, tick: str) -> Msat:
+        """What strangers may still cause by this tick, when it pays: an earlier one may pay later than it was asked."""
+        since = self.clock.now() - DAY
+        others = source.read(
+            "SELECT id FROM ticks WHERE agent = ? AND created_at > ? AND allowance_msats IS NOT NULL AND id <> ?",
+            (agent.id, since, tick),
+        )
+        spent = sum(intents.spent_in(source, row["id"]) for row in others)
+        return Msat(max(0, sats(agent.settings.schedule.stranger_budget_sats) - spent))
 
     def _approved(self, source: Reads, spend: Spend) -> bool:
         """Whether the operator has said yes to this very action, knowing what it costs."""
@@ -235,6 +247,7 @@ class Agents:
 
         def job(tx: Tx) -> Agent:
             instance = self.instance(tx)
+            before = tx.one("SELECT MAX(n) AS n FROM ticks WHERE agent = ?", (secrets.nostr.public.hex,))
             agent = Agent(
                 id=secrets.nostr.public.hex,
                 name=chosen.name,
@@ -245,7 +258,8 @@ class Agents:
                 paused="",
                 moved="",
                 deleted_at=None,
-                ticks=mind.tick_count,
+                # One that comes back here goes on from its last tick here, or elsewhere.
+                ticks=max(mind.tick_count, 0 if before is None else before["n"] or 0),
                 quiet=0,
                 beat=None,
                 last_error="",

@@ -20,12 +20,13 @@ from protocols import bolt11, nip10, nip17
 from protocols.keys import KeyInvalid, PublicKey, SecretKey
 from protocols.lnurl import LnurlInvalid
 from protocols.nip01 import Event, EventInvalid, sign_event
-from protocols.nip19 import Nip19Error, decode_public_key, encode_nsec
+from protocols.nip19 import Nip19Error, decode_public_key
 from pylon.driver import Driver
 from pylon.errors import NotFound, UsageError, WalletError
 from pylon.host import acting, policy, registry, triggers
 from pylon.host.acting import Action, ActionEffect, ActionState
 from pylon.host.agents import Agents, action_records
+from pylon.host.disclosure import Secrets
 from pylon.host.registry import Agent
 from pylon.host.replies import Proposed
 from pylon.host.settings import MONEY, OUTWARD, ActionKind, AgentSettings
@@ -107,7 +108,7 @@ class Deeds:
             known = {row["id"] for row in tx.all("SELECT id FROM actions WHERE tick = ?", (tick.id,))}
             heard = {entry.id: entry for entry in triggers.heard(tx, tx.vault, tick.triggers, tick.agent)}
             today = self._today(tx, tick.agent)
-            secrets = _secrets(tx, tick.agent)
+            tells = self._tells(tx, tick)
             steps = []
             for place, wish in enumerate(tick.proposed):
                 if names[place] in known:
@@ -130,11 +131,14 @@ class Deeds:
                         strangers=tick.strangers,
                         partners=_partners(heard.values(), agent.settings, self._agents.operator),
                         to=addressee(wish, answered),
-                        answers=answered is not None and answered.event is not None,
+                        answers=_answerable(wish, answered),
                         today=today[wish.kind.value],
-                        secrets=secrets,
+                        cost=cost_of(wish),
+                        tells=tells,
                     ),
                 )
+                if agent.moved or agent.deleted_at is not None:
+                    verdict = acting.Barred("it is not run here any more")
                 if not isinstance(verdict, acting.Barred):
                     today[wish.kind.value] += 1
                 steps.append(self._driver.begin_in(tx, action, verdict))
@@ -171,13 +175,28 @@ class Deeds:
         return list(self.records.where(self._store, f"state = 'waiting'{condition} ORDER BY created_at, id", params))
 
     async def approve(self, action_id: str) -> Action:
-        return await self._decide(action_id, acting.Approved())
+        """Raises ``UsageError`` for what does not wait any more, and for an agent that is not run here any more."""
+
+        def admit(tx: Tx) -> bool:
+            agent = registry.load(tx, self.load(action_id, tx).agent)
+            if agent.moved or agent.deleted_at is not None:
+                raise UsageError(
+                    f"{agent.name or agent.npub} is not run here any more", f"pylon agent deny {action_id[:60]}"
+                )
+            return True
+
+        return await self._decide(action_id, acting.Approved(), admit)
 
     async def deny(self, action_id: str, reason: str) -> Action:
         return await self._decide(action_id, acting.Denied(reason or "the operator said no"))
 
-    async def _decide(self, action_id: str, message: acting.Approved | acting.Denied) -> Action:
-        moved = await self._driver.advance(action_id, message)
+    async def _decide(
+        self,
+        action_id: str,
+        message: acting.Approved | acting.Denied,
+        admit: Callable[[Tx], bool] | None = None,
+    ) -> Action:
+        moved = await self._driver.advance(action_id, message, admit)
         if moved is None:
             raise UsageError(
                 f"action {action_id} does not wait any more: it is {self.load(action_id).state.value}",
@@ -203,6 +222,8 @@ class Deeds:
 
     async def _invoice(self, action: Action) -> acting.Prepared:
         agent = registry.load(self._store, action.agent)
+        if agent.moved or agent.deleted_at is not None:
+            raise NotFound(f"{agent.name or agent.id[:16]} is not run here any more")
         wish = action.wish
         heard = self._about(self._store, action)
         if action.kind is ActionKind.REQUEST_PAYMENT:
@@ -325,6 +346,15 @@ class Deeds:
         found = triggers.heard(source, self._store.vault, [action.about], action.agent)
         return found[0] if found else None
 
+    def _tells(self, tx: Tx, tick: TickRecord) -> bool:
+        """Whether what a tick would say, one wish after the other, gives a secret of its agent's, or of ours, away."""
+        said = [words for wish in tick.proposed if wish.kind in OUTWARD for words in wish.words()]
+        if not said:
+            return False
+        keys = registry.keys(tx, tx.vault, tick.agent)
+        secrets = Secrets((keys.nostr, keys.wallet, self._agents.runner), [registry.phrase(tx, tx.vault, tick.agent)])
+        return secrets.told_by(said)
+
     def _today(self, source: Reads, agent_id: str) -> Counter[str]:
         marks = ",".join("?" * len(_COUNTED))
         rows = source.read(
@@ -336,20 +366,29 @@ class Deeds:
 
 
 def addressee(wish: Proposed, answered: Heard | None) -> str | None:
-    """Whom a wish speaks to, hex: as it says, else the author of what it answers."""
+    """Whom a wish speaks to, hex: as it says, else the author of what it answers; ``None`` where that is nobody."""
     if wish.to:
         with suppress(Nip19Error, KeyInvalid, ValueError):
             return decode_public_key(wish.to).hex
         return None
-    return None if answered is None else answered.author
+    return None if answered is None else answered.author or None
+
+
+def cost_of(wish: Proposed) -> Msat:
+    """What a wish would cost, fee not included, as far as it says: what its invoice asks for counts, not its words."""
+    if wish.invoice:
+        with suppress(bolt11.Bolt11Invalid):
+            return Msat(bolt11.decode(wish.invoice).amount_msats or 0)
+    return sats(wish.sats) if wish.kind in MONEY else Msat(0)
 
 
 def describe(action: Action) -> str:
     """What an action does, in words for the operator."""
     wish = action.wish
     parts = [action.kind.value.replace("_", " ")]
-    if wish.sats:
-        parts.append(format_msat(sats(wish.sats)))
+    amount = cost_of(wish) or sats(wish.sats)
+    if amount:
+        parts.append(format_msat(amount))
     if wish.to:
         parts.append(f"to {wish.to}")
     if action.about:
@@ -371,20 +410,15 @@ def _answered(wish: Proposed, tick: TickRecord, heard: dict[str, Heard]) -> Hear
     return listed[0] if len(listed) == 1 and not wish.to else None
 
 
+def _answerable(wish: Proposed, answered: Heard | None) -> bool:
+    """Whether what a wish answers is there: a public event, or for words at least somebody to write to."""
+    if answered is None:
+        return False
+    return bool(answered.event or (wish.kind is ActionKind.REPLY and answered.author))
+
+
 def _partners(heard: Iterable[Heard], settings: AgentSettings, operator: str) -> frozenset[str]:
     return frozenset([operator, *settings.trusted, *(entry.author for entry in heard if entry.author)])
-
-
-def _secrets(tx: Tx, agent_id: str) -> tuple[str, ...]:
-    """What an agent must not say: its keys in both forms, and its phrase."""
-    keys = registry.keys(tx, tx.vault, agent_id)
-    phrase = registry.phrase(tx, tx.vault, agent_id)
-    return (
-        encode_nsec(keys.nostr).lower(),
-        keys.nostr.reveal().hex(),
-        keys.wallet.reveal().hex(),
-        " ".join(phrase.lower().split()),
-    )
 
 
 def _event(heard: Heard) -> Event | None:

@@ -13,6 +13,7 @@ import logging
 import random
 
 import attrs
+import orjson
 import trio
 
 from pylon.clock import Clock
@@ -39,7 +40,11 @@ _CLOCK_JUMP = 5.0
 """Seconds by which the wall clock must leave the monotonic one to be called set anew."""
 _LOCK_AGAIN = 5.0
 _SWEEP_CHUNK = 500
+_SWEEP_AGAIN = 30.0
+"""Seconds until wallets that did not say are asked again."""
 _LOOKS_AT_ONCE = 16
+_STARTS_WITHIN, _LOOK_SECONDS = 20.0, 0.1
+"""For an agent that may run to be started: its seed may be free again only when another home has ended."""
 AGENTS_POLICY = Policy(intensity=10, window=600.0)
 
 
@@ -76,6 +81,8 @@ class Host:
         self._pool = pool
         self._locks = locks
         self._held: set[str] = set()
+        self._barred: set[str] = set()
+        """Whose seed another process has."""
         self.deeds = deeds
         self.mailroom = Mailroom(pool, self._clock, self._rng)
         self.funds = funds
@@ -122,25 +129,20 @@ class Host:
         """How many are awake."""
         return len(self._runners)
 
-    @property
-    def listening(self) -> int:
-        """How many of them have heard what their relays had for them."""
-        return sum(runner.listening for runner in self._runners.values())
+    async def caught_up(self) -> None:
+        """Wait until all that are awake have heard what their relays had for them."""
+        for runner in list(self._runners.values()):
+            await runner.caught_up()
 
     def status(self, agent_id: str) -> ChildStatus | None:
         """How the agent's nursery as a whole fares."""
         if self._supervisor is None:
             return None
-        return next((status for status in self._supervisor.statuses() if status.name == agent_id), None)
+        return self._supervisor.status(agent_id)
 
     async def tick(self, agent_id: str) -> TickRecord:
         """A tick now, whatever the schedule says. Raises ``UsageError`` for an agent that does not run."""
-        runner = self._runners.get(agent_id)
-        if runner is None:
-            agent = registry.load(self._store, agent_id)
-            state = self.agents.lifecycle(agent_id).state.value
-            why = agent.paused or agent.moved or state
-            raise UsageError(f"{agent.name} does not run: {why}", f"pylon agent info {agent.name}")
+        runner = await self._awake(agent_id)
         done = trio.Event()
         result: list[TickRecord | BaseException] = []
 
@@ -155,6 +157,20 @@ class Host:
         if isinstance(result[0], BaseException):
             raise PylonError(f"the tick broke off ({type(result[0]).__name__})", "pylon agent ticks") from None
         return result[0]
+
+    async def _awake(self, agent_id: str) -> Runner:
+        """The nursery of an agent that may run; one that is just being started is waited for."""
+        with trio.move_on_after(_STARTS_WITHIN):
+            while True:
+                agent, state = registry.load(self._store, agent_id), self.agents.lifecycle(agent_id).state
+                runner = self._runners.get(agent_id)
+                if runner is not None:
+                    return runner
+                if not (agent.may_run and may_tick(state)):
+                    break
+                await trio.sleep(_LOOK_SECONDS)
+        why = agent.paused or agent.moved or state.value
+        raise UsageError(f"{agent.name} does not run: {why}", f"pylon agent info {agent.name}")
 
     async def restart(self, agent_id: str) -> None:
         """End a quarantine, of an agent or of a part of it."""
@@ -184,13 +200,13 @@ class Host:
         while True:
             self._stirred = trio.Event()
             while self._dirty:
-                agent_id = next(iter(self._dirty))
-                del self._dirty[agent_id]
-                await trio.lowlevel.checkpoint()
-                try:
-                    await self._settle(agent_id)
-                except PylonError as error:
-                    log.error("agent %s cannot be started or stopped: %s", agent_id[:16], error.message)
+                dirty, self._dirty = self._dirty, {}
+                for agent_id in dirty:
+                    await trio.lowlevel.checkpoint()
+                    try:
+                        await self._settle(agent_id)
+                    except PylonError as error:
+                        log.error("agent %s cannot be started or stopped: %s", agent_id[:16], error.message)
             await self._stirred.wait()
 
     async def _settle(self, agent_id: str) -> None:
@@ -199,18 +215,22 @@ class Host:
         except NotFound:
             await self._stop(agent_id)
             return
-        self._wallets[agent.wallet] = agent_id
+        if agent.wallet not in self._wallets:
+            self._wallets[agent.wallet] = agent_id
+            self._paid(agent_id)
         for url in agent.settings.relays:
             self._pool.add_relay(url)
-        state = self.agents.lifecycle(agent_id).state
+        state = self.agents.state_of(agent_id)
         runner = self._runners.get(agent_id)
         if agent.may_run and may_tick(state):
             if runner is None:
                 self._start(agent)
             else:
                 runner.poke()
-        elif runner is not None:
-            await self._end(agent, runner)
+        else:
+            self._barred.discard(agent_id)
+            if runner is not None:
+                await self._end(agent, runner)
 
     def _start(self, agent: Agent) -> None:
         assert self._supervisor is not None, "only a running host settles anything"
@@ -252,8 +272,11 @@ class Host:
             return True
         if self._locks.acquire(agent.wallet):
             self._held.add(agent.wallet)
+            self._barred.discard(agent.id)
             return True
-        log.error("agent %s runs in another home of this machine; waiting for it to end there", agent.name)
+        if agent.id not in self._barred:
+            log.error("agent %s runs in another home of this machine; waiting for it to end there", agent.name)
+        self._barred.add(agent.id)
         return False
 
     def _release(self, wallet: str) -> None:
@@ -270,9 +293,9 @@ class Host:
             async for wallet in changed:
                 agent_id = self._wallets.get(wallet)
                 if agent_id is not None:
-                    await self._paid(agent_id)
+                    self._paid(agent_id)
 
-    async def _paid(self, agent_id: str) -> None:
+    def _paid(self, agent_id: str) -> None:
         runner = self._runners.get(agent_id)
         if runner is not None:
             runner.paid()
@@ -291,27 +314,34 @@ class Host:
         """Compare every balance with what is known of it: at once at the start, then spread over a while."""
         pause = 0.0
         while True:
-            wallets = list(self._wallets.items()) or [("", "")]
-            chunks = [wallets[start : start + _SWEEP_CHUNK] for start in range(0, len(wallets), _SWEEP_CHUNK)]
-            for chunk in chunks:
-                await self._compare(dict(chunk))
-                await trio.sleep(pause / len(chunks))
-            if pause == 0.0 and not self._wallets:
-                await trio.sleep(1.0)
+            wallets, complete = list(self._wallets.items()), True
+            for start in range(0, len(wallets), _SWEEP_CHUNK):
+                chunk = wallets[start : start + _SWEEP_CHUNK]
+                complete &= await self._compare(dict(chunk))
+                await trio.sleep(pause * len(chunk) / len(wallets))
+            if not complete:
+                await trio.sleep(_SWEEP_AGAIN)
                 continue
+            if not wallets:
+                await trio.sleep(self.settings.sweep_seconds)
             pause = self.settings.sweep_seconds
 
-    async def _compare(self, wallets: dict[str, str]) -> None:
+    async def _compare(self, wallets: dict[str, str]) -> bool:
+        """Have those looked at whose balance is another one; false where the wallets do not say."""
         try:
-            balances = await self.agents.keeper.balances([wallet for wallet in wallets if wallet])
+            balances = await self.agents.keeper.balances(list(wallets))
         except Exception as error:
             log.warning("the wallets do not say what they hold: %s", brief(error))
-            return
+            return False
+        rows = self._store.read(
+            "SELECT id, balance_msats FROM lifecycles WHERE id IN (SELECT value FROM json_each(?))",
+            (orjson.dumps(list(wallets.values())).decode(),),
+        )
+        known = {row["id"]: row["balance_msats"] for row in rows}
         for wallet, balance in balances.items():
-            agent_id = wallets[wallet]
-            row = self._store.one("SELECT balance_msats FROM lifecycles WHERE id = ?", (agent_id,))
-            if row is not None and row["balance_msats"] != balance.spendable:
-                await self._paid(agent_id)
+            if known.get(wallets[wallet], balance.spendable) != balance.spendable:
+                self._paid(wallets[wallet])
+        return True
 
     # --- the clock --------------------------------------------------------------------------------------------
 
@@ -332,11 +362,8 @@ class Host:
                 self._try_locked_again()
 
     def _try_locked_again(self) -> None:
-        if self._locks is None:
-            return
-        for wallet, agent_id in self._wallets.items():
-            if wallet not in self._held and agent_id not in self._runners:
-                self._stir(agent_id)
+        for agent_id in self._barred:
+            self._stir(agent_id)
 
     def _tell(self, status: ChildStatus, error: BaseException | None) -> None:
         log.error("agent %s: its nursery ended: %s", status.name[:16], status.last_error or "cleanly")

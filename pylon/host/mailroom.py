@@ -8,10 +8,9 @@ Rules
 1. What concerns an agent comes in three *sorts*: mail (events that name it in a ``p`` tag), wraps (kind 1059, whose
    times lie by up to two days) and state (its own kind 39201, which tells of another runner). They are subscribed to
    apart, and each relay apart, so that neither a sort nor a relay spoils the ``since`` of another.
-2. Who comes waits about a second for others; they make a group together. It takes in smaller groups, up to some times
-   its own size: so there are never many small ones, for public relays bear about twenty subscriptions on a connection,
-   and yet each agent is asked for anew a few times in its life and not at each change. Who leaves is passed over; its
-   group is made anew when more than half of it have left.
+2. Who comes waits about a second for others; together they make a group, which takes in those up to some times its
+   size. So there are few groups, for public relays bear about twenty subscriptions on a connection, and an agent is
+   asked for anew a few times in its life. Who leaves is passed over until more than half of a group have left.
 3. A new group asks from what its members still need: a newcomer from its own ``since``, the others from when their
    relay was last known to be heard, all minus the overlap of the sort. Members that look far back have a filter of
    their own.
@@ -41,8 +40,6 @@ from pylon.clock import Clock
 from pylon.relays.pool import Received, RelayPool, Subscription
 from pylon.relays.subscription import OVERLAP, OVERLAP_WRAPPED
 
-__all__ = ["Box", "Mailroom", "Received", "Wanted"]
-
 GROUP = 200
 """Agents of one subscription. Relays bound the length of a REQ: this is 14 kB."""
 FILTER = 100
@@ -59,7 +56,7 @@ STALL = 30.0
 """A wake-up later than this (seconds): the process stood still, and its connections may be dead without knowing."""
 
 HELD = 200
-HELD_CHARACTERS = 1 << 20
+HELD_CHARACTERS = 1 << 18
 """What a box holds of mail and wraps; the last event before the bound may exceed it."""
 HELD_STATES = 16
 REMEMBERED = 256
@@ -113,11 +110,11 @@ class Mailroom:
 
     @property
     def boxes(self) -> int:
-        return sum(map(len, self._boxes.values()))
+        return len(self._all_boxes())
 
     @property
     def groups(self) -> int:
-        """Subscriptions at relays, for status and tests."""
+        """Subscriptions at relays."""
         return sum(len(line.groups) for line in self._lines.values())
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -175,8 +172,8 @@ class Mailroom:
                 if kinds and place not in box.seats:
                     line = self._lines.setdefault(place, _Line(url, sort))
                     # After a clock was set back, what was heard last may lie in the future.
-                    since = max(0, min(wanted.since, int(self._clock.now())) - _OVERLAPS[sort])
-                    since = 0 if sort is Sort.STATE else since
+                    heard = 0 if sort is Sort.STATE else min(wanted.since, int(self._clock.now()))
+                    since = max(0, heard - _OVERLAPS[sort])
                     seat = box.seats[place] = _Seat(box, line, kinds, floor=since, since=since)
                     line.waiting[seat] = None
                     self._due.set()
@@ -214,7 +211,7 @@ class Mailroom:
         while late:
             began = trio.current_time()
             await trio.sleep(DEBOUNCE * self._rng.uniform(0.75, 1.25))
-            # A connection that died while the process stood still is found out by now, or when it is read next.
+            # What has died while the process stood still is found out in the meantime.
             late = trio.current_time() - began > STALL
 
     def _arrange(self, line: _Line) -> None:
@@ -258,6 +255,8 @@ class Mailroom:
                     # Never both at once, for relays bound how many there are. What comes in between is asked for.
                     await old.ended.wait()
                 group.replaced = []
+                if not group.seats:
+                    return
                 filters = _filters(line.sort, group.seats, int(self._clock.now()))
                 async with self._pool.subscribe(filters, relays=[line.url]) as subscription:
                     while True:
@@ -396,15 +395,15 @@ class Box:
     def since(self) -> int:
         """What to give as ``Wanted.since`` the next time, so that nothing is lost: all before it has been read here.
 
-        A relay that is away holds it back; it need not be taken for older than any use.
+        The time of what was read last is no substitute: relays show the newest first. A relay that is away holds this
+        back; whoever has no use for old mail may look back less far.
         """
-        clock = self._mailroom._clock
-        found = [int(clock.now())]
-        for seat in self.seats.values():
-            if seat.line.sort is not Sort.STATE:
-                heard = None if seat.group is None else seat.group.heard(clock)
-                missed = (at for times in (seat.gap, seat.filling) for at in times[:1])
-                found.append(min([seat.needs(heard), *missed]) + _OVERLAPS[seat.line.sort])
+        clock, seats = self._mailroom._clock, [seat for seat in self.seats.values() if seat.line.sort is not Sort.STATE]
+        found = [int(clock.now())] if seats else [self.wanted.since]
+        for seat in seats:
+            heard = None if seat.group is None else seat.group.heard(clock)
+            missed = (at for times in (seat.gap, seat.filling) for at in times[:1])
+            found.append(min([seat.needs(heard), *missed]) + _OVERLAPS[seat.line.sort])
         for received in self._queue:
             sort = Sort.WRAPS if received.event.kind == GIFT_WRAP else Sort.MAIL
             found.append(received.event.created_at + _OVERLAPS[sort])
@@ -419,18 +418,12 @@ class Box:
         """Take an event, or remember that it came."""
         if event.id in self._seen:
             return
-        received = Received(event, seat.line.url)
-        if seat.line.sort is Sort.STATE:
-            if len(self._states) >= HELD_STATES:
-                seat.miss(event.created_at)
-                return
-            self._states.append(received)
-        else:
-            if len(self._queue) >= HELD or self._held >= HELD_CHARACTERS:
-                seat.miss(event.created_at)
-                return
-            self._queue.append(received)
-            self._held += _size(event)
+        state = seat.line.sort is Sort.STATE
+        if len(self._states) >= HELD_STATES if state else len(self._queue) >= HELD or self._held >= HELD_CHARACTERS:
+            seat.miss(event.created_at)
+            return
+        (self._states if state else self._queue).append(Received(event, seat.line.url))
+        self._held += 0 if state else _size(event)
         self._seen[event.id] = None
         if len(self._seen) > REMEMBERED:
             del self._seen[next(iter(self._seen))]

@@ -93,6 +93,8 @@ _GOAL_ID = re.compile(r"g([1-9]\d{0,8})", re.ASCII)
 _ORIGIN, _COUNT, _SINCE = "origin", "count", "since"
 _REVIEW, _NOTE, _UPDATED, _ENDED = "review_at", "note", "updated_at", "finished_at"
 _MADE, _COST = "goals_made", "total_cost_msats"
+_SETTINGS = "settings"
+"""Where ``pylon.host.registry`` writes what the operator has set (its ``SETTINGS``)."""
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------
@@ -464,8 +466,13 @@ def _since_of(memory: Memory) -> int:
 
 
 def _with_fewer_others(state: AgentState, max_bytes: int) -> AgentState:
-    """Beliefs, tasks and unknown fields within their share: the largest go first, whatever they are."""
+    """Beliefs, tasks and unknown fields within their share: the largest go first, whatever they are.
+
+    Our own fields are none of them; the settings as long as they keep within a share as large.
+    """
     ours = {name: value for name, value in state.extra.items() if name in (_MADE, _COST) and type(value) is int}
+    if _SETTINGS in state.extra and len(to_json(state.extra[_SETTINGS]).encode()) <= max_bytes * OTHERS_SHARE:
+        ours[_SETTINGS] = state.extra[_SETTINGS]
     kept: dict[tuple[str, Any], Any] = {("belief", name): value for name, value in state.beliefs.items()}
     kept |= {("extra", name): value for name, value in state.extra.items() if name not in ours}
     kept |= {("task", n): value for n, value in enumerate(state.pending_tasks[:MAX_TASKS])}

@@ -2,14 +2,15 @@
 
 Rules
 -----
-1. What concerns the agent alone (its goals, memory, heartbeat within bounds) always passes.
+1. What concerns the agent alone (its goals, memory, heartbeat within bounds) always passes; but where strangers have a
+   word, it neither sets its heartbeat nor begins or ends a goal, unless by a grant that holds for strangers.
 2. Money leaves by a grant of the operator's only, at every level of autonomy, and never beyond it.
 3. In a tick in which strangers have a word, a grant counts only if it says that it holds for strangers.
 4. *Supervised*: whatever others would notice waits for the operator. *Bounded*: it passes within daily counts, and
    speaks only to whoever woke the agent, to the operator and to those it trusts. *Autonomous*: as bounded, without
    counts of its own, to anybody.
 5. A grant's ``per_day`` bounds its action at every level.
-6. Nothing that holds a secret of the agent's is said to anybody.
+6. Where what a tick would say tells a secret, it says nothing (``pylon.host.disclosure``).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from protocols.nip_sa import Autonomy
 from pylon.host.acting import Admitted, Barred, Held
 from pylon.host.replies import Proposed
 from pylon.host.settings import MONEY, OUTWARD, ActionKind, AgentSettings
-from pylon.money import format_msat, sats
+from pylon.money import Msat, format_msat, sats
 
 Verdict = Admitted | Held | Barred
 
@@ -57,17 +58,19 @@ class Circumstances:
     """Whether what it answers is there."""
     today: int = 0
     """How many of its kind were done or begun in the last 24 hours."""
-    secrets: Collection[str] = attrs.field(default=(), repr=False)
-    """What must not be said, lower case."""
+    cost: Msat = Msat(0)
+    """What an invoice asks for, where the wish names one that reads."""
+    tells: bool = False
+    """Whether what the tick would say, all together, gives a secret away."""
 
 
 def judge(wish: Proposed, settings: AgentSettings, around: Circumstances) -> Verdict:
     """The verdict on one wish."""
-    if wish.kind not in OUTWARD:
-        return Admitted()
-    barred = _barred(wish, settings, around)
+    barred = _barred(wish, settings, around) if wish.kind in OUTWARD else _barred_within(wish, settings, around)
     if barred:
         return Barred(barred)
+    if wish.kind not in OUTWARD:
+        return Admitted()
     if settings.autonomy is Autonomy.SUPERVISED:
         return Held(around.now + LAPSE_SECONDS)
     return Admitted()
@@ -82,6 +85,8 @@ def allowed(settings: AgentSettings, *, strangers: bool, answerable: bool) -> tu
             continue
         if grant is not None and grant.per_day == 0:
             continue
+        if kind is ActionKind.SET_HEARTBEAT and strangers and not (grant is not None and grant.strangers):
+            continue
         if kind in _ANSWERS and not answerable:
             continue
         offered.append(kind)
@@ -91,15 +96,16 @@ def allowed(settings: AgentSettings, *, strangers: bool, answerable: bool) -> tu
 def _barred(wish: Proposed, settings: AgentSettings, around: Circumstances) -> str:
     """Why the operator need not even be asked; empty: nothing against it."""
     grant = settings.grant(wish.kind)
-    if any(secret in said.lower() for said in wish.words() for secret in around.secrets):
+    if around.tells:
         return "it would tell a secret"
     if wish.kind in MONEY:
         if grant is None:
             return f"no grant for {wish.kind.value}"
         if around.strangers and not grant.strangers:
             return f"the grant for {wish.kind.value} does not hold where strangers have a word"
-        if wish.sats and sats(wish.sats) > grant.each:
-            return f"{format_msat(sats(wish.sats))} is more than the grant's {format_msat(grant.each)}"
+        cost = around.cost or sats(wish.sats)
+        if cost > grant.each:
+            return f"{format_msat(cost)} is more than the grant's {format_msat(grant.each)}"
     limit = None if grant is None else grant.per_day
     if limit is None and grant is None and settings.autonomy is not Autonomy.AUTONOMOUS:
         limit = BOUNDED_A_DAY.get(wish.kind)
@@ -113,3 +119,13 @@ def _barred(wish: Proposed, settings: AgentSettings, around: Circumstances) -> s
         if settings.autonomy is not Autonomy.AUTONOMOUS and around.to not in around.partners:
             return "it would speak to somebody who has nothing to do with it"
     return ""
+
+
+def _barred_within(wish: Proposed, settings: AgentSettings, around: Circumstances) -> str:
+    """The same of what nobody notices: strangers do not steer an agent."""
+    grant = settings.grant(wish.kind)
+    if not around.strangers or (grant is not None and grant.strangers):
+        return ""
+    if wish.kind is ActionKind.SET_HEARTBEAT:
+        return "strangers have a word: the heartbeat stays as it is"
+    return "strangers have a word: no goal begins or ends" if wish.status else ""

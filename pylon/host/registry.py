@@ -61,6 +61,7 @@ class Agent:
     beat: float | None
     """When the next heartbeat is due."""
     last_error: str
+    """Id of the last tick that thought, if it has failed; why, stands in its record."""
     settings: AgentSettings
     burn: Burn
 
@@ -167,13 +168,14 @@ def state_stamp(source: Reads, agent_id: str) -> bytes:
 
 def insert(tx: Tx, agent: Agent, secrets: Keys, words: str) -> None:
     """Write a new agent down. Raises ``UsageError`` where the name, the key or the wallet is there already."""
-    taken = tx.one("SELECT name, deleted_at FROM agents WHERE id = ? OR wallet = ?", (agent.id, agent.wallet))
-    if taken is not None and taken["deleted_at"] is None:
+    taken = tx.one("SELECT name, moved, deleted_at FROM agents WHERE id = ? OR wallet = ?", (agent.id, agent.wallet))
+    if taken is not None and taken["deleted_at"] is None and not taken["moved"]:
         raise UsageError(f"this agent is here already, as {taken['name']!r}", "pylon agent info")
-    if by_name(tx, agent.name) is not None:
+    other = by_name(tx, agent.name)
+    if other is not None and other.id != agent.id:
         raise UsageError(f"there is an agent called {agent.name!r} already", "give another name")
     sealed = orjson.dumps({"nostr": secrets.nostr.reveal().hex(), "wallet": secrets.wallet.reveal().hex()}).decode()
-    # An agent that was deleted here and comes back takes its old row.
+    # An agent that was deleted here, or has moved away, and comes back takes its old row.
     tx.execute("DELETE FROM agents WHERE id = ?", (agent.id,))
     tx.execute(
         "INSERT INTO agents (id, name, created_at, wallet, epoch, instance, paused, moved, ticks, quiet, beat,"

@@ -13,7 +13,8 @@ Rules
    turn or for the heartbeat. What was handled is never handled again.
 5. Thoughts that strangers alone have caused share a budget for any 24 hours; when it is used up, their triggers wait
    apart, and neither wake the agent nor make a heartbeat think.
-6. A goal is due when its next review has come; it is looked at by the next tick, and wakes nobody by itself.
+6. A goal is due when its next review has come; it is looked at by the next tick, and wakes nobody by itself. A tick
+   that strangers alone have woken looks at none: a goal that is always due must not pay for what they cause.
 7. A tick without an unhandled trigger and without a due goal is quiet: it buys nothing, so it keeps no distance. Two
    ticks that may buy begin at least ``min_gap`` seconds apart.
 
@@ -187,24 +188,25 @@ def decide(view: View, now: float, rng: random.Random, settings: ScheduleSetting
     left, budget_at = _stranger_budget(view.past.strangers, now, settings)
     admitted = tuple(trigger for trigger in pending if not trigger.stranger or left > 0)
     goals = tuple(goal for goal in view.goals if goal.review_at <= now)
-    strangers_alone = bool(admitted) and not goals and all(trigger.stranger for trigger in admitted)
-    allowance = left if strangers_alone else None
+    strangers_alone = bool(admitted) and all(trigger.stranger for trigger in admitted)
     gap_over = _gap_over(view.past.last_paid, now, settings)
+    waiting = len(admitted) < len(pending)
 
     if beat.due <= now:
-        tick = Tick(Cause.HEARTBEAT, admitted, goals, allowance)
+        tick = Tick(Cause.HEARTBEAT, admitted, goals, left if strangers_alone and not goals else None)
         if tick.quiet or gap_over <= now:
             following = next_beat(view.agent, view.interval, now, rng, settings)
-            return Decision(following, tick, following.due)
+            return Decision(following, tick, min(following.due, budget_at) if waiting else following.due)
         return Decision(attrs.evolve(beat, firm=True), None, gap_over)
 
     ask_at = beat.due
     if admitted:
         ready = max(_ripe(admitted, now, settings), _hour_free(view.past.triggered, now, settings), gap_over)
         if ready <= now:
-            return Decision(beat, Tick(Cause.TRIGGER, admitted, goals, allowance), ask_at)
+            due, allowance = ((), left) if strangers_alone else (goals, None)
+            return Decision(beat, Tick(Cause.TRIGGER, admitted, due, allowance), ask_at)
         ask_at = min(ask_at, ready)
-    if len(admitted) < len(pending):
+    if waiting:
         ask_at = min(ask_at, budget_at)
     return Decision(beat, None, ask_at)
 

@@ -13,7 +13,6 @@ import attrs
 import trio
 
 from protocols.nip01 import Event
-from protocols.nip_sa import tick_d
 from protocols.nip_sa_state import AgentState
 from pylon.compute.buyer import Buyer
 from pylon.compute.purchase import Purchase, PurchaseState
@@ -97,8 +96,9 @@ class Ticks:
     def _view(self, agent: Agent, beat: Beat | None, now: float) -> View:
         state = self._agents.state_of(agent.id)
         waiting = triggers.pending(self._store, agent.id)
-        goals = memory.goals_due(self._agents.active_goals(agent.id), now=now, beat=beat)
-        # Only what thinks keeps a distance: without a trigger or a due goal the past does not matter.
+        # Goals are looked at by a tick, and only what thinks keeps a distance: mostly neither matters.
+        may_tick = bool(waiting) or beat is None or beat.due <= now
+        goals = memory.goals_due(self._agents.active_goals(agent.id), now=now, beat=beat) if may_tick else ()
         thinks = bool(waiting) or any(goal.review_at <= now for goal in goals)
         return View(
             agent=agent.id,
@@ -137,11 +137,9 @@ class Ticks:
 
     async def resume(self, agent_id: str) -> None:
         """Bring what an earlier life of the agent has left unfinished to its end."""
-        final = tuple(state.value for state in TICK.final)
-        marks = ",".join("?" * len(final))
-        for record in list(
-            self.records.where(self._store, f"agent = ? AND state NOT IN ({marks}) ORDER BY n", (agent_id, *final))
-        ):
+        # In the words of the index ``ticks_open``.
+        unfinished = "agent = ? AND state NOT IN ('done', 'failed', 'quiet') ORDER BY n"
+        for record in list(self.records.where(self._store, unfinished, (agent_id,))):
             await self._walker.walk(record)
 
     async def run(self, agent_id: str, tick: schedule.Tick, beat: Beat | None, *, asked: bool = False) -> TickRecord:
@@ -157,12 +155,13 @@ class Ticks:
         state = self._agents.state_of(agent_id)
         n = agent.ticks + 1
         record = TickRecord(
-            id=tick_d(agent_id, n),
+            id=ticking.name_of(agent_id, n),
             agent=agent_id,
             n=n,
             created_at=self._clock.now(),
             cause=ASKED if asked else tick.cause.value,
-            triggers=tuple(trigger.id for trigger in tick.triggers),
+            # Those who are known first: no flood of strangers may leave the prompt without room for them.
+            triggers=tuple(trigger.id for trigger in sorted(tick.triggers, key=lambda trigger: trigger.stranger)),
             kinds=tuple(dict.fromkeys(trigger.kind.value for trigger in tick.triggers)),
             goals=tuple(goal.id for goal in tick.goals),
             asked=asked,
@@ -253,7 +252,13 @@ class Ticks:
             autonomy=agent.settings.autonomy,
             goals=tuple(goal for goal in mind.goals if goal.status == "active"),
             due=frozenset(tick.goals),
-            memories=memory.recall(mind, about=about, now=now, limit=_RECALLED, max_chars=_RECALLED_CHARS),
+            memories=memory.recall(
+                mind if tick.strangers else _without_strangers(mind),
+                about=about,
+                now=now,
+                limit=_RECALLED,
+                max_chars=_RECALLED_CHARS,
+            ),
             heard=tuple(
                 prompt.HeardText(
                     number=number,
@@ -337,7 +342,8 @@ class Ticks:
         tx.touch(f"ticks:{tick.agent}")
         if tick.state is TickState.QUIET:
             return
-        tx.execute("UPDATE agents SET last_error = ? WHERE id = ?", (tick.reason[:500], agent.id))
+        # Not the reason itself: it may quote a provider, who may quote the prompt, and this column is not sealed.
+        tx.execute("UPDATE agents SET last_error = ? WHERE id = ?", (tick.id if tick.reason else "", agent.id))
         actions = self._deeds.of_tick(tx, tick.id)
         self._set_heartbeat(tx, agent, actions)
         mind = self._absorb(tx, tick, agent, actions)
@@ -447,4 +453,9 @@ def _apply(mind: AgentState, action: Action, now: float, origin: str) -> AgentSt
             return mind
         case _:
             said = f"{action.kind.value}: {wish.text[:_LONGEST_NOTE]}"
-            return memory.remember(mind, type="action_result", content=said, now=now, relevance=0.6, origin="own")
+            return memory.remember(mind, type="action_result", content=said, now=now, relevance=0.6, origin=origin)
+
+
+def _without_strangers(mind: AgentState) -> AgentState:
+    """A mind without what strangers have said or caused to be noted: who remembers their words gives them a word."""
+    return attrs.evolve(mind, memory=tuple(known for known in mind.memory if memory.origin_of(known) != "stranger"))

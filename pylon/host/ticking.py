@@ -116,6 +116,11 @@ class TickRecord:
                 return "running"
 
 
+def name_of(agent: str, n: int) -> str:
+    """The id of an agent's ``n``-th tick: ``protocols.nip_sa.tick_d`` of a key that is known to be one."""
+    return f"{agent[:16]}:{n}"
+
+
 # --- inputs ---------------------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,8 @@ Rules
 2. What cannot be opened or does not check is nothing, and not worth a word in the log: anybody may send any number.
    Sizes are looked at before anything is decrypted or verified. Text is a stranger's: cut, and never obeyed here.
 3. One thing is heard once, under an id that does not depend on how it came: a message by its rumor, however often it
-   was wrapped; a zap by its payment, however many receipts tell of it.
+   was wrapped; a zap by its request, however many receipts tell of it, and however often others pay for that request
+   again, which its receipt has made public.
 4. What was taken by a tick is never taken by another, unless that tick was abandoned. Rows outlive all that relays may
    send again.
 5. At most ``MAX_WAITING`` wait for one agent. When they are so many, a stranger's newcomer is turned away: what came
@@ -66,7 +67,7 @@ class Heard:
 
     id: str
     """Of a note or named kind and of an old message (kind 4) the event's; of a message (NIP-17) its rumor's; of a zap
-    the payment hash; of own funds the payment's."""
+    its request's; of own funds the payment's."""
     kind: TriggerKind
     event_id: str
     """Of what came over the wire; empty: nothing did."""
@@ -125,7 +126,7 @@ def understand(
 def of_payment(*, payment_id: str, amount: Msat, at: float, text: str = "") -> Heard:
     """Own funds: a payment that reached the agent's wallet and is no zap. Nobody knows whose it is."""
     return Heard(
-        # Apart from zaps, which are called by a hash alone.
+        # Apart from what is called by a hash alone.
         id=f"payment:{payment_id}",
         kind=TriggerKind.FUNDS,
         event_id="",
@@ -203,13 +204,14 @@ def _zap(event: Event, agent: str, zap_signer: str, invoice_prefix: str) -> Hear
     if receipt.sender == agent:
         return None
     return Heard(
-        id=receipt.payment_hash,
+        id=receipt.request.id,
         kind=TriggerKind.ZAP,
         event_id=event.id,
         event_kind=event.kind,
         author=receipt.sender,
         text=receipt.comment[:MAX_TEXT_CHARS],
-        created_at=receipt.created_at,
+        # Who has signed an old request has zapped long ago, whoever pays for it now.
+        created_at=min(receipt.created_at, receipt.request.created_at),
         amount_msats=receipt.amount_msats,
     )
 

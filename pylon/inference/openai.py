@@ -7,6 +7,7 @@ Source: the OpenAI API reference, chat completions and models.
 from __future__ import annotations
 
 import ipaddress
+import logging
 import math
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
@@ -29,6 +30,8 @@ from pylon.inference.port import (
     ModelInfo,
 )
 from pylon.inference.sse import ChatStream, failure
+
+log = logging.getLogger(__name__)
 
 _PROBE = 5.0
 """Seconds for the list of models, which costs a server nothing."""
@@ -148,6 +151,11 @@ class OpenAICompatible:
                 # OpenAI's reasoning models want the limit under its newer name.
                 body["max_completion_tokens"] = body.pop("max_tokens")
                 continue
+            if "response_format" in body and _cannot_enforce(status, refusal):
+                # A reply that may be wrong is worth more than none: whoever wanted a shape checks it in any case.
+                log.warning("%s does not enforce the JSON schema of a request, and answers without it", self._name)
+                del body["response_format"]
+                continue
             raise failure(self._name, request.model, status, refusal)
 
     def _unreachable(self, error: Exception) -> BackendUnavailable:
@@ -262,6 +270,13 @@ def _dislikes(refusal: object, parameter: str) -> bool:
         and error.get("code") in ("unsupported_parameter", "unsupported_value")
         and error.get("param") == parameter
     )
+
+
+def _cannot_enforce(status: int, refusal: object) -> bool:
+    """Whether it is the schema that the server does not take: its own fault, or the schema's."""
+    error = refusal.get("error", refusal) if isinstance(refusal, dict) else refusal
+    said = orjson.dumps(error).lower() if isinstance(error, dict | str) else b""
+    return status in (400, 422, 501) and any(word in said for word in (b"response_format", b"schema", b"grammar"))
 
 
 def _context_length(row: dict[str, Any]) -> int | None:

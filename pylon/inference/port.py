@@ -54,7 +54,7 @@ class InferenceRequest:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     json_schema: dict[str, Any] | None = None
-    """A JSON schema that the reply must satisfy; backends that can enforce it as a grammar."""
+    """A JSON schema for the reply. Backends that can enforce it do, as a grammar; others answer without it."""
 
 
 @attrs.frozen

@@ -66,7 +66,7 @@ class Sale:
     max_tokens: int = 0
     temperature: float | None = None
     top_p: float | None = None
-    json_schema: dict[str, Any] | None = attrs.field(default=None, repr=False)
+    json_schema: dict[str, Any] | None = attrs.field(default=None, hash=False, repr=False)
     """What the reply must satisfy, where the customer asks for it."""
     seed: int | None = None
     request: str = attrs.field(default="", repr=False)

@@ -275,6 +275,11 @@ def newest(source: Reads, address: str) -> Event | None:
     return None if row is None else Event.from_json(row["event"])
 
 
+def wrote(source: Reads, event_id: str) -> bool:
+    """Whether an event is one of ours; of those that were pruned, only the newest of each address are known."""
+    return source.one("SELECT 1 FROM outbox WHERE event_id = ?", (event_id,)) is not None
+
+
 def pending_count(source: Reads, relay: str | None = None) -> int:
     """Deliveries that wait: for one relay, or for all."""
     condition, params = ("", ()) if relay is None else (" AND relay = ?", (relay,))

@@ -25,20 +25,19 @@ AGENTS = (
     ) STRICT
     """,
     "CREATE INDEX lifecycles_state ON lifecycles (state)",
-    """
-    CREATE TABLE agent_states (agent TEXT PRIMARY KEY, updated_at REAL NOT NULL, state BLOB NOT NULL)
-    STRICT, WITHOUT ROWID
-    """,
+    # Rows with texts in them are kept by number: a tree of them by name would be as wide as a row is long.
+    "CREATE TABLE agent_states (agent TEXT PRIMARY KEY, updated_at REAL NOT NULL, state BLOB NOT NULL) STRICT",
     # What woke them, or is to. `tick` is the one that took it.
     """
     CREATE TABLE triggers (
         agent TEXT NOT NULL, id TEXT NOT NULL, kind TEXT NOT NULL, at REAL NOT NULL, stranger INTEGER NOT NULL,
         tick TEXT, heard BLOB NOT NULL, PRIMARY KEY (agent, id)
-    ) STRICT, WITHOUT ROWID
+    ) STRICT
     """,
     "CREATE INDEX triggers_waiting ON triggers (agent, at) WHERE tick IS NULL",
     "CREATE INDEX triggers_taken ON triggers (at) WHERE tick IS NOT NULL",
-    # What they thought. `allowance_msats` bounds a tick that strangers alone have caused; NULL: no such bound.
+    # What they thought. `allowance_msats` bounds a tick that strangers alone have caused; NULL: no such bound. Most
+    # ticks are quiet: what is asked at every turn has an index without them.
     """
     CREATE TABLE ticks (
         id TEXT PRIMARY KEY, agent TEXT NOT NULL, n INTEGER NOT NULL, state TEXT NOT NULL, cause TEXT NOT NULL,
@@ -46,7 +45,10 @@ AGENTS = (
         record BLOB NOT NULL, UNIQUE (agent, n)
     ) STRICT
     """,
-    "CREATE INDEX ticks_agent ON ticks (agent, created_at)",
+    "CREATE INDEX ticks_open ON ticks (agent, n) WHERE state NOT IN ('done', 'failed', 'quiet')",
+    "CREATE INDEX ticks_thought ON ticks (agent, created_at) WHERE state <> 'quiet'",
+    "CREATE INDEX ticks_triggered ON ticks (agent, created_at) WHERE cause = 'trigger'",
+    "CREATE INDEX ticks_strangers ON ticks (agent, created_at) WHERE allowance_msats IS NOT NULL",
     "CREATE INDEX ticks_state ON ticks (state, created_at)",
     # What they did, or wait to be allowed to. `due` is when a question to the operator lapses.
     """

@@ -53,7 +53,7 @@ from pylon.supervision import ChildState
 from pylon.testing.relay import Faults, MemoryRelay, network, open_memory_relay
 from pylon.testing.sim import host_invariants, steps
 from pylon.testing.sim.chronicle import Chronicle
-from pylon.testing.sim.host_invariants import POLL
+from pylon.testing.sim.host_invariants import HOUR, POLL
 from pylon.testing.sim.host_node import HostNode
 from pylon.testing.sim.node import Killed, Setting, current
 from pylon.testing.sim.steps import Market, Newcomer, Plan, Relay, Wallets, Who
@@ -262,6 +262,7 @@ class HostWorld:
         self._market = Market.FINE
         self._calm = False
         self._words = 0
+        self._storms = 0
         self._down = 1.0
         self._restart = trio.Event()
         self._dying: dict[str, list[int]] = {}
@@ -379,7 +380,7 @@ class HostWorld:
         self.node.cursed.clear()
         self._down = 0.0
         self._restart.set()
-        await self._until(lambda: self.node.ready, 120.0)
+        await self._until(lambda: self.node.ready and not self._storms, 120.0)
         for agent in list(self.damaged):
             await self._damage(agent, "")
         for agent in self.ids:
@@ -408,10 +409,12 @@ class HostWorld:
             await self._call(lambda: host.restart(agent))
         lifecycle = host.agents.lifecycle(agent)
         spendable = (await self.wallets[agent].balance()).spendable
-        missing = host_invariants.carries_active(lifecycle) - spendable
-        if not may_tick(lifecycle.state) and missing > 0:
-            assumed = sats(8 * self.newcomers[agent].settings.lifecycle.assumed_daily_burn_sats)
-            await self.wallets[agent].fund(Msat(missing + assumed + sats(100)))
+        chosen = self.newcomers[agent].settings
+        # What it still may spend must not send it to sleep; and its burn may not be known yet.
+        enough = chosen.budget_day + sats(8 * chosen.lifecycle.assumed_daily_burn_sats)
+        missing = host_invariants.carries_active(lifecycle) + enough - spendable
+        if missing > 0:
+            await self.wallets[agent].fund(Msat(missing))
 
     def unfinished(self) -> list[str]:
         """What has not come to its end yet, in words."""
@@ -428,8 +431,8 @@ class HostWorld:
         ):
             marks = ",".join("?" * len(ends))
             # Deadlines are wall time: what was begun while the clock was ahead waits until it is there again.
-            odd = table == "purchases" and self.jumps
-            excused = f" AND NOT COALESCE(deadline, 0) > {self.home_clock.now() + 400.0!r}" if odd else ""
+            due = {"purchases": "deadline", "deliveries": "next_at"}.get(table)
+            excused = f" AND NOT COALESCE({due}, 0) > {self.home_clock.now() + HOUR!r}" if due and self.jumps else ""
             rows = store.read(
                 f"SELECT state, COUNT(*) AS n FROM {table} WHERE state NOT IN ({marks}){excused} GROUP BY state",
                 [str(state) for state in sorted(ends)],
@@ -749,6 +752,7 @@ class HostWorld:
 
     async def _storm(self, storm: steps.Storm) -> None:
         agent = self._id(storm.agent)
+        self._storms += 1
         for _ in range(storm.count):
             match storm.who:
                 case Who.OPERATOR:
@@ -760,6 +764,7 @@ class HostWorld:
             self._say(agent, author, f"hello {self._word()}", private=storm.private, ahead=storm.ahead)
             if storm.seconds:
                 await trio.sleep(storm.seconds / storm.count)
+        self._storms -= 1
 
     async def _repeat(self) -> None:
         """Once more, twice each, over new connections."""

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from pylon.cli import agent_leave as module
 from pylon.cli.agent_options import ACTIONS, MONEY
 from tests.pylon.cli.agent_json import EVIL, agent, approval
 
@@ -118,6 +119,16 @@ def test_an_approved_action_that_failed_exits_with_1(pylon, daemon, state, code)
     with daemon({"result": {"approval": {"id": ID, "state": state, "outcome": ""}}}):
         got, out, err = pylon("agent", "approve", ID)
     assert (got, out, err) == (code, f"{ID} is {state}\n", "")
+
+
+def test_what_is_approved_without_a_daemon_goes_on_with_one(pylon, monkeypatch):
+    for reached, words in (("preparing", "it goes on once there is one (pylon start)"), ("done", "")):
+        decided = {"approval": {"id": ID, "state": reached, "outcome": ""}}
+        monkeypatch.setattr(module, "run_verb", lambda *_, decided=decided, **__: decided)
+        code, _, err = pylon("agent", "approve", ID)
+        assert code == 0
+        assert words in err
+        assert bool(err) is bool(words)
 
 
 def test_deny(asked_once):

@@ -95,6 +95,17 @@ async def test_what_was_said_before_is_heard_from_since_on(autojump_clock):
         assert place.ids() == {young} != {old}
 
 
+async def test_of_those_who_share_each_hears_from_its_own_since_on(autojump_clock):
+    async with placed() as place:
+        old, older = place.say(key(1), "old", ago=100), place.say(key(2), "older", ago=1_000)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(place.replies.listen, key(1), None, place.now - 200)
+            nursery.start_soon(place.replies.listen, key(2), None, place.now - 2_000)
+        await trio.sleep(1)
+        assert place.replies.subscriptions() == 1
+        assert place.ids() == {old, older}
+
+
 async def test_listening_again_changes_nothing(autojump_clock):
     async with placed() as place:
         for _ in range(3):
@@ -158,7 +169,8 @@ async def test_who_leaves_while_it_is_being_let_in_is_not_kept(autojump_clock):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(place.replies.listen, key(1), None, place.now)
             nursery.start_soon(place.replies.listen, key(2), None, place.now)
-            await trio.lowlevel.checkpoint()
+            while key(1) not in place.replies._wanted:
+                await trio.lowlevel.checkpoint()
             place.replies.leave(key(1))
         await trio.sleep(1)
         assert place.replies.subscriptions() == 1

@@ -340,6 +340,29 @@ async def test_who_comes_and_goes_within_a_moment_costs_nothing(autojump_clock):
         assert not it.mailroom._lines
 
 
+async def test_who_leaves_at_the_moment_of_being_asked_for(autojump_clock, monkeypatch):
+    """In whichever order the tasks wake, no relay is asked for nobody's mail."""
+    leaving = trio.CancelScope()
+    begin = Mailroom._begin
+
+    def begin_and_leave(*parts):
+        begin(*parts)
+        leaving.cancel()
+
+    monkeypatch.setattr(Mailroom, "_begin", begin_and_leave)
+    async with office() as it:
+        for n in range(20):
+            leaving = trio.CancelScope()
+            with leaving:
+                async with it.mailroom.box(wanted(n)):
+                    await trio.sleep_forever()
+        await trio.sleep(10)
+        assert it.reqs < 60
+        assert all(req[2:] for req in it.taps[0].reqs)
+        assert it.taps[0].open == set()
+        assert it.mailroom.groups == 0
+
+
 async def test_who_leaves_is_passed_over_until_most_have_left(autojump_clock):
     async with office() as it, AsyncExitStack() as stack:
         leaving = AsyncExitStack()
@@ -360,6 +383,21 @@ async def test_who_leaves_is_passed_over_until_most_have_left(autojump_clock):
         await trio.sleep(10)
         assert it.reqs == before
         assert it.taps[0].open == set()
+
+
+async def test_a_group_that_most_have_left_is_made_anew_without_them(autojump_clock):
+    async with office() as it, AsyncExitStack() as stack, AsyncExitStack() as leaving:
+        for n in range(60):
+            await leaving.enter_async_context(it.mailroom.box(wanted(n)))
+        stayed = [await stack.enter_async_context(it.mailroom.box(wanted(n))) for n in range(100, 140)]
+        await trio.sleep(10)
+        await leaving.aclose()
+        await trio.sleep(10)
+        assert it.reqs == 6
+        assert len(it.taps[0].open) == it.taps[0].most == 3
+        assert sorted(it.taps[0].asked(1)[-1][0]["#p"]) == sorted(name(n) for n in range(100, 140))
+        it.relays[0].publish(mail(name(100), text="still here"))
+        assert await take(stayed[0], 1) == ["still here"]
 
 
 async def test_a_storm_of_joining_and_leaving_stays_small(autojump_clock):
@@ -521,6 +559,17 @@ async def test_since_tells_what_was_not_read_yet(autojump_clock):
                 since = box.since
         assert rounds > 2
         assert len(got) == len(times)
+
+
+@pytest.mark.parametrize(("kind", "overlap"), [(1, 900), (1059, 3 * DAY)])
+async def test_since_waits_for_the_reader(autojump_clock, kind, overlap):
+    async with office() as it, it.mailroom.box(wanted(1, since=-8 * DAY)) as box:
+        it.relays[0].publish(mail(name(1), text="unread", at=-6 * DAY, kind=kind))
+        await box.caught_up()
+        await trio.sleep(100)
+        assert box.since == EPOCH - 6 * DAY + overlap
+        await anext(box)
+        assert box.since == pytest.approx(EPOCH + 100, abs=10)
 
 
 async def test_a_dead_relay_holds_since_back(autojump_clock):
@@ -691,7 +740,7 @@ async def test_a_box_is_bounded_by_its_size_too(autojump_clock):
         for n in range(30):
             it.relays[0].publish(mail(name(1), text=long + str(n)))
         await trio.sleep(10)
-        assert len(box._queue) == 11
+        assert len(box._queue) == m.HELD_CHARACTERS // 100_000 + 1
         assert len(set(await take(box, 30))) == 30
 
 

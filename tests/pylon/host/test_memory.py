@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+from pathlib import Path
 
 import attrs
 import hypothesis.strategies as st
@@ -16,7 +17,7 @@ from hypothesis import example, given, settings
 from protocols.keys import SecretKey
 from protocols.nip_sa_state import MAX_GOALS, MAX_MEMORIES, MAX_STATE_BYTES, AgentState, Goal, Memory, build_state
 from pylon.errors import NotFound, UsageError
-from pylon.host import schedule
+from pylon.host import registry, schedule
 from pylon.host.lifecycle import LifecycleState
 from pylon.host.memory import (
     DAY,
@@ -116,6 +117,7 @@ def wild_states(draw):
         "beliefs": draw(extras),
         "pending_tasks": draw(st.lists(json_values, max_size=5)),
         "tick_count": draw(st.integers(0, 2**53)),
+        "settings": draw(st.none() | extras),
         **{f"x{name}": value for name, value in draw(extras).items()},
     }
     for name in ("beliefs", "pending_tasks", "goals", "memory"):  # the reader takes no more
@@ -256,6 +258,16 @@ def test_old_similar_observations_become_one_with_a_count():
     assert contents(memory for memory in again.memory if memory.type == "observation") == [
         "balance 900 sats (32 like this since 2026-08-12)"
     ]
+
+
+@pytest.mark.parametrize(("length", "stays"), [(9_900, True), (10_100, False)])
+def test_what_the_operator_has_set_outlasts_ballast(length, stays):
+    """Who finds the state with the phrase alone runs the agent by it."""
+    ballast = {f"b{n}": "x" * 5_000 for n in range(9)}
+    state = AgentState(beliefs=ballast, extra={registry.SETTINGS: {"about": "y" * length}})
+    result = compact(state, now=NOW)
+    assert (registry.SETTINGS in result.extra) == stays
+    assert 0 < len(result.beliefs) < len(ballast)
 
 
 def test_a_clock_that_was_set_back_does_not_reorder_what_is_merged():
@@ -463,7 +475,11 @@ def test_it_is_the_same_in_every_process():
     )
     told = {
         subprocess.run(
-            [sys.executable, "-c", program], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True
+            [sys.executable, "-c", program],
+            cwd=Path(__file__).parents[3],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            check=True,
         ).stdout
         for seed in ("1", "2")
     }

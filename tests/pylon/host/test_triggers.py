@@ -118,13 +118,18 @@ def test_an_old_message():
     assert (heard.author, heard.event) == (ALICE.public.hex, "")
 
 
-def test_a_zap_is_its_payment_however_many_receipts_tell_of_it():
+def test_a_zap_is_its_request_however_many_receipts_tell_of_it_and_whoever_pays_for_it_again():
     one, other = zap(at=AT), None
     request, invoice = one.tag("description"), one.tag("bolt11")
     other = nip57.build_receipt(HOME, request=request, invoice=invoice, paid_at=AT + 5)
     heard, again = understand(one), understand(other)
     assert one.id != other.id
-    assert heard.id == again.id == hashlib.sha256(b"\x07" * 32).hexdigest()
+    assert heard.id == again.id == Event.from_json(request).id
+    paid_again = zap_invoice(request, amount_msats=21_000, timestamp=AT + 9, preimage=b"\x08" * 32)
+    replay = nip57.build_receipt(HOME, request=request, invoice=paid_again, paid_at=AT + 9)
+    assert understand(replay).id == heard.id
+    late = nip57.build_receipt(HOME, request=request, invoice=paid_again, paid_at=AT + t.LATE_SECONDS)
+    assert understand(late, now=AT + t.LATE_SECONDS + 60) is None
     assert (heard.kind, heard.amount_msats, heard.author) == (TriggerKind.ZAP, 21_000, ALICE.public.hex)
     assert (heard.text, heard.event_id, heard.event) == ("thanks", one.id, "")
 
@@ -156,7 +161,7 @@ def test_zaps_of_every_sort(paid):
     heard = understand(paid.receipt, now=paid.receipt.created_at)
     assert (heard.amount_msats, heard.author) == (paid.amount_msats, paid.sender.public.hex)
     assert heard.text == paid.comment
-    assert heard.id == hashlib.sha256(bytes.fromhex(paid.preimage)).hexdigest()
+    assert heard.id == paid.request.id
     assert understand(paid.receipt, now=paid.receipt.created_at, signer=MALLORY) is None
 
 

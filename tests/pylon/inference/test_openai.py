@@ -160,6 +160,42 @@ async def test_the_newer_name_of_the_limit():
     assert [body.get("max_completion_tokens") for body in bodies] == [None, 256]
 
 
+LLAMACPP_REFUSALS = (
+    "Failed to initialize samplers: failed to parse grammar",
+    "Unable to generate parser for this template. Automatic parser generation failed: JSON schema error at #: "
+    "minItems must be a non-negative integer",
+)
+
+
+@pytest.mark.parametrize("said", [*LLAMACPP_REFUSALS, "unknown field: response_format"])
+async def test_a_schema_that_a_server_does_not_take_is_left_out(said, caplog):
+    bodies = []
+
+    async def handle(request):
+        bodies.append(json.loads(request.content))
+        if "response_format" in bodies[-1]:
+            return httpx.Response(400, json={"error": {"code": 400, "message": said, "type": "invalid_request_error"}})
+        return httpx.Response(200, stream=Pieces(OLLAMA))
+
+    request = InferenceRequest("m", REQUEST.messages, json_schema={"type": "array", "minItems": -1})
+    assert (await backend(handle).complete(request)).text == "Paris"
+    assert ["response_format" in body for body in bodies] == [True, False]
+    assert "srv does not enforce" in caplog.text
+    assert PROMPT not in caplog.text
+
+
+async def test_with_a_schema_too_other_refusals_are_final():
+    tries = []
+
+    async def handle(request):
+        tries.append(request)
+        return httpx.Response(400, json={"error": {"message": "too long", "type": "exceed_context_size_error"}})
+
+    with pytest.raises(InferenceError, match="too long"):
+        await backend(handle).complete(InferenceRequest("m", REQUEST.messages, json_schema={}))
+    assert len(tries) == 1
+
+
 @pytest.mark.parametrize("error", [httpx.ReadError(""), httpx.RemoteProtocolError(""), httpx.ReadTimeout("")])
 async def test_a_connection_that_breaks(error):
     with pytest.raises(BackendUnavailable, match="broke"):

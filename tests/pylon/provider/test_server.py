@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import attrs
 import pytest
 import trio
@@ -116,6 +118,39 @@ async def test_a_request_cannot_make_a_result_that_stops_the_publisher(autojump_
         await customer.pay(await customer.told(request, "payment-required"))
         assert (await ended(provider, store, request)).state is SaleState.DELIVERED
         assert Event.from_json(market.events(RESULT)[0].to_json())
+
+
+async def test_the_schema_of_a_reply_reaches_the_backend(autojump_clock, market):
+    """Also after a restart between payment and answer: it stands in the sale's record."""
+    home, customer = await open_home(market), await open_actor(market, "customer")
+    schema = {"type": "object", "properties": {"z": {"enum": [1]}, "a": {"$ref": "#/$defs/a"}}, "$defs": {"a": {}}}
+    broken = ScriptedBackend(Reply("", error=BackendUnavailable("not yet")))
+    async with home.selling(broken) as (provider, store):
+        request = customer.ask(home.secret, params=[("json_schema", json.dumps(schema))])
+        await customer.pay(await customer.told(request, "payment-required"))
+        await until(lambda: broken.requests)
+        assert sale_of(provider, store, request).state is SaleState.WORKING
+    backend = ScriptedBackend("{}")
+    async with home.selling(backend) as (provider, store):
+        assert (await ended(provider, store, request)).state is SaleState.DELIVERED
+    for asked in (broken.requests[0], backend.requests[0]):
+        assert json.dumps(asked.json_schema) == json.dumps(schema)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    ["{", "[]", '{"pattern": "canary"}', '{"a": {"$ref": "#/canary"}}', '{"items": ' * 40 + "{}" + "}" * 40],
+)
+@pytest.mark.parametrize("encrypt", [True, False])
+async def test_a_schema_that_would_stop_the_backend_is_refused(autojump_clock, market, schema, encrypt):
+    home, customer = await open_home(market), await open_actor(market, "customer")
+    backend = ScriptedBackend("an answer")
+    async with home.selling(backend):
+        request = customer.ask(home.secret, params=[("json_schema", schema)], encrypt=encrypt)
+        refusal = await customer.told(request, "error")
+        assert refusal.tags_named("status")[0][2].startswith("json_schema: ")
+        assert "canary" not in refusal.to_json()
+        assert backend.requests == []
 
 
 async def test_what_the_backend_said_stays_at_home(autojump_clock, market):
