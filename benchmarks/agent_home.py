@@ -17,7 +17,6 @@ from typing import Any
 
 import trio
 
-from benchmarks.agent_rows import set_heartbeats
 from pylon.config import ApiConfig, Bind, Config, RelayConfig
 from pylon.daemon.runtime import Runtime, open_runtime
 from pylon.daemon.verbs import Verbs
@@ -94,9 +93,6 @@ async def _obey(runtime: Runtime, host: Host, lateness: Lateness) -> None:
         command = json.loads(line)
         answer: Any = None
         match command["do"]:
-            case "heartbeats":
-                for name in await set_heartbeats(runtime.store, command["seconds"], command.get("beat")):
-                    host.agents.tell(name)
             case "reset":
                 lateness.seconds.clear()
             case "late":

@@ -18,7 +18,7 @@ from pylon.host import memory, registry
 from pylon.host.burn import Burn
 from pylon.host.lifecycle import BalanceKnown, Lifecycle, Spawned, follow
 from pylon.host.registry import Agent, Keys
-from pylon.host.schedule import next_beat
+from pylon.host.schedule import next_beat, phase
 from pylon.host.settings import AgentSettings
 from pylon.money import Msat, sats
 from pylon.paths import Home
@@ -69,22 +69,21 @@ async def write_home(directory: Path, count: int, *, relay: str, heartbeat: int,
     return home
 
 
-async def set_heartbeats(store: Store, heartbeat: int, beat: float | None) -> list[str]:
-    """Set every agent's heartbeat and when the next one is due; ``None`` spreads them. Returns who they are."""
-    rng, names = random.Random(2), []
+async def set_heartbeats(home: Home, heartbeat: int, first: float, spread: float) -> None:
+    """Set every agent's heartbeat; the next ones come in ``first`` seconds, by their phases spread over ``spread``."""
 
     def job(tx: Tx) -> None:
+        first_at = tx.clock.now() + first
         for agent in registry.everybody(tx):
             settings = attrs.evolve(agent.settings, heartbeat=heartbeat)
-            following = next_beat(agent.id, heartbeat, tx.clock.now(), rng, settings.schedule).due
             tx.execute(
                 "UPDATE agents SET settings = ?, beat = ? WHERE id = ?",
-                (settings.to_json(), following if beat is None else beat, agent.id),
+                (settings.to_json(), first_at + phase(agent.id) * spread, agent.id),
             )
-            names.append(agent.id)
 
-    await store.write(job)
-    return names
+    vault = Vault.load(home.data_key)
+    async with open_store(home.database, vault=vault, clock=SystemClock(), durable=False) as store:
+        await store.write(job)
 
 
 async def _fund(money: SimnetLedger, number: int, balance: Msat) -> _New:

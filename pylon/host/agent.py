@@ -220,6 +220,10 @@ class Runner:
             since=int(row.created_at) if since is None else since,
         )
 
+    def _since(self) -> int:
+        """From when on a later life of the agent must ask its relays."""
+        return 0 if self._box is None else self._box.since
+
     @property
     def _consumer(self) -> str:
         return f"agent:{self.id}"
@@ -249,7 +253,8 @@ class Runner:
         def job(tx: Tx) -> bool:
             if not inbox.take(tx, self._consumer, event.id, now):
                 return False
-            cursors.advance(tx, self._consumer, event.created_at)
+            # Not this event's own time: relays show what is newest first, and what is older may still be to come.
+            cursors.advance(tx, self._consumer, max(self._since(), int(now - triggers.LATE_SECONDS)))
             return triggers.note(tx, tx.vault, self.id, heard, at=now, stranger=stranger)
 
         if await self._agents.store.write(job):

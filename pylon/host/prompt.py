@@ -350,7 +350,7 @@ def _tail(scene: Scene) -> str:
             said.append(what.format(_numbered("message", [str(number) for number in numbers])))
     due = [goal.id for goal in scene.goals if goal.id in scene.due and _NAME.fullmatch(goal.id)]
     if due:
-        said.append(f"do what {_numbered('goal', due)} asks for")
+        said.append(f"do what {_numbered('goal', due)} {'asks' if len(due) == 1 else 'ask'} for")
     if not said:
         said.append("look at what is new" if scene.heard else "do what is worth doing")
     return f"Now {', and '.join(said)}."

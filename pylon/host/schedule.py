@@ -272,17 +272,21 @@ def _hour_free(triggered: tuple[float, ...], now: float, settings: ScheduleSetti
 
 
 def _stranger_budget(costs: tuple[StrangerCost, ...], now: float, settings: ScheduleSettings) -> tuple[Msat, float]:
-    """What strangers may still cause, and when they may again if that is nothing. A future cost counts as of now."""
+    """What strangers may still cause, and when they may again if that is nothing. A future cost counts as of now.
+
+    A rest that is less than the cheapest of their thoughts is nothing: a tick would take their triggers for no thought.
+    """
     budget = sats(settings.stranger_budget_sats)
     within = sorted((min(cost.at, now), cost.msats) for cost in costs if now < cost.at + DAY)
+    least = min((msats for _, msats in within if msats > 0), default=1)
     left = budget - sum(msats for _, msats in within)
-    again = now if left > 0 else math.inf
+    again = now if left >= least else math.inf
     freed = left
     for at, msats in within:
         freed += msats
-        if again == math.inf and freed > 0:
+        if again == math.inf and freed >= min(least, budget) > 0:
             again = at + DAY
-    return Msat(max(left, 0)), again
+    return Msat(left if left >= least else 0), again
 
 
 def _gap_over(last_paid: float | None, now: float, settings: ScheduleSettings) -> float:

@@ -23,6 +23,8 @@ from pylon.money import Msat, sats
 
 MAX_NAME_CHARS = 64
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
+_MOST = {"about": 2_000, "picture": 500, "capabilities": 20, "kinds": 50, "trusted": 100, "grants": 20, "relays": 20}
+"""Settings travel sealed in the agent's state, where there is not much room."""
 _LEAST_HEARTBEAT = 1
 _MOST_HEARTBEAT = 30 * 86_400
 _READ = 16_384
@@ -122,6 +124,9 @@ class AgentSettings:
         for name in ("budget_tick_sats", "budget_day_sats", "max_steps"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} = {getattr(self, name)}", "give 0 or more")
+        for name, most in _MOST.items():
+            if len(getattr(self, name)) > most:
+                raise ConfigError(f"{name} has {len(getattr(self, name))} entries", f"give at most {most}")
         if not 16 <= self.thought_tokens <= 100_000:
             raise ConfigError(f"thought_tokens = {self.thought_tokens}", "give 16 to 100,000")
 

@@ -86,6 +86,21 @@ def test_hostile_schemas_are_not(name):
         read_schema(text)
 
 
+@pytest.mark.parametrize("name", ["a reference to itself", "two that refer to each other", "to what holds it"])
+def test_a_circle_is_called_one(name):
+    with pytest.raises(SchemaInvalid, match="lead back"):
+        read_schema(json.dumps(HOSTILE[name]))
+
+
+def test_what_was_seen_before_counts_where_it_is_seen_again():
+    shallow, deep = {"$ref": "#/x"}, {"$ref": "#/x"}
+    for _ in range(MAX_DEPTH // 2):
+        deep = {"items": deep}
+    read_schema(json.dumps({"x": nested(MAX_DEPTH // 2), "anyOf": [shallow]}))
+    with pytest.raises(SchemaInvalid, match="deep"):
+        read_schema(json.dumps({"x": nested(MAX_DEPTH // 2), "anyOf": [shallow, deep]}))
+
+
 def test_what_is_reached_in_two_ways_counts_twice_but_is_no_circle():
     target = {"enum": ["x"]}
     once = {"$defs": {"a": target}, "items": {"$ref": "#/$defs/a"}}

@@ -321,7 +321,7 @@ def h11_punctual(world: HostWorld, store: Store) -> Iterator[str]:
 
 
 def h11_costs_recorded(world: HostWorld, history: History) -> Iterator[str]:
-    """Every tick ends, failed ones too, and has recorded what it has cost: its thought, and what it had paid by then."""
+    """Every tick ends, also by failing, and has recorded its cost: its thought, and what else it had paid by then."""
     for agent in world.ids:
         for tick in history.ticks[agent]:
             if tick.state not in TICK.final or tick.ended_at is None:

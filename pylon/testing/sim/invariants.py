@@ -1,7 +1,7 @@
 """What must hold at the end of every simulated market, each with a name.
 
-``charged_once``      a purchase has moved money at most once, and only for an invoice that it was quoted
-``budget``            nothing was paid above what was announced and bid
+``charged_once``      a purchase has moved money at most once, its owner's, and only for an invoice that it was quoted
+``budget``            nothing was paid above what was announced and bid, nor above what its owner's budgets carry
 ``conserved``         no sat was made or lost: wallets, fees and faucet sum to zero
 ``answered_truly``    an answer is the chosen provider's own, for this very prompt; nothing from strangers
 ``strangers_unpaid``  no stranger has received anything
@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import sqlite3
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
@@ -29,7 +30,7 @@ from pylon.store import ledger
 from pylon.store.database import Store
 from pylon.testing.sim.node import Node
 from pylon.testing.sim.stranger import WORDS
-from pylon.wallets.port import Direction, PaymentState
+from pylon.wallets.port import Direction, Payment, PaymentState
 
 if TYPE_CHECKING:
     from pylon.testing.sim.world import World
@@ -68,24 +69,22 @@ def broken(world: World) -> Iterator[str]:
 
 def _purchases(world: World, purchases: list[Purchase]) -> Iterator[str]:
     names = {seller.secret.public.hex: seller.name for seller in world.sellers}
-    sent = [
-        payment
-        for payment in world.payments[world.buyer.name]
-        if payment.direction is Direction.SENT and payment.state is PaymentState.SETTLED
-    ]
-    by_hash = {payment.payment_hash: payment for payment in sent}
-    if len(by_hash) != len(sent):
+    sent = {customer.owner: _settled(world.payments[customer.name]) for customer in world.buyer.customers}
+    by_hash = {(owner, payment.payment_hash): payment for owner, paid in sent.items() for payment in paid}
+    if len({payment_hash for _, payment_hash in by_hash}) != sum(len(paid) for paid in sent.values()):
         yield "charged_once: one payment hash was paid twice"
     known = set()
+    spent: dict[str, int] = {}
     for purchase in purchases:
         label = f"purchase {purchase.id[:8]} ({purchase.state.value})"
         if purchase.state not in PURCHASE.final:
             yield f"moves_on: {label} is unfinished"
-        settled = by_hash.get(purchase.payment_hash or "")
+        settled = by_hash.get((purchase.owner, purchase.payment_hash or ""))
         if purchase.paid and settled is None:
             yield f"charged_once: {label} believes it has paid"
         if settled is not None:
             known.add(settled.payment_hash)
+            spent[purchase.scope] = spent.get(purchase.scope, 0) + settled.amount + settled.fee
             if (settled.amount, settled.fee) != (purchase.paid, purchase.fee):
                 yield f"charged_once: {label} has paid {settled.amount}, and believes {purchase.paid}"
         if purchase.paid > min(purchase.bid, purchase.ceiling):
@@ -94,9 +93,24 @@ def _purchases(world: World, purchases: list[Purchase]) -> Iterator[str]:
             right = answer_of(names.get(purchase.provider or "", "a stranger"), purchase.prompt)
             if purchase.text != right or purchase.text == WORDS:
                 yield f"answered_truly: {label} took {purchase.text!r}"
-    for payment in sent:
+    for payment in itertools.chain.from_iterable(sent.values()):
         if payment.payment_hash not in known:
             yield f"charged_once: payment {payment.payment_hash[:8]} belongs to no purchase's present quote"
+    for customer in world.buyer.customers:
+        budget, paid = customer.budget, sent[customer.owner]
+        if budget is None:
+            continue
+        # All of it is less than a day.
+        if budget.per_day is not None and sum(payment.amount + payment.fee for payment in paid) > budget.per_day:
+            yield f"budget: {customer.name} has spent more than its {budget.per_day} a day"
+        for scope, amount in spent.items():
+            if budget.per_scope is not None and scope.startswith(customer.owner[:16]) and amount > budget.per_scope:
+                yield f"budget: {customer.name} has spent {amount} of {budget.per_scope} in {scope}"
+
+
+def _settled(payments: list[Payment]) -> list[Payment]:
+    """What a wallet has sent, and what has arrived."""
+    return [p for p in payments if p.direction is Direction.SENT and p.state is PaymentState.SETTLED]
 
 
 def _sales(world: World, sales: Mapping[str, tuple[Node, Sale]]) -> Iterator[str]:
@@ -147,7 +161,11 @@ def _books(world: World, node: Node, store: Store) -> Iterator[str]:
     totals = ledger.sale_totals(store)
     if totals.paid != totals.earned + totals.owed + totals.paid_out + totals.unearned:
         yield f"books: {node.name}: what was paid is not what was earned, owed, paid out and held"
-    balance = world.balances[node.name]
-    deposits = sum(payment.amount for payment in world.payments[node.name] if payment.outside)
-    if report.balances.get("wallet", 0) != balance - deposits:
-        yield f"books: {node.name}: the ledger has {report.balances.get('wallet', 0)}, the wallet {balance - deposits}"
+    wallets = {"": node.name}
+    if node is world.buyer:
+        wallets = {customer.owner: customer.name for customer in world.buyer.customers}
+    for owner, name in wallets.items():
+        deposits = sum(payment.amount for payment in world.payments[name] if payment.outside)
+        holds = world.balances[name] - deposits
+        if ledger.held(store, owner) != holds:
+            yield f"books: {name}: the ledger has {ledger.held(store, owner)}, the wallet {holds}"

@@ -16,7 +16,7 @@ from protocols.keys import SecretKey
 from pylon.clock import VirtualClock
 from pylon.compute.buyer import Account, Buyer, BuyerSettings
 from pylon.inference.router import Router
-from pylon.money import Msat
+from pylon.money import Msat, sats
 from pylon.provider.announce import Announcer, Profile
 from pylon.provider.pricing import Terms
 from pylon.provider.server import Provider
@@ -27,7 +27,7 @@ from pylon.store.database import Store, open_store
 from pylon.store.vault import Vault
 from pylon.testing.backend import ScriptedBackend
 from pylon.wallets.port import Balance, IssuedInvoice, Payment, PaymentEvents, WalletInfo
-from pylon.wallets.purse import Purse
+from pylon.wallets.purse import Budget, Limits, Purse
 from pylon.wallets.simnet import PREFIX, SimnetLedger, SimnetWallet
 
 T = TypeVar("T")
@@ -136,13 +136,50 @@ class Node:
             raise Killed
 
 
+@attrs.frozen
+class Customer:
+    """Somebody who buys at a home: the home itself (owner ''), or an agent of it."""
+
+    owner: str
+    name: str
+    secret: SecretKey
+    wallet: SimnetWallet
+    """As the ledger has it, for those who look on."""
+    budget: Budget | None = None
+
+
 class BuyerNode(Node):
+    """A home that buys, and some agents that buy with it. ``chance`` draws who they are and what they may spend."""
+
     buyer: Buyer | None = None
 
+    def __init__(self, name: str, setting: Setting, rng: random.Random, chance: random.Random) -> None:
+        super().__init__(name, setting, rng)
+        self.customers = [Customer("", name, self.secret, self.bare_wallet())]
+        for number in range(chance.randint(0, 2)):
+            secret, agent = SecretKey(chance.randbytes(32)), f"{name}'s agent {number}"
+            self.customers.append(
+                Customer(
+                    secret.public.hex,
+                    agent,
+                    secret,
+                    setting.ledger.wallet(agent, chance.randbytes(32)),
+                    Budget(
+                        per_scope=chance.choice([None, sats(12), sats(35), Msat(0)]),
+                        per_day=chance.choice([None, sats(40), sats(80)]),
+                    ),
+                )
+            )
+
     async def populate(self, nursery: trio.Nursery, store: Store, pool: RelayPool, wallet: MortalWallet) -> None:
-        account = Account("", self.secret, Purse(wallet, store, self.setting.clock), await wallet.info())
+        accounts = {}
+        for customer in self.customers:
+            mortal = MortalWallet(customer.wallet, self)
+            limits = None if customer.budget is None else _limits(customer.budget)
+            purse = Purse(mortal, store, self.setting.clock, customer.owner, limits)
+            accounts[customer.owner] = Account(customer.owner, customer.secret, purse, await mortal.info())
         self.buyer = Buyer(
-            accounts=lambda owner: account,
+            accounts=accounts.__getitem__,
             store=store,
             pool=pool,
             clock=self.setting.clock,
@@ -150,6 +187,10 @@ class BuyerNode(Node):
             settings=BuyerSettings(network="simnet", invoice_prefix=PREFIX),
         )
         await nursery.start(self.buyer.run)
+
+
+def _limits(budget: Budget) -> Limits:
+    return lambda source, spend: budget
 
 
 class SellerNode(Node):

@@ -23,7 +23,7 @@ from pylon.provider.sale import SALE
 from pylon.testing.backend import EMPTY, HANG, Reply, ScriptedBackend
 from pylon.testing.relay import Faults, MemoryRelay, network, open_memory_relay
 from pylon.testing.sim import invariants
-from pylon.testing.sim.node import BuyerNode, Node, SellerNode, Setting, current
+from pylon.testing.sim.node import BuyerNode, Customer, Node, SellerNode, Setting, current
 from pylon.testing.sim.stranger import Stranger
 from pylon.wallets.port import Payment, PaymentState
 from pylon.wallets.simnet import Fault, FaultKind, SimnetLedger
@@ -123,14 +123,17 @@ class World:
             ) as self.ledger,
         ):
             setting = Setting(self.directory, self.clock, self.ledger, network(self.relay), (RELAY,))
-            self.buyer = BuyerNode("buyer", setting, random.Random(rng.random()))
+            self.buyer = BuyerNode(
+                "buyer", setting, random.Random(rng.random()), random.Random(f"customers of seed {self.told.seed}")
+            )
             for number in range(rng.randint(1, 3)):
                 name = f"seller{number}"
                 backend = ScriptedBackend(self._script(name), name=name)
                 price = sats(rng.randint(1, 30))
                 self.sellers.append(SellerNode(name, setting, random.Random(rng.random()), price, backend))
             stranger = Stranger(self.relay, random.Random(rng.random()), self.clock, self.ledger)
-            await self.buyer.bare_wallet().fund(FUNDS)
+            for customer in self.buyer.customers:
+                await customer.wallet.fund(FUNDS)
             self._plan()
             async with trio.open_nursery() as nursery:
                 for node in (*self.sellers, self.buyer):
@@ -217,22 +220,32 @@ class World:
     # --- what is done -----------------------------------------------------------------------------------------
 
     async def _shop(self) -> None:
-        """Purchases at random times; what was begun is what reached the buyer's database."""
+        """Purchases at random times, by anybody; what was begun is what reached the buyer's database."""
         end = trio.current_time() + TROUBLE_SECONDS
-        for number in range(self.rng.randint(1, 6)):
+        number = 0
+        for _ in range(self.rng.randint(1, 6)):
             await trio.sleep(self.rng.uniform(0.0, TROUBLE_SECONDS / 6))
-            buyer = self.buyer.buyer if self.buyer.alive else None
-            if buyer is None:
-                continue
-            try:
-                await buyer.buy(
-                    f"thought {number} of seed {self.told.seed}",
-                    bid=sats(self.rng.choice([5, 40, 40, 40])),
-                    max_tokens=self.rng.choice([16, 256]),
-                )
-            except Exception:
-                assert not self.buyer.alive, "a living buyer takes a purchase"
+            customer = self.rng.choice(self.buyer.customers)
+            # An agent may want several at once, and all of them within one budget.
+            for _ in range(self.rng.choice([1, 1, 4]) if customer.owner else 1):
+                await self._buy(number, customer)
+                number += 1
         await trio.sleep_until(end)
+
+    async def _buy(self, number: int, customer: Customer) -> None:
+        buyer = self.buyer.buyer if self.buyer.alive else None
+        if buyer is None:
+            return
+        try:
+            await buyer.buy(
+                f"thought {number} of seed {self.told.seed}",
+                bid=sats(self.rng.choice([5, 40, 40, 40])),
+                max_tokens=self.rng.choice([16, 256]),
+                owner=customer.owner,
+                scope=customer.owner and f"{customer.owner[:16]}:{number // 8}",
+            )
+        except Exception:
+            assert not self.buyer.alive, "a living buyer takes a purchase"
 
     async def _until_settled(self) -> None:
         """Everybody lives and nothing goes wrong: wait for every end, at most ``CALM_SECONDS``."""
@@ -254,10 +267,11 @@ class World:
         return invariants.purchases_of(self.buyer)
 
     async def _account(self, stranger: Stranger) -> None:
-        for node in (*self.sellers, self.buyer):
-            wallet = node.bare_wallet()
-            self.payments[node.name] = await wallet.payments()
-            self.balances[node.name] = (await wallet.balance()).settled
+        wallets = {node.name: node.bare_wallet() for node in self.sellers}
+        wallets |= {customer.name: customer.wallet for customer in self.buyer.customers}
+        for name, wallet in wallets.items():
+            self.payments[name] = await wallet.payments()
+            self.balances[name] = (await wallet.balance()).settled
         self.payments["stranger"] = await stranger.wallet.payments()
         for record in self.purchases():
             self.told.purchases += 1

@@ -258,8 +258,8 @@ class Stage:
     def done(self, subject: Subject, *kinds: ActionKind) -> list[Action]:
         return [a for a in self.actions(subject) if a.state is ActionState.DONE and (not kinds or a.kind in kinds)]
 
-    async def check(self, *, hostile: bool = False) -> None:
-        """Everything. ``hostile``: the provider was the attacker."""
+    async def check(self, *, hostile: bool = False) -> int:
+        """Everything. ``hostile``: the provider was the attacker. Returns what the thief got, in msats."""
         lost = 0
         for subject in self.subjects.values():
             lost += self.check_money(subject)
@@ -271,6 +271,7 @@ class Stage:
         self.check_secrets()
         stolen = [p.amount for p in await self.thief.payments() if p.direction is Direction.RECEIVED and not p.outside]
         assert sum(stolen) == lost, "the thief has what was paid by grants, and nothing else"
+        return lost
 
     def check_money(self, subject: Subject) -> int:
         """No payment beyond the grants, none where strangers have a word and the grant does not hold for them."""
@@ -431,7 +432,7 @@ def _as_npub(secret: bytes) -> str:
         return encode_npub(OTHER.public)
 
 
-# --- the stage ---------------------------------------------------------------------------------------------------------
+# --- the stage --------------------------------------------------------------------------------------------------------
 
 
 @asynccontextmanager

@@ -266,7 +266,7 @@ def heard(kind: str, **more) -> HeardText:
         (heard("zap", amount_msats=21_500), "a zap of 21.5 sat by npub1", "Now reply to message 1, in your own words."),
         (heard("kind", text="x"), "an event by npub1", "Now reply to message 1, in your own words."),
         (heard("funds", amount_msats=50_000), "50 sat came into your wallet\n", "Now look at what is new."),
-        (attrs.evolve(heard("mention"), author=""), "Message 1, a mention\n", "Now reply to message 1, in your own words."),
+        (attrs.evolve(heard("mention"), author=""), "Message 1, a mention\n", "in your own words."),
         (attrs.evolve(heard("mention"), author="f" * 64), "Message 1, a mention by ffffffffffffffff\n", "own words."),
     ],
 )  # fmt: skip
@@ -282,7 +282,7 @@ def test_what_was_heard(entry, says, ends):
         ({"cause": "asked"}, "Your operator has woken you."),
         ({"autonomy": Autonomy.SUPERVISED}, "waits for your operator's yes"),
         ({"heard": (), "due": frozenset()}, "Now do what is worth doing."),
-        ({"heard": (), "due": frozenset({"g1", "g2"})}, "Now do what goals g1 and g2 asks for."),
+        ({"heard": (), "due": frozenset({"g1", "g2"})}, "Now do what goals g1 and g2 ask for."),
         ({"now": 1e300}, "It is an unknown time."),
         (
             {"heartbeat_seconds": 90, "heartbeat_most": 3_600},

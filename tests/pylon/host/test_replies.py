@@ -49,6 +49,15 @@ def test_every_schema_fits_into_a_request_and_is_taken_by_a_provider(
     assert text == schema(allowed, steps, references, first=first, goals=goals, keys=keys, tokens=tokens)
 
 
+@pytest.mark.parametrize("count", [1, 5, 8, 10, 12, 20, 100])
+@pytest.mark.parametrize("length", [1, 15, 30, 128])
+def test_also_with_everything_and_many_goals(count, length):
+    goals = [f"{n}".zfill(length)[:length] for n in range(count)]
+    for char in ("g", '"', "好"):
+        text = schema(ALL, 50, 10_000, goals=[goal.replace("0", char) for goal in goals], tokens=100_000)
+        assert len("json_schema") + len(text) <= MAX_PARAM_CHARS
+
+
 def made_from(draw: st.DrawFn, node: dict[str, Any], root: dict[str, Any]) -> Any:
     """Some JSON that ``node`` allows."""
     match node:
@@ -179,6 +188,14 @@ def test_a_reply_is_understood_as_it_was_meant(reply):
 def test_words_and_fences_around_it_do_not_matter(reply, around):
     text = around.replace("{}", reply.to_json())
     assert parse(text, ALL, 5, REFERENCES) == reply
+
+
+@given(whole_replies, kinds)
+def test_what_is_not_allowed_is_left_out(reply, allowed):
+    understood = parse(reply.to_json(), allowed, 5, REFERENCES)
+    assert understood.actions == tuple(action for action in reply.actions if action.kind in allowed)
+    assert len(understood.dropped) == len(reply.actions) - len(understood.actions)
+    assert all(said.endswith("is not allowed") for said in understood.dropped)
 
 
 @given(whole_replies)

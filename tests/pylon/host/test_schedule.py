@@ -388,6 +388,29 @@ def test_strangers_wait_apart_when_their_budget_is_used_up_and_until_it_is_not()
     assert later.tick == Tick(Cause.TRIGGER, (stranger,), allowance=sats(60))
 
 
+def test_a_rest_that_carries_no_thought_takes_no_trigger():
+    stranger = mention(1, START - 60, stranger=True)
+    past = Past(strangers=(StrangerCost(START - 2 * HOUR, sats(45)), StrangerCost(START - HOUR, sats(30))))
+    chosen = attrs.evolve(SETTINGS, stranger_budget_sats=100)
+    seen = view(beat=Beat(START + 3 * DAY), heartbeat=4 * DAY, triggers=(stranger,), past=past)
+    waits = m.decide(seen, START, random.Random(1), chosen)
+    assert (waits.tick, waits.ask_at) == (None, START + 22 * HOUR), "25 are left, and the cheapest has cost 30"
+    failed = attrs.evolve(seen, past=Past(strangers=(StrangerCost(START - HOUR, sats(0)),)))
+    assert m.decide(failed, START, random.Random(1), chosen).tick is not None
+    poorer = attrs.evolve(chosen, stranger_budget_sats=20)
+    assert m.decide(seen, START, random.Random(1), poorer).ask_at == START + 23 * HOUR
+
+
+def test_what_strangers_alone_have_woken_looks_at_no_goal():
+    """Else a goal that is always due would pay for all that they cause."""
+    stranger, friend = mention(1, START - 60, stranger=True), mention(2, START - 60)
+    seen = view(beat=Beat(START + HOUR), triggers=(stranger,), goals=(Goal("g", 0),))
+    alone = m.decide(seen, START, random.Random(1), SETTINGS)
+    assert alone.tick == Tick(Cause.TRIGGER, (stranger,), allowance=sats(100))
+    both = m.decide(attrs.evolve(seen, triggers=(stranger, friend)), START, random.Random(1), SETTINGS)
+    assert both.tick == Tick(Cause.TRIGGER, (stranger, friend), seen.goals)
+
+
 def test_a_thought_with_another_cause_is_not_the_strangers():
     stranger, friend = mention(1, START - 60, stranger=True), mention(2, START - 50)
     both = m.decide(view(beat=Beat(START), triggers=(stranger, friend)), START, random.Random(1), SETTINGS).tick

@@ -17,6 +17,7 @@ from pylon.machine import Arrow, Machine
 from pylon.provider import sale, server
 from pylon.testing.sim import invariants
 from pylon.testing.sim.world import simulate
+from pylon.wallets import purse
 
 SEEDS = 200
 CHUNK = 10
@@ -148,6 +149,35 @@ def _greedy(compose):
 async def _mint_double(self, record):
     invoice = await self._wallet.receive(record.price * 2, "dearer", 120, key=record.id)
     return sale.Minted(invoice.bolt11, invoice.payment_hash, invoice.expires_at)
+
+
+def test_a_purse_that_forgets_what_is_pending_is_noticed(monkeypatch):
+    """The other classic: budgets count what was spent, and not what is being spent just now."""
+    spent = "SELECT SUM(amount_msats + fee_msats) AS n FROM intents WHERE state = 'settled' AND "
+
+    def settled_alone(source, scope):
+        return source.one(f"{spent} scope = ?", (scope,))["n"] or 0
+
+    def settled_in_a_day(source, owner, *, since, purpose=None):
+        return source.one(f"{spent} owner = ? AND updated_at > ?", (owner, since))["n"] or 0
+
+    monkeypatch.setattr(purse.intents, "spent_in", settled_alone)
+    monkeypatch.setattr(purse.intents, "committed", settled_in_a_day)
+    seed, broken = _first_broken(200)
+    print(f"found by seed {seed}: {broken[0]}")
+    assert any(problem.startswith("budget") for problem in broken)
+
+
+def test_an_owner_that_pays_from_another_purse_is_noticed(monkeypatch):
+    real = buyer.Buyer.__init__
+
+    def init(self, *, accounts, **others):
+        real(self, accounts=lambda owner: attrs.evolve(accounts(owner), purse=accounts("").purse), **others)
+
+    monkeypatch.setattr(buyer.Buyer, "__init__", init)
+    seed, broken = _first_broken()
+    print(f"found by seed {seed}: {broken[0]}")
+    assert any(problem.startswith("charged_once") for problem in broken)
 
 
 def test_an_answer_from_a_stranger_would_be_noticed(monkeypatch):
