@@ -21,7 +21,6 @@ from pylon.config import ApiConfig, Bind, Config, RelayConfig
 from pylon.daemon.runtime import Runtime, open_runtime
 from pylon.daemon.verbs import Verbs
 from pylon.host import host as hosting
-from pylon.host import registry
 from pylon.host.host import Host
 from pylon.host.schedule import Beat, Decision, Tick
 from pylon.host.ticking import TickRecord

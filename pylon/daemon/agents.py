@@ -244,17 +244,16 @@ class AgentVerbs:
     async def fund(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
         agent = self._agent(params)
         amount = Msat(reading.whole(params, "amount_msats", 1, MAX_MSAT))
-        wallet, fee, source = self.agents.wallet(agent.id), 0, str(params.get("source", "faucet"))
+        source = reading.one_of({"source": "faucet", **params}, "source", ["faucet", "wallet"])
+        wallet, fee = self.agents.wallet(agent.id), 0
         if source == "faucet":
             give = getattr(wallet, "fund", None)
             if give is None:
                 raise UsageError(f"{self.config.network} has no faucet here", "pylon agent fund NAME --invoice")
             await give(amount)
-        elif source == "wallet":
+        else:
             issued = await wallet.receive(amount, f"for {agent.name}", 3_600, key=_key(self, "fund"))
             fee = await self._pay(self.purse, issued.bolt11, issued.payment_hash, amount, "withdrawal")
-        else:
-            raise UsageError("source is 'faucet' or 'wallet'")
         await self._look(agent.id)
         view = await self.view(registry.load(self.store, agent.id))
         return {"funded_msats": amount, "fee_msats": fee, "source": source, "agent": view}
@@ -262,7 +261,9 @@ class AgentVerbs:
     async def invoice(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
         agent = self._agent(params)
         amount = Msat(reading.whole(params, "amount_msats", 1, MAX_MSAT))
-        words = str(params.get("description") or f"for {agent.name}")[:200]
+        words = f"for {agent.name}"
+        if params.get("description") is not None:
+            words = reading.text(params, "description")[:200] or words
         issued = await self.agents.wallet(agent.id).receive(amount, words, 86_400, key=_key(self, "invoice"))
         return {
             "bolt11": issued.bolt11,
@@ -278,7 +279,7 @@ class AgentVerbs:
         amount = None if wanted is None else Msat(reading.whole(params, "amount_msats", 1, MAX_MSAT))
         target = params.get("to")
         if target is not None:
-            text, payment_hash, amount = reading.target(str(target), amount)
+            text, payment_hash, amount = reading.target(reading.text(params, "to"), amount)
         else:
             amount = await self._most(purse.wallet) if amount is None else amount
             issued = await self.purse.wallet.receive(amount, f"from {agent.name}", 3_600, key=_key(self, "withdraw"))
@@ -363,7 +364,8 @@ class AgentVerbs:
     async def ticks(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
         agent = self._agent(params)
         limit = reading.whole({"limit": 20, **params}, "limit", 1, 10_000)
-        condition = "" if params.get("quiet") is True else " AND state <> 'quiet'"
+        quiet = params.get("quiet") is not None and reading.flag(params, "quiet")
+        condition = "" if quiet else " AND state <> 'quiet'"
         records = tick_records(self.store).where(
             self.store, f"agent = ?{condition} ORDER BY n DESC LIMIT ?", (agent.id, limit)
         )
@@ -417,12 +419,8 @@ class AgentVerbs:
         agent = self._agent(params)
         mind = registry.state(self.store, self.store.vault, agent.id)
         goal = reading.by_prefix(mind.goals, reading.text(params, "id"), "goal")
-        status = params.get("status")
-        if status not in (None, "active", "paused", "completed", "cancelled"):
-            raise UsageError("status is active, paused, completed or cancelled")
-        progress = params.get("progress")
-        if progress is not None and not (isinstance(progress, int | float) and 0 <= progress <= 1):
-            raise UsageError("progress is a number from 0 to 1")
+        status = None if params.get("status") is None else reading.one_of(params, "status", sorted(memory.STATUSES))
+        progress = None if params.get("progress") is None else reading.number(params, "progress", 0, 1)
         priority = None if params.get("priority") is None else reading.whole(params, "priority", -1_000, 1_000)
 
         def change(mind: Any) -> Any:
@@ -493,7 +491,8 @@ class AgentVerbs:
         return {"approval": {"id": done.id, "state": done.state.value, "outcome": done.reason}}
 
     async def deny(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
-        done = await self.deeds.deny(self._waiting(params).id, str(params.get("reason") or ""))
+        reason = "" if params.get("reason") is None else reading.text(params, "reason", 500)
+        done = await self.deeds.deny(self._waiting(params).id, reason)
         return {"approval": {"id": done.id, "state": done.state.value, "outcome": done.reason}}
 
     def _waiting(self, params: Mapping[str, Any]) -> Action:
@@ -537,16 +536,14 @@ class AgentVerbs:
     async def export(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
         agent = self._agent(params)
         said = {"name": agent.name, "npub": agent.npub}
-        match params.get("form"):
+        match reading.one_of(params, "form", ["phrase", "bundle"]):
             case "phrase":
                 return {**said, "mnemonic": registry.phrase(self.store, self.store.vault, agent.id)}
-            case "bundle":
+            case _:
                 return {
                     **said,
                     "bundle": await migration.export_bundle(self.agents, agent.id, reading.text(params, "passphrase")),
                 }
-            case _:
-                raise UsageError("form is 'phrase' or 'bundle'")
 
     async def import_(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
         if self.pool is None:
@@ -560,7 +557,7 @@ class AgentVerbs:
         if params.get("bundle") is not None:
             found = await migration.import_bundle(
                 self.agents,
-                reading.text(params, "bundle"),
+                reading.text(params, "bundle", reading.MAX_BUNDLE),
                 reading.text(params, "passphrase"),
                 name=name,
                 pool=self.pool,

@@ -141,7 +141,8 @@ class Runner:
             self._busy = False
         with trio.move_on_after(HEARD_WITHIN):
             await self.caught_up()
-        beat = self._known_beat()
+        due = registry.beat(self._agents.store, self.id)
+        beat = None if due is None else Beat(due)
         while True:
             self._poked = trio.Event()
             if self._ending is not None:
@@ -184,10 +185,6 @@ class Runner:
         if told is not None:
             told(done)
         return done
-
-    def _known_beat(self) -> Beat | None:
-        due = registry.load(self._agents.store, self.id).beat
-        return None if due is None else Beat(due)
 
     async def _keep_beat(self, beat: Beat) -> None:
         await self._agents.store.write(

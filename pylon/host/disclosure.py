@@ -17,6 +17,7 @@ Not found: other alphabets, ciphers, words between the pieces, pieces said days 
 from __future__ import annotations
 
 import base64
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 
@@ -25,6 +26,7 @@ from protocols.nip19 import encode_nsec
 
 PIECE = 16
 """Characters, squeezed: 64 bits of a key in hex, about three words of a phrase."""
+_REST = re.compile("[^a-z0-9]+")
 
 
 class Secrets:
@@ -35,9 +37,8 @@ class Secrets:
     def __init__(self, keys: Iterable[SecretKey], phrases: Iterable[str]) -> None:
         forms = [form for key in keys for form in _forms_of_key(key)]
         forms += [form for phrase in phrases for form in _forms_of_phrase(phrase)]
-        self._pieces = frozenset(
-            piece for form in forms for way in (form, form[::-1]) for piece in _pieces(_squeezed(way))
-        )
+        bare = [_squeezed(form) for form in forms]
+        self._pieces = frozenset(piece for form in bare for way in (form, form[::-1]) for piece in _pieces(way))
 
     def __repr__(self) -> str:
         return "Secrets(…)"
@@ -73,7 +74,7 @@ def _squeezed(text: str) -> str:
     """Small letters and digits of ASCII, and nothing else; wide and other compatible forms are read as those."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
-    return "".join(char for char in text.lower() if char.isascii() and char.isalnum())
+    return _REST.sub("", text.lower())
 
 
 def _pieces(text: str) -> Iterator[str]:

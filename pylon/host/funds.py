@@ -15,7 +15,7 @@ from pylon.host import registry, triggers
 from pylon.host.agents import Agents
 from pylon.store import cursors
 from pylon.store.database import Tx
-from pylon.wallets.history import PAGE, all_payments, book_outside
+from pylon.wallets.history import PAGE, all_payments, book_outside_in, unbooked
 from pylon.wallets.port import Direction, Payment, PaymentState
 
 log = logging.getLogger(__name__)
@@ -71,32 +71,38 @@ class AgentFunds:
         return page if len(page) < PAGE else await all_payments(wallet)
 
     async def _book(self, agent_id: str, payments: Sequence[Payment]) -> None:
-        """Book what came from outside, each once; what came since the agent is here, and is no zap, may wake it."""
+        """Book what came from outside, each once; what came since the agent is here, and is no zap, may wake it.
+
+        In one transaction: who dies in between must not have booked what wakes nobody.
+        """
         settled = [payment for payment in payments if payment.state is PaymentState.SETTLED]
         agent = registry.load(self._store, agent_id)
-        since = cursors.since(self._store, _cursor(agent_id), 0)
-        now = self._clock.now()
-        booked = await book_outside(self._store, settled, owner=agent_id, began=agent.created_at, now=now)
-        if not booked and since is not None:
+        fresh = unbooked(self._store, settled, agent_id, agent.created_at)
+        if not fresh and cursors.since(self._store, _cursor(agent_id), 0) is not None:
             return
-        received = [
-            payment
-            for payment in settled
+        now = self._clock.now()
+        received = {
+            payment.payment_id
+            for payment in fresh
             if payment.direction is Direction.RECEIVED and payment.created_at >= agent.created_at
-        ]
-        zaps = {payment.payment_id for payment in received if await self._paid_zap(agent_id, payment)}
+        }
+        zaps = {
+            payment.payment_id
+            for payment in fresh
+            if payment.payment_id in received and await self._paid_zap(agent_id, payment)
+        }
+        waking = received - zaps if agent.settings.funds and agent.deleted_at is None else set()
 
         def job(tx: Tx) -> None:
-            for payment in received:
-                if agent.settings.funds and payment.payment_id not in zaps and agent.deleted_at is None:
+            for payment in book_outside_in(tx, fresh, owner=agent_id, began=agent.created_at, now=now):
+                if payment.payment_id in waking:
                     heard = triggers.of_payment(
                         payment_id=payment.payment_id,
                         amount=payment.amount,
                         at=payment.created_at,
                         text=payment.description,
                     )
-                    # Nobody knows who has paid, and what stands on an invoice may be anybody's words.
-                    triggers.note(tx, tx.vault, agent_id, heard, at=now, stranger=True)
+                    triggers.note(tx, tx.vault, agent_id, heard, at=now, stranger=False)
             # Only what has settled: what is pending is read again.
             cursors.advance(tx, _cursor(agent_id), int(max((p.created_at for p in settled), default=agent.created_at)))
 

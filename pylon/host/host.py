@@ -256,6 +256,9 @@ class Host:
             runner.when_idle(lambda: self._stir(agent.id))
             return
         await self._stop(agent.id)
+        if gently:
+            # What its wallet told a watcher that was just being ended would be lost until the next sweep.
+            self._paid(agent.id)
 
     async def _stop(self, agent_id: str) -> None:
         runner = self._runners.pop(agent_id, None)

@@ -230,9 +230,10 @@ _ANSWERS: Mapping[str, tuple[ActionKind, ...]] = {
 def schema(scene: Scene, tokens: int = 400) -> str:
     """The JSON schema of a reply to ``render(scene)``. ``tokens``: the longest reply that is bought."""
     kinds = [action.kind for action in scene.allowed]
+    reasons = len(scene.heard) + len(scene.due)
     return replies.schema(
         kinds,
-        scene.max_steps,
+        min(scene.max_steps, reasons + 1),  # who may do more with one reason, repeats himself
         len(scene.heard),
         first=_first(scene),
         goals=[goal.id for goal in scene.goals],

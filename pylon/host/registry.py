@@ -97,6 +97,12 @@ def load(source: Reads, agent_id: str) -> Agent:
     return _agent(row)
 
 
+def beat(source: Reads, agent_id: str) -> float | None:
+    """When the next heartbeat is due, as far as it is known."""
+    row = source.one("SELECT beat FROM agents WHERE id = ?", (agent_id,))
+    return None if row is None else row["beat"]
+
+
 def by_name(source: Reads, name: str) -> Agent | None:
     row = source.one(f"SELECT {_COLUMNS} FROM agents WHERE name = ?", (name,))
     return None if row is None else _agent(row)

@@ -29,7 +29,8 @@ Rules
 -----
 1. Words and code fences around the one object are passed over. Two objects are ambiguous, so they are none.
 2. An entry is taken as a whole or left out as a whole, with a word why; nothing is guessed, cut or evaluated.
-3. What is not allowed, or has no number in this prompt, is left out. More entries than ``max_steps`` are left out.
+3. What is not allowed, or has no number in this prompt, is left out. So is what says the same again, a second answer of
+   one kind to one message, and whatever is more than ``max_steps``.
 4. Whatever is proposed here is a wish: the policy and the purse decide.
 """
 
@@ -55,8 +56,9 @@ MAX_THOUGHT_CHARS = 500
 MAX_REVIEW_MINUTES = 7 * 1_440
 MAX_SECONDS = 30 * 86_400
 STATUSES = ("active", "paused", "completed", "cancelled")
-TEMPERATURE = "0.5"
-"""The ``temperature`` to ask a provider for, beside the schema: a small model that is left to its own ends in noise."""
+TEMPERATURE = "0.3"
+"""The ``temperature`` to ask a provider for, beside the schema. Above it the embedded model now and then ends in a row
+of emojis that no limit of tokens holds: at 0.5, 1 reply in 20 does not read."""
 
 _MAX_ENTRIES = 64
 """Entries that are looked at."""
@@ -167,7 +169,7 @@ def schema(
     kinds = [kind for kind in ActionKind if kind in allowed and _makes_sense(kind, references, goals, keys, seconds)]
     begin = [kind for kind in kinds if kind in first] or kinds
     most = max(1, min(max_steps, _MOST_ACTIONS, tokens // _TOKENS_EACH))
-    longest = min(max(tokens // 2, _LEAST_TEXT), _MOST_TEXT)
+    longest = min(max(tokens * 2 // 5, _LEAST_TEXT), _MOST_TEXT)
     definitions = {
         "text": {"type": "string", "minLength": 1, "maxLength": longest},
         "note": {"type": "string", "minLength": 1, "maxLength": longest // 2},
@@ -295,8 +297,12 @@ def parse(
         except _Malformed as error:
             dropped.append(f"action {place}: {error}")
             continue
-        if action is not None:
-            actions.append(action)
+        if action is None:
+            continue
+        if any(_same(action, other) for other in actions):
+            dropped.append(f"action {place}: {action.kind.value}: once more")
+            continue
+        actions.append(action)
     if len(actions) > max(0, max_steps):
         dropped.append(f"{len(actions) - max(0, max_steps)} more than the {max(0, max_steps)} that one tick may do")
     if len(entries) > _MAX_ENTRIES:
@@ -488,6 +494,17 @@ def _braced(text: str) -> list[tuple[int, int]]:
             case _:
                 pass
     return spans
+
+
+def _same(one: Proposed, other: Proposed) -> bool:
+    """Whether ``other`` has done it already. Small models like to repeat themselves, and money goes but once."""
+    if one.kind is not other.kind:
+        return False
+    if one.kind in ANSWERS and one.kind is not ActionKind.PAY_INVOICE:
+        return (one.about, one.to) == (other.about, other.to)
+    if one.kind is ActionKind.UPDATE_GOAL:
+        return one.goal == other.goal
+    return one.kind is ActionKind.SET_HEARTBEAT or (one.text, one.invoice) == (other.text, other.invoice)
 
 
 def _number(entry: Mapping[str, Any], field: str, least: int, most: int) -> int:

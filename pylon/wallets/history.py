@@ -40,7 +40,7 @@ async def book_outside(
 
     :param began: when this home took the wallet over; what had been sent by then was sent by another.
     """
-    fresh = _fresh(store, payments, owner, began)
+    fresh = unbooked(store, payments, owner, began)
     return await store.write(lambda tx: book_outside_in(tx, fresh, owner=owner, began=began, now=now)) if fresh else []
 
 
@@ -48,7 +48,7 @@ def book_outside_in(
     tx: Tx, payments: Iterable[Payment], *, owner: str = "", began: float = 0.0, now: float
 ) -> list[Payment]:
     """``book_outside`` within the caller's transaction: what follows from a payment is written with it, once."""
-    fresh = _fresh(tx, payments, owner, began)
+    fresh = unbooked(tx, payments, owner, began)
     for payment in fresh:
         if payment.direction is Direction.RECEIVED:
             ledger.deposit(tx, payment.payment_id, payment.amount, now, owner)
@@ -57,8 +57,8 @@ def book_outside_in(
     return fresh
 
 
-def _fresh(source: Reads, payments: Iterable[Payment], owner: str, began: float) -> list[Payment]:
-    """What came from outside, or went there, and is not booked."""
+def unbooked(source: Reads, payments: Iterable[Payment], owner: str, began: float) -> list[Payment]:
+    """What came from outside, or went there, and is not booked. Parameters as for ``book_outside``."""
     settled = {
         payment.payment_id: payment
         for payment in payments

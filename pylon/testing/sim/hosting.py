@@ -21,7 +21,7 @@ import traceback
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 import orjson
@@ -102,6 +102,8 @@ class Told:
     virtual_seconds: float = 0.0
     digest: str = ""
     """Of all steps of all records, in their order, each with its time."""
+    counted: ClassVar[tuple[str, ...]] = ("ticks", "thoughts", "triggers", "actions", "payments")
+    """What is added up over many seeds."""
 
     @property
     def ok(self) -> bool:
@@ -182,6 +184,31 @@ def run_plan(plan: Plan) -> Told:
         except Exception as error:
             told.broken.append(f"fell_over: {_innermost(error)}")
     return told
+
+
+def shrink(plan: Plan) -> Plan:
+    """A plan that is broken like this one and from which nothing can be taken; itself, if it is not broken."""
+    broken = _names(run_plan(plan))
+    smaller = True
+    while broken and smaller:
+        smaller = False
+        for lesser in _lesser(plan):
+            if broken & _names(run_plan(lesser)):
+                plan, smaller = lesser, True
+                break
+    return plan
+
+
+def _names(told: Told) -> set[str]:
+    return {problem.partition(":")[0] for problem in told.broken}
+
+
+def _lesser(plan: Plan) -> Iterator[Plan]:
+    """Plans with one step less, or one agent."""
+    for place in range(len(plan.steps)):
+        yield attrs.evolve(plan, steps=(*plan.steps[:place], *plan.steps[place + 1 :]))
+    for place in range(len(plan.agents) if len(plan.agents) > 1 else 0):
+        yield attrs.evolve(plan, agents=(*plan.agents[:place], *plan.agents[place + 1 :]))
 
 
 @contextlib.contextmanager
@@ -831,7 +858,7 @@ class HostWorld:
 
     def _reply(self) -> str:
         """A reply of a model that wishes for all sorts of things, allowed or not."""
-        actions = [self._wish() for _ in range(self.rng.choice([0, 1, 1, 2, 3]))]
+        actions = [self._wish() for _ in range(self.rng.choice([0, 1, 2, 2, 3]))]
         reply: dict[str, Any] = {"actions": actions, "thought": f"thought {self._word()}"}
         if self.rng.random() < 0.5:
             reply["review_minutes"] = self.rng.choice([0, 20, 300])

@@ -350,13 +350,13 @@ def draw_agent(chooser: Chooser, number: int) -> Newcomer:
         name=f"agent{number}",
         heartbeat=heartbeat,
         heartbeat_least=60,
-        autonomy=choice((Autonomy.BOUNDED, Autonomy.AUTONOMOUS, Autonomy.SUPERVISED)),
-        mentions=choice((True, True, True, False)),
+        autonomy=choice((Autonomy.BOUNDED, Autonomy.AUTONOMOUS, Autonomy.AUTONOMOUS, Autonomy.SUPERVISED)),
+        mentions=choice((True, True, True, True, False)),
         dms=choice((True, True, False)),
         zaps=False,
         funds=choice((False, True)),
-        budget_tick_sats=choice((100, 20, 12, 0)),
-        budget_day_sats=choice((60, 30, 100, 0)),
+        budget_tick_sats=choice((100, 40, 100, 20, 12, 0)),
+        budget_day_sats=choice((100, 60, 100, 30, 60, 0)),
         max_steps=choice((3, 1)),
         grants=grants,
         publish=choice((False, False, True)),
@@ -369,16 +369,16 @@ def draw_agent(chooser: Chooser, number: int) -> Newcomer:
         schedule=ScheduleSettings(
             jitter=choice((0.05, 0.0)),
             catch_up=choice((300.0, 60.0)),
-            min_gap=choice((60.0, 5.0)),
+            min_gap=choice((60.0, 5.0, 5.0)),
             debounce=choice((5.0, 1.0)),
             patience=choice((30.0, 10.0)),
-            triggered_per_hour=choice((12, 3, 1)),
-            stranger_budget_sats=choice((100, 25, 0)),
+            triggered_per_hour=choice((12, 12, 3, 1)),
+            stranger_budget_sats=choice((100, 60, 25, 0)),
         ),
     )
     # What beats every minute and always has something to do would be all that a run shows.
     goals = choice((0, 1, 2)) if heartbeat >= 300 else 0
-    return Newcomer(settings, goals, choice((200, 1_000, 60, 0)))
+    return Newcomer(settings, goals, choice((200, 1_000, 1_000, 60, 0)))
 
 
 def draw_step(chooser: Chooser) -> Step:
@@ -433,5 +433,5 @@ _DRAWN: dict[type, Callable[[Chooser], Step]] = {
     Curse: lambda c: Curse(_which(c), c.choice((True, False))),
     Damage: lambda c: Damage(_which(c), c.choice(("state", "settings"))),
 }
-_WEIGHTS: dict[type, int] = {Wait: 10, Fund: 3, Storm: 6, CrashAt: 4, CrashAfter: 3, Withdraw: 3, MarketTurns: 2}
+_WEIGHTS: dict[type, int] = {Wait: 16, Fund: 3, Storm: 8, CrashAt: 4, CrashAfter: 3, Withdraw: 3, MarketTurns: 2}
 _KINDS = tuple(kind for kind in _DRAWN for _ in range(_WEIGHTS.get(kind, 1)))

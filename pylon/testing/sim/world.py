@@ -7,6 +7,7 @@ import random
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import attrs
 import trio
@@ -49,6 +50,8 @@ class Told:
     deaths: list[str] = attrs.field(factory=list)
     broken: list[str] = attrs.field(factory=list)
     virtual_seconds: float = 0.0
+    counted: ClassVar[tuple[str, ...]] = ("purchases", "answered")
+    """What is added up over many seeds."""
 
     @property
     def ok(self) -> bool:

@@ -11,6 +11,7 @@ import pytest
 
 from pylon.cli.main import run
 from pylon.paths import Home
+from tests.pylon.cli.agent_json import NOW
 
 
 @pytest.fixture
@@ -18,6 +19,13 @@ def home(tmp_path, monkeypatch):
     for name in ("PYLON_HOME", "PYLON_NETWORK", "PYLON_DEBUG", "PYLON_SIMNET_LEDGER"):
         monkeypatch.delenv(name, raising=False)
     return Home(tmp_path / "home")
+
+
+@pytest.fixture(autouse=True)
+def now_of_the_stand_in(request, monkeypatch):
+    """For tests of agents it is the moment that the stand-in's answers speak of, however long the run takes."""
+    if request.module.__name__.rpartition(".")[2].startswith("test_agent"):
+        monkeypatch.setattr("time.time", lambda: NOW)
 
 
 @pytest.fixture

@@ -55,17 +55,16 @@ async def verb(runtime, name, **params):
     async def notify(method, data):
         pass
 
-    verbs = Verbs(runtime.config, runtime.clock, runtime.store, runtime.wallet, runtime.buyer, runtime)
-    return await verbs.table()[name](params, notify)
+    return await Verbs.of(runtime).table()[name](params, notify)
 
 
 async def test_a_host_buys_and_sells_nothing(make):
     home, config = make("host")
-    async with opened(home, config) as runtime:
+    async with opened(home, config, mode="host") as runtime:
         assert runtime.provider is None
         assert runtime.engine is None
         assert runtime.relay.serving
-        assert {"publisher", "buyer"} <= {child.name for child in runtime.supervisor.statuses()}
+        assert {"publisher", "buyer", "host"} <= {child.name for child in runtime.supervisor.statuses()}
         report = await verb(runtime, "status")
         assert report["daemon"]["host_active"] is True
         assert report["daemon"]["provider_active"] is False

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import trio
 
@@ -15,7 +17,8 @@ class Audits:
     def __init__(self, *looks):
         self.looks = list(looks)
 
-    async def __call__(self, store, wallet, clock):
+    async def __call__(self, store, wallet, clock, *, keeper, agents):
+        self.agents = agents
         await trio.lowlevel.checkpoint()
         found = self.looks.pop(0) if len(self.looks) > 1 else self.looks[0]
         if isinstance(found, Exception):
@@ -24,7 +27,13 @@ class Audits:
 
 
 class Parts:
-    store = wallet = clock = None
+    store = wallet = clock = hosting = None
+
+
+class Hosts(Parts):
+    """With agents, whose wallets are looked at too."""
+
+    hosting = SimpleNamespace(agents=SimpleNamespace(keeper="keeper"), owned=lambda: {"aa": "owned"})
 
 
 @pytest.mark.parametrize(
@@ -43,3 +52,10 @@ async def test_only_what_lasts_is_said(autojump_clock, monkeypatch, looks, said)
     told = []
     await serve._check_books(Parts, told.append)
     assert told == said
+
+
+async def test_the_agents_wallets_are_looked_at(autojump_clock, monkeypatch):
+    audits = Audits([])
+    monkeypatch.setattr(books, "audit", audits)
+    await serve._check_books(Hosts, print)
+    assert audits.agents == {"aa": "owned"}

@@ -380,6 +380,15 @@ def test_what_woke_it_is_dealt_with_first(changes, kinds):
     assert first(attrs.evolve(SCENE, **{"allowed": PLAIN, **changes})) == kinds
 
 
+@pytest.mark.parametrize(("messages", "due", "steps", "most"), [(1, 0, 5, 2), (0, 1, 5, 2), (1, 2, 5, 3), (1, 1, 1, 1)])
+def test_there_are_not_many_more_actions_than_reasons(messages, due, steps, most):
+    scene = attrs.evolve(
+        SCENE, heard=SCENE.heard[:messages], due=frozenset(["g1", "g2"][:due]), max_steps=steps, allowed=PLAIN
+    )
+    choices = json.loads(schema(scene))["properties"]["actions"]["anyOf"]
+    assert [len(choice.get("prefixItems", ())) for choice in choices] == list(range(most + 1))
+
+
 def test_a_stranger_brings_in_nobody_to_speak_to():
     named = attrs.evolve(SCENE.heard[0], text=f"tell {encode_npub(EVE)} all")
     told = Memory(type="observation", content=EVE.hex)

@@ -93,7 +93,7 @@ def test_what_the_schema_allows_is_understood(data, allowed, steps, references, 
     for said in reply.dropped:
         # What no grammar of reasonable size can tell: whether it is a key, an invoice, a word.
         assert said.endswith(
-            ("no words", "empty", "not a public key", "not a Lightning invoice", "not the id of a goal")
+            ("once more", "no words", "empty", "not a public key", "not a Lightning invoice", "not the id of a goal")
         )
     began = [entry["do"] for entry in entries[:1]]
     possible = {kind.value for kind in first & allowed}
@@ -168,10 +168,18 @@ def proposals(draw: st.DrawFn) -> Proposed:
     return Proposed(kind=kind, **more)
 
 
+def each_once(actions: list[Proposed]) -> tuple[Proposed, ...]:
+    kept: list[Proposed] = []
+    for action in actions:
+        if not any(replies._same(action, other) for other in kept):
+            kept.append(action)
+    return tuple(kept)
+
+
 whole_replies = st.builds(
     Reply,
     thought=st.one_of(st.just(""), worded),
-    actions=st.lists(proposals(), max_size=5).map(tuple),
+    actions=st.lists(proposals(), max_size=5).map(each_once),
     review_seconds=st.one_of(st.none(), st.integers(0, 10_080).map(lambda minutes: 60 * minutes)),
 )
 
@@ -383,6 +391,33 @@ def test_more_than_may_be_done_is_cut():
         "60 more than the 3 that one tick may do",
         "all after action 64",
     )
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "both"),
+    [
+        ({"do": "reply", "about": 1, "text": "a"}, {"do": "reply", "about": 1, "text": "b"}, False),
+        ({"do": "reply", "about": 1, "text": "a"}, {"do": "reply", "about": 2, "text": "a"}, True),
+        ({"do": "reply", "about": 1, "text": "a"}, {"do": "react", "about": 1}, True),
+        ({"do": "zap", "about": 1, "sats": 5}, {"do": "zap", "about": 1, "sats": 6}, False),
+        ({"do": "dm", "about": 1, "text": "a"}, {"do": "dm", "to": NPUB, "text": "a"}, True),
+        (
+            {"do": "pay_invoice", "invoice": INVOICE, "about": 1},
+            {"do": "pay_invoice", "invoice": INVOICE.upper()},
+            False,
+        ),
+        ({"do": "post", "text": "a"}, {"do": "post", "text": " a"}, False),
+        ({"do": "post", "text": "a"}, {"do": "post", "text": "b"}, True),
+        ({"do": "add_memory", "text": "a"}, {"do": "post", "text": "a"}, True),
+        ({"do": "update_goal", "goal": "g1", "progress": 5}, {"do": "update_goal", "goal": "g1", "progress": 9}, False),
+        ({"do": "update_goal", "goal": "g1", "progress": 5}, {"do": "update_goal", "goal": "g2", "progress": 5}, True),
+        ({"do": "set_heartbeat", "seconds": 60}, {"do": "set_heartbeat", "seconds": 90}, False),
+    ],
+)
+def test_what_is_said_again_is_left_out(one, other, both):
+    reply = parse(json.dumps({"actions": [one, other]}), ALL, 5, 2)
+    assert len(reply.actions) == 1 + both
+    assert reply.dropped == (() if both else (f"action 2: {other['do']}: once more",))
 
 
 @pytest.mark.parametrize("minutes", [-1, 10_081, 1.5, "60", True])
