@@ -154,7 +154,7 @@ def target(text: str, amount: Msat | None) -> tuple[str, str, Msat]:
     try:
         invoice = bolt11.decode(text)
     except bolt11.Bolt11Invalid as error:
-        raise UsageError(f"this is no Lightning invoice: {error}") from None
+        raise UsageError(f"this is no Lightning invoice: {error}", "paste it whole, as the payee has made it") from None
     if invoice.amount_msats is None:
         raise UsageError("the invoice names no amount", "ask for one that does")
     if amount is not None and amount != invoice.amount_msats:

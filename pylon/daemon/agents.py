@@ -6,7 +6,7 @@ where the verb is named after them: ``spawn`` (once), ``reveal``, ``export``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from pylon.host.acting import Action
 from pylon.host.agents import Agents
 from pylon.host.deeds import DAY, Deeds, describe
 from pylon.host.host import Host
-from pylon.host.lifecycle import heartbeat_factor, may_tick, reason
+from pylon.host.lifecycle import Lifecycle, heartbeat_factor, may_tick, reason
 from pylon.host.registry import PAUSED, STOPPED, Agent
 from pylon.host.settings import AgentSettings, check_name
 from pylon.host.tick import tick_records
@@ -36,8 +36,23 @@ from pylon.paths import Home
 from pylon.relays.pool import RelayPool
 from pylon.store import intents
 from pylon.store.database import Store
-from pylon.wallets.port import Wallet
+from pylon.wallets.port import Balance, Wallet
 from pylon.wallets.purse import Purse, Settled, Unknown
+
+
+_CHUNK = 200
+"""Agents that are looked at before others have their turn."""
+
+
+@attrs.frozen
+class _Facts:
+    """What is known of an agent beside its row."""
+
+    lifecycle: Lifecycle
+    balance: Balance | None
+    last_tick: float | None
+    goals: int
+    approvals: int
 
 
 @attrs.frozen
@@ -100,7 +115,15 @@ class AgentVerbs:
     # --- who there is -----------------------------------------------------------------------------------------
 
     async def list(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
-        return {"agents": [await self.view(agent) for agent in registry.everybody(self.store)]}
+        """All of them, or the ``limit`` that are oldest; how many there are, and in which states, in any case."""
+        limit = None if params.get("limit") is None else reading.whole(params, "limit", 0, 1_000_000)
+        everybody, found = list(registry.everybody(self.store, limit)), []
+        for start in range(0, len(everybody), _CHUNK):
+            chunk = everybody[start : start + _CHUNK]
+            facts = await self._facts(chunk)
+            found += [self._view(agent, facts[agent.id]) for agent in chunk]
+        states = registry.count_by_state(self.store)
+        return {"agents": found, "total": sum(states.values()), "states": states}
 
     async def info(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
         agent = self._agent(params)
@@ -112,21 +135,37 @@ class AgentVerbs:
             "settings": views.plain(attrs.asdict(agent.settings)),
         }
 
-    async def view(self, agent: Agent, balance: Any = None) -> dict[str, Any]:
+    async def view(self, agent: Agent) -> dict[str, Any]:
         """An agent as users see it."""
-        lifecycle = self.agents.lifecycle(agent.id)
+        facts = await self._facts([agent])
+        return self._view(agent, facts[agent.id])
+
+    async def _facts(self, agents: Sequence[Agent]) -> dict[str, _Facts]:
+        """What is asked for many agents at once: of ten thousand, one by one, it would keep the caller waiting."""
+        balances = await self._balances(agents)
+        names = [agent.id for agent in agents]
+        lifecycles, rows = registry.lifecycles(self.store, agents), registry.summaries(self.store, names)
+        return {
+            agent.id: _Facts(
+                lifecycle=lifecycles[agent.id],
+                balance=balances.get(agent.wallet),
+                last_tick=rows[agent.id]["last_tick"],
+                goals=rows[agent.id]["goals"],
+                approvals=rows[agent.id]["approvals"],
+            )
+            for agent in agents
+        }
+
+    def _view(self, agent: Agent, facts: _Facts) -> dict[str, Any]:
+        lifecycle, known = facts.lifecycle, facts.balance
         chosen, now = agent.settings, self.agents.clock.now()
-        known = await self._balance(agent) if balance is None else balance
         factor = heartbeat_factor(lifecycle.state, chosen.lifecycle)
         runner = None if self.host is None else self.host.runner(agent.id)
         children = [] if runner is None else runner.statuses()
         own = None if self.host is None else self.host.status(agent.id)
         troubled = [child for child in ([own] if own else []) + children if child.last_error]
         runs = agent.may_run and may_tick(lifecycle.state)
-        last = self.store.one("SELECT MAX(created_at) AS at FROM ticks WHERE agent = ?", (agent.id,))
-        waiting = self.store.one("SELECT COUNT(*) AS n FROM actions WHERE agent = ? AND state = 'waiting'", (agent.id,))
         burn = agent.burn.per_day(sats(chosen.lifecycle.assumed_daily_burn_sats))
-        mind = registry.state(self.store, self.store.vault, agent.id)
         spendable = None if known is None else known.spendable
         return {
             "name": agent.name,
@@ -155,7 +194,7 @@ class AgentVerbs:
                 "triggers": views.triggers_json(chosen),
             },
             "next_tick": agent.beat if runs else None,
-            "last_tick": None if last is None else last["at"],
+            "last_tick": facts.last_tick,
             "ticks": agent.ticks,
             "quiet_ticks": agent.quiet,
             "budgets": {
@@ -166,8 +205,8 @@ class AgentVerbs:
                 "reserve_msats": sats(chosen.lifecycle.reserve_sats),
             },
             "grants": [views.grant_json(grant) for grant in chosen.grants],
-            "goals": sum(goal.status == "active" for goal in mind.goals),
-            "approvals": 0 if waiting is None else waiting["n"],
+            "goals": facts.goals,
+            "approvals": facts.approvals,
             "lud16": self.agents.address(agent.name),
             "last_error": troubled[0].last_error if troubled else self._why_failed(agent),
             "children": [
@@ -177,7 +216,7 @@ class AgentVerbs:
             "db_stats": {
                 "balance_sats": None if spendable is None else spendable // 1_000,
                 "tick_count": agent.ticks,
-                "last_tick_at": None if last is None else last["at"],
+                "last_tick_at": facts.last_tick,
             },
         }
 
@@ -186,13 +225,12 @@ class AgentVerbs:
         tick = tick_records(self.store).load(self.store, agent.last_error) if agent.last_error else None
         return None if tick is None else tick.reason or None
 
-    async def _balance(self, agent: Agent) -> Any:
-        """What the wallet says, or ``None`` where it does not."""
+    async def _balances(self, agents: Sequence[Agent]) -> dict[str, Balance]:
+        """What the wallets say, by wallet; those that do not are left out."""
         try:
-            found = await self.agents.keeper.balances([agent.wallet])
+            return await self.agents.keeper.balances([agent.wallet for agent in agents])
         except PylonError:
-            return None
-        return found.get(agent.wallet)
+            return {}
 
     # --- coming and going -------------------------------------------------------------------------------------
 
@@ -211,7 +249,7 @@ class AgentVerbs:
         agent = self._agent(params)
         if params.get("name") != agent.name:
             raise UsageError(f"to delete {agent.name}, say its name", f"pylon agent delete {agent.name}")
-        balance = await self._balance(agent)
+        balance = (await self._balances([agent])).get(agent.wallet)
         backup = self._back_up(agent)
         await self.agents.delete(agent.id)
         return {

@@ -29,6 +29,8 @@ from pylon.wallets.purse import Purse
 from pylon.wallets.simnet import SimnetWallet
 
 MAX_PROMPT_CHARS = 32_000
+STATUS_AGENTS = 100
+"""Agents that ``status`` tells of, one by one; of the others it tells how many there are."""
 MAX_FUNDING = Msat(MAX_MSAT // 1_000)
 """What the simnet faucet gives at once."""
 
@@ -224,6 +226,9 @@ class Verbs:
         balance = None if self.wallet is None else await self.wallet.balance()
         found = earnings(self.store, self.clock.now())
         health = None if runtime.engine is None else await runtime.engine.health()
+        agents = {"agents": [], "states": {}}
+        if self.agents is not None:
+            agents = await self.agents.list({"limit": STATUS_AGENTS}, notify)
         return {
             "daemon": {
                 "running": True,
@@ -241,7 +246,8 @@ class Verbs:
             else [{"name": runtime.engine.name, "ok": health.ok, "detail": health.detail}],
             "default_backend": None if runtime.engine is None else runtime.engine.name,
             "relays": [attrs.asdict(status) for status in runtime.pool.statuses()],
-            "agents": [] if self.agents is None else (await self.agents.list({}, notify))["agents"],
+            "agents": agents["agents"],
+            "agent_states": agents["states"],
             "api": None if runtime.api is None else f"http://{runtime.api}",
             "wallet": {
                 "settled_msats": None if balance is None else balance.settled,

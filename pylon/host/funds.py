@@ -102,7 +102,8 @@ class AgentFunds:
                         at=payment.created_at,
                         text=payment.description,
                     )
-                    triggers.note(tx, tx.vault, agent_id, heard, at=now, stranger=False)
+                    # Nobody knows who has paid, and what stands on an invoice may be anybody's words.
+                    triggers.note(tx, tx.vault, agent_id, heard, at=now, stranger=True)
             # Only what has settled: what is pending is read again.
             cursors.advance(tx, _cursor(agent_id), int(max((p.created_at for p in settled), default=agent.created_at)))
 

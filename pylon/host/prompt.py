@@ -217,7 +217,6 @@ _MONTHS = (
 )  # fmt: skip
 _TO_SOMEBODY = frozenset({ActionKind.DM, ActionKind.REQUEST_PAYMENT, ActionKind.ZAP})
 _MENTIONS = (ActionKind.REPLY, ActionKind.REACT)
-_OTHERS = (ActionKind.REQUEST_PAYMENT, ActionKind.ZAP, ActionKind.PAY_INVOICE)
 _ANSWERS: Mapping[str, tuple[ActionKind, ...]] = {
     "mention": _MENTIONS,
     "kind": _MENTIONS,
@@ -245,13 +244,13 @@ def schema(scene: Scene, tokens: int = 400) -> str:
 
 
 def _first(scene: Scene) -> frozenset[ActionKind]:
-    """What comes first, if anything is done: an answer to those who wrote, else what others notice."""
+    """What comes first, if anything is done: a word to those who wrote, then other things; else what others notice."""
     allowed = {action.kind for action in scene.allowed}
     answers = {kind for entry in scene.heard for kind in _ANSWERS.get(entry.kind, ()) if kind in allowed}
     if ActionKind.REPLY in answers:
         answers.discard(ActionKind.REACT)  # an emoji comes easier to a small model than words
     if answers:
-        return frozenset(answers | (allowed & set(_OTHERS)))
+        return frozenset(answers)
     return frozenset(allowed & OUTWARD if scene.due else allowed)
 
 

@@ -6,8 +6,9 @@ unique among those that are not deleted; a deleted agent keeps its row and its k
 
 from __future__ import annotations
 
+import functools
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import attrs
 import orjson
@@ -17,8 +18,9 @@ from protocols.nip19 import Nip19Error, decode_public_key, encode_npub
 from protocols.nip_sa_state import AgentState
 from pylon.errors import ConfigError, NotFound, SealError, UsageError
 from pylon.host.burn import Burn, Span
-from pylon.host.lifecycle import LIFECYCLE, Lifecycle
+from pylon.host.lifecycle import LIFECYCLE, Lifecycle, LifecycleState
 from pylon.host.settings import AgentSettings
+from pylon.money import Msat
 from pylon.store.database import Reads, Store, Tx
 from pylon.store.records import RecordTable
 from pylon.store.vault import STAMP_BYTES, Vault
@@ -67,7 +69,7 @@ class Agent:
 
     @property
     def npub(self) -> str:
-        return encode_npub(PublicKey.from_hex(self.id))
+        return _npub(self.id)
 
     @property
     def may_run(self) -> bool:
@@ -129,10 +131,58 @@ def find(source: Reads, text: str) -> Agent:
     raise NotFound(f"there is no agent {text[:80]!r}", "pylon agent list")
 
 
-def everybody(source: Reads) -> Iterator[Agent]:
-    """All that are not deleted, oldest first."""
-    rows = source.read(f"SELECT {_COLUMNS} FROM agents WHERE deleted_at IS NULL ORDER BY created_at, id")
+def everybody(source: Reads, limit: int | None = None) -> Iterator[Agent]:
+    """All that are not deleted, oldest first; or so many of them."""
+    rows = source.read(
+        f"SELECT {_COLUMNS} FROM agents WHERE deleted_at IS NULL ORDER BY created_at, id LIMIT ?",
+        (-1 if limit is None else limit,),
+    )
     return map(_agent, rows)
+
+
+def count_by_state(source: Reads) -> dict[str, int]:
+    """How many agents are in each state, of those that are not deleted."""
+    rows = source.read(
+        "SELECT l.state, COUNT(*) AS n FROM agents a JOIN lifecycles l ON l.id = a.id WHERE a.deleted_at IS NULL"
+        " GROUP BY l.state ORDER BY l.state"
+    )
+    return {row["state"]: row["n"] for row in rows}
+
+
+def lifecycles(source: Reads, agents: Iterable[Agent]) -> dict[str, Lifecycle]:
+    """The lifecycles of many, from what stands beside the sealed records. Raises ``NotFound``."""
+    known = {agent.id: agent for agent in agents}
+    rows = source.read(
+        "SELECT id, state, balance_msats, burn_msats, created_at FROM lifecycles"
+        " WHERE id IN (SELECT value FROM json_each(?))",
+        (orjson.dumps(list(known)).decode(),),
+    )
+    found = {
+        row["id"]: Lifecycle(
+            id=row["id"],
+            created_at=row["created_at"],
+            state=LifecycleState(row["state"]),
+            balance=Msat(row["balance_msats"]),
+            burn=Msat(row["burn_msats"]),
+            settings=known[row["id"]].settings.lifecycle,
+        )
+        for row in rows
+    }
+    for name in known.keys() - found.keys():
+        raise NotFound(f"agent {name[:16]} has no lifecycle", "restore a backup of the home")
+    return found
+
+
+def summaries(source: Reads, names: Sequence[str]) -> dict[str, sqlite3.Row]:
+    """Of many agents: ``goals`` that are active, ``approvals`` that are waited for, and when the ``last_tick`` began."""
+    rows = source.read(
+        "SELECT a.id, COALESCE((SELECT goals FROM agent_states s WHERE s.agent = a.id), 0) AS goals,"
+        " (SELECT created_at FROM ticks t WHERE t.agent = a.id ORDER BY n DESC LIMIT 1) AS last_tick,"
+        " (SELECT COUNT(*) FROM actions c WHERE c.agent = a.id AND c.state = 'waiting') AS approvals"
+        " FROM agents a WHERE a.id IN (SELECT value FROM json_each(?))",
+        (orjson.dumps(list(names)).decode(),),
+    )
+    return {row["id"]: row for row in rows}
 
 
 def keys(source: Reads, vault: Vault, agent_id: str) -> Keys:
@@ -218,10 +268,11 @@ def settings_in(mind: AgentState) -> AgentSettings | None:
 
 def save_state(tx: Tx, agent_id: str, state: AgentState) -> None:
     sealed = tx.vault.seal(state.to_json(), f"agent_states.state:{agent_id}")
+    goals = sum(goal.status == "active" for goal in state.goals)
     tx.execute(
-        "INSERT INTO agent_states (agent, updated_at, state) VALUES (?, ?, ?)"
-        " ON CONFLICT (agent) DO UPDATE SET updated_at = excluded.updated_at, state = excluded.state",
-        (agent_id, tx.clock.now(), sealed),
+        "INSERT INTO agent_states (agent, updated_at, goals, state) VALUES (?, ?, ?, ?) ON CONFLICT (agent) DO UPDATE"
+        " SET updated_at = excluded.updated_at, goals = excluded.goals, state = excluded.state",
+        (agent_id, tx.clock.now(), goals, sealed),
     )
 
 
@@ -258,6 +309,11 @@ def _agent(row: sqlite3.Row) -> Agent:
         settings=AgentSettings.from_json(row["settings"]),
         burn=_burn(row["burn"]),
     )
+
+
+@functools.lru_cache(16_384)
+def _npub(agent_id: str) -> str:
+    return encode_npub(PublicKey.from_hex(agent_id))
 
 
 def _burn_json(burn: Burn) -> str:

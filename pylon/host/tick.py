@@ -114,8 +114,10 @@ class Ticks:
     def _past(self, agent: Agent, now: float) -> Past:
         chosen = agent.settings.schedule
         paid = self._store.one(
-            "SELECT MAX(created_at) AS at FROM ticks WHERE agent = ? AND created_at > ? AND state <> 'quiet'",
-            (agent.id, now - chosen.min_gap),
+            # Those further ahead began before the clock was set back, and hide none that began since.
+            "SELECT MAX(created_at) AS at FROM ticks WHERE agent = ? AND created_at > ? AND created_at <= ?"
+            " AND state <> 'quiet'",
+            (agent.id, now - chosen.min_gap, now + chosen.min_gap),
         )
         triggered = self._store.read(
             "SELECT created_at FROM ticks WHERE agent = ? AND created_at > ? AND cause = 'trigger'",

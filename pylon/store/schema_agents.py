@@ -26,7 +26,12 @@ AGENTS = (
     """,
     "CREATE INDEX lifecycles_state ON lifecycles (state)",
     # Rows with texts in them are kept by number: a tree of them by name would be as wide as a row is long.
-    "CREATE TABLE agent_states (agent TEXT PRIMARY KEY, updated_at REAL NOT NULL, state BLOB NOT NULL) STRICT",
+    # `goals` is how many are active.
+    """
+    CREATE TABLE agent_states (
+        agent TEXT PRIMARY KEY, updated_at REAL NOT NULL, goals INTEGER NOT NULL, state BLOB NOT NULL
+    ) STRICT
+    """,
     # What woke them, or is to. `tick` is the one that took it.
     """
     CREATE TABLE triggers (
@@ -60,4 +65,5 @@ AGENTS = (
     "CREATE INDEX actions_agent ON actions (agent, created_at)",
     "CREATE INDEX actions_tick ON actions (tick, seq)",
     "CREATE INDEX actions_state ON actions (state, created_at)",
+    "CREATE INDEX actions_waiting ON actions (agent) WHERE state = 'waiting'",
 )

@@ -28,7 +28,7 @@ from pylon.wallets.simnet import FaultKind
 T = TypeVar("T")
 
 MAX_AGENTS = 5
-MAX_STEPS = 14
+MAX_STEPS = 16
 CRASH_POINTS = (TICK.crash_points(), ACTION.crash_points(), PURCHASE.crash_points())
 
 
@@ -322,7 +322,7 @@ def draw_plan(chooser: Chooser, seed: int) -> Plan:
     """A plan: simpler choices stand first, so that a harness that minimises comes to plain ones."""
     count = chooser.choice((1, 1, 2, 2, 3, 4, MAX_AGENTS))
     agents = tuple(draw_agent(chooser, number) for number in range(count))
-    steps = tuple(draw_step(chooser) for _ in range(chooser.number(2, MAX_STEPS)))
+    steps = tuple(draw_step(chooser) for _ in range(chooser.number(3, MAX_STEPS)))
     return Plan(
         seed=seed,
         agents=agents,

@@ -78,7 +78,8 @@ def calls(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
     """A verb, and parameters of which some are replaced, left out, added, or changed inside."""
     verb = draw(st.sampled_from(sorted(VERBS)))
     params = json.loads(json.dumps(VERBS[verb]))
-    for name in draw(st.lists(st.sampled_from(sorted(params) or ["agent"]), min_size=1, max_size=3, unique=True)):
+    names = st.sampled_from(sorted(params) or ["agent"])
+    for name in dict.fromkeys(draw(st.lists(names, min_size=1, max_size=3))):
         value = params.get(name)
         if isinstance(value, dict) and draw(st.booleans()):
             value[draw(st.sampled_from(sorted(value)))] = draw(anything)

@@ -365,9 +365,10 @@ PLAIN = tuple(AllowedAction(kind=kind) for kind in ActionKind if kind not in (Ac
 @pytest.mark.parametrize(
     ("changes", "kinds"),
     [
-        ({}, {"reply", "request_payment"}),
-        ({"heard": (heard("dm"),)}, {"dm", "request_payment"}),
-        ({"heard": (heard("zap"),)}, {"reply", "dm", "request_payment"}),
+        ({}, {"reply"}),
+        ({"allowed": EVERYTHING}, {"reply"}),
+        ({"heard": (heard("dm"),)}, {"dm"}),
+        ({"heard": (heard("zap"),)}, {"reply", "dm"}),
         ({"heard": (heard("funds"),)}, {"post", "reply", "react", "dm", "request_payment"}),
         ({"heard": ()}, {"post"}),
         ({"heard": (), "about": f"dm {encode_npub(EVE)} daily"}, {"post", "dm", "request_payment"}),
