@@ -81,7 +81,7 @@ async def main(settings: dict[str, Any]) -> None:
 
 
 async def _ready(host: Host, agents: int) -> None:
-    while host.running < agents:
+    while host.running < agents:  # noqa: ASYNC110  the daemon has no use for such an event
         await trio.sleep(_LOOK)
     await host.caught_up()
 

@@ -24,7 +24,7 @@ from pylon.files import write_private
 from pylon.host import memory, migration, registry
 from pylon.host.acting import Action
 from pylon.host.agents import Agents
-from pylon.host.deeds import DAY, Deeds, describe
+from pylon.host.deeds import DAY, Deeds, cost_of, describe
 from pylon.host.host import Host
 from pylon.host.lifecycle import Lifecycle, heartbeat_factor, may_tick, reason
 from pylon.host.registry import PAUSED, STOPPED, Agent
@@ -37,8 +37,7 @@ from pylon.relays.pool import RelayPool
 from pylon.store import intents
 from pylon.store.database import Store
 from pylon.wallets.port import Balance, Wallet
-from pylon.wallets.purse import Purse, Settled, Unknown
-
+from pylon.wallets.purse import Purse
 
 _CHUNK = 200
 """Agents that are looked at before others have their turn."""
@@ -291,7 +290,7 @@ class AgentVerbs:
             await give(amount)
         else:
             issued = await wallet.receive(amount, f"for {agent.name}", 3_600, key=_key(self, "fund"))
-            fee = await self._pay(self.purse, issued.bolt11, issued.payment_hash, amount, "withdrawal")
+            fee = await self.hosting.withdrawals.pay(self.purse, issued.bolt11, issued.payment_hash, amount)
         await self._look(agent.id)
         view = await self.view(registry.load(self.store, agent.id))
         return {"funded_msats": amount, "fee_msats": fee, "source": source, "agent": view}
@@ -322,7 +321,7 @@ class AgentVerbs:
             amount = await self._most(purse.wallet) if amount is None else amount
             issued = await self.purse.wallet.receive(amount, f"from {agent.name}", 3_600, key=_key(self, "withdraw"))
             text, payment_hash = issued.bolt11, issued.payment_hash
-        fee = await self._pay(purse, text, payment_hash, amount, "withdrawal")
+        fee = await self.hosting.withdrawals.pay(purse, text, payment_hash, amount)
         await self._look(agent.id)
         view = await self.view(registry.load(self.store, agent.id))
         return {
@@ -338,7 +337,10 @@ class AgentVerbs:
 
         async def fee(amount: int) -> int:
             if amount <= 0:
-                raise WalletError(f"there is nothing to withdraw: {format_msat(spendable)} is held")
+                raise WalletError(
+                    f"there is nothing to withdraw: {format_msat(spendable)} can be spent, fees included",
+                    "pylon agent info says what is under way",
+                )
             probe = await self.purse.wallet.receive(Msat(amount), "what would it cost", 600, key=_key(self, "probe"))
             return await wallet.quote(probe.bolt11)
 
@@ -346,24 +348,6 @@ class AgentVerbs:
         safe = spendable - await fee(spendable)
         better = spendable - await fee(safe)
         return Msat(better if better + await fee(better) <= spendable else safe)
-
-    async def _pay(self, purse: Purse, text: str, payment_hash: str, amount: Msat, purpose: str) -> int:
-        """Pay on the operator's word; returns the fee. Raises where it did not, or may still, settle."""
-        cause = f"{purpose}:{payment_hash}"
-        intent = await self.store.write(
-            lambda tx: purse.reserve(
-                tx, cause=cause, bolt11=text, payment_hash=payment_hash, amount=amount, purpose=purpose
-            )
-        )
-        outcome = await purse.send(intent, text)
-        await self.store.write(lambda tx: purse.record(tx, intent, outcome))
-        match outcome:
-            case Settled(fee=fee):
-                return fee
-            case Unknown(reason):
-                raise WalletError(f"the payment is not known to have settled: {reason}", "pylon books")
-            case failed:
-                raise WalletError(f"nothing was paid: {failed.reason}")
 
     async def _look(self, agent_id: str) -> None:
         """Book what moved, and let the lifecycle follow it."""
@@ -519,7 +503,7 @@ class AgentVerbs:
             "tick": action.tick,
             "kind": action.kind.value,
             "text": describe(action),
-            "cost_msats": sats(action.wish.sats) if action.wish.sats else None,
+            "cost_msats": cost_of(action.wish) or None,
             "at": action.created_at,
             "expires_at": action.lapses_at,
         }

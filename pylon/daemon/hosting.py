@@ -11,6 +11,7 @@ import attrs
 from pylon.clock import Clock
 from pylon.config import Config
 from pylon.daemon.books import Owned
+from pylon.daemon.withdrawals import Withdrawals
 from pylon.host import registry
 from pylon.host.agents import Agents
 from pylon.host.deeds import Deeds
@@ -34,6 +35,7 @@ class Hosting:
     deeds: Deeds
     funds: AgentFunds
     pay: PayService
+    withdrawals: Withdrawals
 
     def owned(self) -> dict[str, Owned]:
         """The agents' wallets as the audit wants them. Deleted ones are among them, for money may come late; those of
@@ -72,7 +74,7 @@ def assemble(
         relays=agents.relays,
     )
     deeds = Deeds(agents, zap_invoice=zapper, invoice_prefix=keeper.invoice_prefix)
-    return Hosting(agents, deeds, AgentFunds(agents, paid_zap=pay.paid), pay)
+    return Hosting(agents, deeds, AgentFunds(agents, paid_zap=pay.paid), pay, Withdrawals(store, clock))
 
 
 def usual_relays(config: Config) -> list[str]:

@@ -175,6 +175,7 @@ async def open_runtime(
                 settings=BuyerSettings(config.network, keeper.invoice_prefix, quote_seconds=quote_seconds),
             )
             supervisor.start(ChildSpec("buyer", buyer.run))
+            supervisor.start(ChildSpec("withdrawals", functools.partial(_keep_withdrawals, hosting, account.purse)))
             if serve_http and config.api.enabled:
                 bound = await nursery.start(_serve_api(home, config, hosting))
                 hosting.pay.address = public_address(config, bound)
@@ -229,6 +230,11 @@ async def _keep_receipts(hosting: Hosting) -> None:
     while True:
         await hosting.pay.catch_up()
         await trio.sleep(_RECEIPTS_EVERY)
+
+
+async def _keep_withdrawals(hosting: Hosting, own: Purse) -> None:
+    """See to what the operator has paid, and an earlier life has not seen the end of."""
+    await hosting.withdrawals.run(lambda owner: hosting.agents.purse(owner) if owner else own)
 
 
 def _accounts(home: Account, agents: Accounts | None = None) -> Accounts:

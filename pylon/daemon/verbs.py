@@ -226,7 +226,7 @@ class Verbs:
         balance = None if self.wallet is None else await self.wallet.balance()
         found = earnings(self.store, self.clock.now())
         health = None if runtime.engine is None else await runtime.engine.health()
-        agents = {"agents": [], "states": {}}
+        agents: dict[str, Any] = {"agents": [], "states": {}}
         if self.agents is not None:
             agents = await self.agents.list({"limit": STATUS_AGENTS}, notify)
         return {

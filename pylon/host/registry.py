@@ -174,7 +174,7 @@ def lifecycles(source: Reads, agents: Iterable[Agent]) -> dict[str, Lifecycle]:
 
 
 def summaries(source: Reads, names: Sequence[str]) -> dict[str, sqlite3.Row]:
-    """Of many agents: ``goals`` that are active, ``approvals`` that are waited for, and when the ``last_tick`` began."""
+    """Of many agents: the ``goals`` that are active, the ``approvals`` waited for, when the ``last_tick`` began."""
     rows = source.read(
         "SELECT a.id, COALESCE((SELECT goals FROM agent_states s WHERE s.agent = a.id), 0) AS goals,"
         " (SELECT created_at FROM ticks t WHERE t.agent = a.id ORDER BY n DESC LIMIT 1) AS last_tick,"

@@ -421,6 +421,18 @@ def h15_restart_spreads(world: HostWorld, history: History) -> Iterator[str]:
             yield f"{len(first)} heartbeats came together {first[0] - life.at:.2f} s after a restart"
 
 
+def h15_one_beat_for_many(world: HostWorld, history: History) -> Iterator[str]:
+    """However many heartbeats were missed, one is run, and the next after half an interval at the earliest."""
+    for agent in world.ids:
+        jitter = world.newcomers[agent].settings.schedule.jitter
+        beats = [tick for tick in history.ticks[agent] if tick.cause == "heartbeat"]
+        for before, after in itertools.pairwise(beats):
+            interval = min(before.heartbeat * before.factor, after.heartbeat * after.factor)
+            began, then = history.begun[before.id], history.begun[after.id]
+            if then - began < (0.5 - jitter) * interval - 0.01 and not _set_between(world, began, then):
+                yield f"{after.id} began {then - began:.1f} s after {before.id}, the heartbeat being {interval:.0f} s"
+
+
 def h16_backoff_grows(world: HostWorld, store: Store) -> Iterator[str]:
     """A child that ends at once for ever is started ever more rarely."""
     host, now = world.node.host, trio.current_time()
@@ -497,10 +509,14 @@ def actions_once(world: HostWorld, history: History) -> Iterator[str]:
         for event in world.relay.events(Filter(kinds=[1, 7], authors=world.ids), Filter(kinds=[1059]))
         if event.id not in {said.event.id for said in world.said}
     }
-    places = Counter((action.tick, action.seq) for action in history.actions.values())
-    for (name, seq), count in places.items():
-        if count > 1:
-            yield f"action {seq} of {name} was begun {count} times"
+    names = {
+        f"{tick.id}:{place}"
+        for ticks in history.ticks.values()
+        for tick in ticks
+        for place, _ in enumerate(tick.proposed)
+    }
+    for name in history.actions.keys() - names:
+        yield f"{name} is what no tick has wished for"
     for action in history.actions.values():
         if action.events and (action.state is not ActionState.DONE or action.kind not in _PUBLISHED):
             yield f"{action.id} is {action.state.value}, and was published"
@@ -580,9 +596,9 @@ def grants_hold(world: HostWorld, history: History) -> Iterator[str]:
             continue
         if settings.autonomy.value == "supervised" and not action.approved:
             yield f"{action.id} was done, and nobody approved it"
-        tick = next(tick for tick in history.ticks[action.agent] if tick.id == action.tick)
+        strangers = any(tick.id == action.tick and tick.strangers for tick in history.ticks[action.agent])
         grant = settings.grant(action.kind)
-        free = grant is not None and (grant.strangers or not tick.strangers)
+        free = grant is not None and (grant.strangers or not strangers)
         if action.kind in MONEY and not (action.approved or free):
             yield f"{action.id} paid without a grant"
 
@@ -634,6 +650,7 @@ _AT_THE_END: tuple[Callable[[HostWorld, History], Iterator[str]], ...] = (
     h12_storm,
     h13_idle_costs_nothing,
     h15_restart_spreads,
+    h15_one_beat_for_many,
     h17_once,
     h18_poison_is_put_aside,
     only_the_awake_tick,

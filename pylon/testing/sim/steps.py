@@ -28,6 +28,7 @@ from pylon.wallets.simnet import FaultKind
 T = TypeVar("T")
 
 MAX_AGENTS = 5
+PRICES = ((10,), (5,), (14,), (8, 9))
 MAX_STEPS = 16
 CRASH_POINTS = (TICK.crash_points(), ACTION.crash_points(), PURCHASE.crash_points())
 
@@ -327,7 +328,7 @@ def draw_plan(chooser: Chooser, seed: int) -> Plan:
         seed=seed,
         agents=agents,
         steps=steps,
-        prices=chooser.choice(((10,), (5,), (14,), (8, 9))),
+        prices=chooser.choice(PRICES),
         thoughts_at_once=chooser.choice((16, 1, 2)),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,9 +12,16 @@ import trio
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
+from protocols import bolt11
+from pylon.clock import SystemClock
+from pylon.daemon.books import audit
 from pylon.errors import PylonError
-from pylon.money import MAX_MSAT
-from tests.pylon.daemon.agent_home import everything, furnish, open_verbs
+from pylon.host.replies import Proposed
+from pylon.host.settings import ActionKind
+from pylon.money import MAX_MSAT, Msat
+from pylon.wallets.port import PaymentState
+from pylon.wallets.simnet import Fault, FaultKind
+from tests.pylon.daemon.agent_home import begin_tick, everything, furnish, open_verbs
 
 LIFECYCLE = {"low_balance_days": 7.0, "assumed_daily_burn_sats": 10, "hibernate_threshold_sats": 5, "reserve_sats": 0,
              "low_balance_factor": 2}  # fmt: skip
@@ -136,3 +144,184 @@ async def known_id(opened, verb: str) -> str:
     if verb == "agent.memory_forget":
         return str((await opened.ask("agent.memory", agent="alice"))["memories"][0]["id"])
     return str((await opened.ask("agent.approvals"))["approvals"][0]["id"])
+
+
+# --- money ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def home(furnished, tmp_path):
+    shutil.copytree(furnished, tmp_path / "home")
+    async with open_verbs(tmp_path / "home") as opened:
+        yield opened
+
+
+async def held(opened, name: str) -> int:
+    return int((await opened.ask("agent.info", agent=name))["balance_msats"])
+
+
+async def invoice(opened, name: str, amount: int = 5_000) -> str:
+    return str((await opened.ask("agent.invoice", agent=name, amount_msats=amount))["bolt11"])
+
+
+async def refused(opened, verb: str, **params) -> PylonError:
+    with pytest.raises(PylonError) as caught:
+        await opened.ask(verb, **params)
+    assert caught.value.hint, caught.value.message
+    return caught.value
+
+
+async def test_withdrawing_all_leaves_what_no_fee_can_carry(home):
+    before = await held(home, "alice")
+    done = await home.ask("agent.withdraw", agent="alice")
+    assert done["left_msats"] == before - done["withdrawn_msats"] - done["fee_msats"]
+    assert done["left_msats"] < 1_000
+    assert "nothing to withdraw" in (await refused(home, "agent.withdraw", agent="bob")).message
+
+
+@pytest.mark.parametrize("amount", [1_000_001, 10**12, MAX_MSAT])
+async def test_more_than_there_is(home, amount):
+    before = everything(home.verbs.home.root)["ledger"]
+    assert (await refused(home, "agent.withdraw", agent="alice", amount_msats=amount)).exit_code == 4
+    assert (await refused(home, "agent.fund", agent="alice", amount_msats=amount, source="wallet")).exit_code == 4
+    assert everything(home.verbs.home.root)["ledger"] == before
+    assert not home.store.read("SELECT 1 FROM intents WHERE state <> 'failed'")
+
+
+async def test_no_more_than_exists_comes_out_of_the_faucet(home):
+    await refused(home, "agent.fund", agent="alice", amount_msats=MAX_MSAT)
+    assert await held(home, "alice") == 1_000_000
+
+
+async def test_invoices_that_cannot_be_withdrawn_to(home):
+    own, other = await invoice(home, "alice"), await invoice(home, "bob")
+    before = await held(home, "alice")
+    fields = {"payment_secret": "22" * 32, "node_secret": b"\x73" * 32, "description": "x"}
+    now = int(home.store.clock.now())
+    stranger = bolt11.encode(prefix="bc", amount_msats=5_000, timestamp=now, payment_hash="11" * 32, **fields)
+    nothing = bolt11.encode(prefix="sb", amount_msats=None, timestamp=now, payment_hash="12" * 32, **fields)
+    old = bolt11.encode(prefix="sb", amount_msats=5_000, timestamp=1, expiry=10, payment_hash="13" * 32, **fields)
+    for text in (own, stranger, nothing, old, other[:-1], "lnsb1", "", other.replace("lnsb50", "lnsb90")):
+        await refused(home, "agent.withdraw", agent="alice", to=text)
+    await refused(home, "agent.withdraw", agent="alice", to=other, amount_msats=4_000)
+    assert (await held(home, "alice"), await held(home, "bob")) == (before, 0)
+
+
+async def test_an_invoice_is_paid_once_and_that_is_said(home):
+    to = await invoice(home, "bob")
+    done = await home.ask("agent.withdraw", agent="alice", to=to)
+    left = done["left_msats"]
+    assert (await refused(home, "agent.withdraw", agent="alice", to=to)).code == "already_paid"
+    assert (await held(home, "alice"), await held(home, "bob")) == (left, 5_000)
+
+
+async def test_many_at_once(home):
+    """Ten who withdraw all, and ten who pay one invoice: each payment is one, and sats are conserved."""
+    to = await invoice(home, "bob")
+    said = []
+
+    async def take(**params):
+        try:
+            said.append(await home.ask("agent.withdraw", agent="alice", **params))
+        except PylonError as error:
+            said.append(error)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(10):
+            nursery.start_soon(lambda: take(to=to))
+            nursery.start_soon(take)
+    assert sum(isinstance(entry, dict) for entry in said) <= 2
+    assert sum(home.ledger.accounts().values()) == 0
+    assert await held(home, "bob") in (0, 5_000)
+    assert not home.store.read("SELECT 1 FROM intents WHERE state = 'pending'")
+    report = await audit(home.store, None, home.store.clock, keeper=home.verbs.agents.keeper,
+                         agents=home.verbs.hosting.owned())  # fmt: skip
+    assert not report.problems
+
+
+# --- what a call has left behind --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ends", [PaymentState.SETTLED, PaymentState.FAILED])
+async def test_a_withdrawal_whose_end_nobody_has_seen(furnished, tmp_path, ends):
+    """The wallet times out, and the process dies before it is known: the next life books what became of it."""
+    shutil.copytree(furnished, tmp_path / "home")
+    clock = LateClock()
+    async with open_verbs(tmp_path / "home", clock) as opened:
+        opened.ledger.inject(Fault(FaultKind.TIMEOUT, seconds=300.0, ends=ends))
+        error = await refused(opened, "agent.withdraw", agent="alice", amount_msats=5_000)
+        assert "not known" in error.message
+        await opened.verbs.hosting.withdrawals.settle(purses(opened))
+        assert opened.store.one("SELECT state FROM intents")["state"] == "pending"
+    clock.late = 400.0
+    async with open_verbs(tmp_path / "home", clock) as opened:
+        await opened.verbs.hosting.withdrawals.settle(purses(opened))
+        assert opened.store.one("SELECT state FROM intents")["state"] == ends.value
+        report = await audit(opened.store, None, clock, keeper=opened.verbs.agents.keeper,
+                             agents=opened.verbs.hosting.owned())  # fmt: skip
+        assert not report.problems
+
+
+async def test_a_withdrawal_that_was_never_sent(furnished, tmp_path):
+    """Dead between the intent and the wallet: nobody sends it later, and it counts until nobody could."""
+    shutil.copytree(furnished, tmp_path / "home")
+    clock = LateClock()
+    async with open_verbs(tmp_path / "home", clock) as opened:
+        found = bolt11.decode(text := await invoice(opened, "bob"))
+        agent = (await opened.ask("agent.info", agent="alice"))["pubkey"]
+        await opened.store.write(
+            lambda tx: opened.verbs.agents.purse(agent).reserve(
+                tx, cause="withdrawal:x", bolt11=text, payment_hash=found.payment_hash,
+                amount=Msat(5_000), purpose="withdrawal",
+            )
+        )  # fmt: skip
+    for late, state in ((0.0, "pending"), (86_400.0, "pending"), (2 * 86_400.0, "failed")):
+        clock.late = late
+        async with open_verbs(tmp_path / "home", clock) as opened:
+            await opened.verbs.hosting.withdrawals.settle(purses(opened))
+            assert opened.store.one("SELECT state FROM intents")["state"] == state
+            assert await held(opened, "alice") == 1_000_000
+
+
+def purses(opened):
+    return lambda owner: opened.verbs.agents.purse(owner) if owner else opened.verbs.purse
+
+
+class LateClock(SystemClock):
+    """The system's, so many seconds later."""
+
+    late = 0.0
+
+    def now(self) -> float:
+        return super().now() + self.late
+
+
+# --- approvals --------------------------------------------------------------------------------------------------------
+
+
+async def test_who_is_asked_for_leave_to_pay_is_told_the_price(home):
+    """The invoice's, whatever the model says of it; what is over the grant is not even asked."""
+    cheap, dear, lying = [await invoice(home, "bob", amount) for amount in (20_000, 60_000, 60_000)]
+    wish = partial(Proposed, kind=ActionKind.PAY_INVOICE)
+    wishes = [wish(invoice=cheap), wish(invoice=dear), wish(invoice=lying, sats=1)]
+    names = await begin_tick(home, "alice", *wishes, n=2)
+    waiting = {entry["id"]: entry for entry in (await home.ask("agent.approvals"))["approvals"]}
+    assert (waiting[names[0]]["cost_msats"], "20 sat" in waiting[names[0]]["text"]) == (20_000, True)
+    assert names[1] not in waiting
+    assert names[2] not in waiting
+    assert "more than the grant" in home.verbs.deeds.load(names[1]).reason
+
+
+@pytest.mark.parametrize("gone", ["deleted", "moved"])
+async def test_nobody_approves_for_an_agent_that_is_gone(home, gone):
+    (asked,) = (await home.ask("agent.approvals"))["approvals"]
+    agent = (await home.ask("agent.info", agent="alice"))["pubkey"]
+    if gone == "deleted":
+        await home.ask("agent.delete", agent="alice", name="alice")
+    else:
+        await home.verbs.agents.park(agent, "run by another")
+    before = home.store.one("SELECT COUNT(*) AS n FROM outbox WHERE kind = 1")["n"]
+    await refused(home, "agent.approve", id=asked["id"])
+    assert home.store.one("SELECT COUNT(*) AS n FROM outbox WHERE kind = 1")["n"] == before
+    assert home.verbs.deeds.load(asked["id"]).state.value == "waiting"
+    assert (await home.ask("agent.deny", id=asked["id"]))["approval"]["state"] == "denied"
