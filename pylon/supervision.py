@@ -201,11 +201,15 @@ async def _run(spec: ChildSpec) -> BaseException | None:
         # A nursery within the child may hand up a cancellation together with failures on the way out: what must pass
         # is passed without them, or a clean shutdown would look like a crash.
         cancellations, others = group.split(trio.Cancelled)
-        if others is not None and not isinstance(others, ExceptionGroup):
-            raise
-        if cancellations is not None and _cancelled():
-            raise cancellations from None
-        return group
+        try:
+            if others is not None and not isinstance(others, ExceptionGroup):
+                raise
+            if cancellations is not None and _cancelled():
+                raise cancellations from None
+            return group
+        finally:
+            # An exception that its own traceback leads back to keeps all that the child was made of.
+            del cancellations, others
     return None
 
 

@@ -22,7 +22,7 @@ from protocols.lnurl import LnurlInvalid
 from protocols.nip01 import Event, EventInvalid, sign_event
 from protocols.nip19 import Nip19Error, decode_public_key
 from pylon.driver import Driver
-from pylon.errors import NotFound, UsageError, WalletError
+from pylon.errors import NotFound, PylonError, UsageError, WalletError
 from pylon.host import acting, policy, registry, triggers
 from pylon.host.acting import Action, ActionEffect, ActionState
 from pylon.host.agents import Agents, action_records
@@ -45,6 +45,8 @@ NOTE, REACTION = 1, 7
 DAY = 86_400.0
 PREPARE_SECONDS = 45.0
 """For everything that an invoice takes: a profile, two calls to a service, or one's own wallet."""
+PREPARE_AGAIN_SECONDS = 3_600.0
+"""How long an invoice is asked for again after an error that nobody expects."""
 _INVOICE_LIFE = 86_400
 _LEAST_LIFE = 5.0
 """Seconds an invoice must still live when we start to pay it."""
@@ -218,6 +220,13 @@ class Deeds:
             return acting.Missed("nobody answered in time")
         except (WalletError, LnurlInvalid, NotFound) as error:
             return acting.Missed(str(error))
+        except PylonError:
+            raise
+        except Exception as error:
+            # Whatever a service does to break us, we do not ask it for ever.
+            if self._clock.now() - action.created_at < PREPARE_AGAIN_SECONDS:
+                raise
+            return acting.Missed(f"it broke ({type(error).__name__})")
         return None
 
     async def _invoice(self, action: Action) -> acting.Prepared:

@@ -98,7 +98,8 @@ async def export_bundle(agents: Agents, agent_id: str, passphrase: str) -> str:
     """A sealed bundle of one agent. Raises ``BundleError`` for a passphrase that is none."""
     payload = pack(agents, agent_id)
     # A third of a second of scrypt, on purpose: it must not keep the loop.
-    return await trio.to_thread.run_sync(lambda: bundle.seal(passphrase, payload, now=agents.clock.now()))
+    now = agents.clock.now()
+    return await trio.to_thread.run_sync(lambda: bundle.seal(passphrase, payload, now=now))
 
 
 # --- in -------------------------------------------------------------------------------------------------------

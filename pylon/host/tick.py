@@ -13,7 +13,7 @@ import attrs
 import trio
 
 from protocols.nip01 import Event
-from protocols.nip_sa_state import AgentState
+from protocols.nip_sa_state import AgentState, Goal
 from pylon.compute.buyer import Buyer
 from pylon.compute.purchase import Purchase, PurchaseState
 from pylon.errors import NotFound, PylonError
@@ -199,10 +199,22 @@ class Ticks:
             return self._failed(tick, f"{done.state.value}: {done.reason}", done.provider)
         heard = self._heard(tick)
         try:
-            reply = replies.parse(done.text, self._allowed(agent, tick, heard), agent.settings.max_steps, len(heard))
+            reply = replies.parse(
+                done.text,
+                self._allowed(agent, tick, heard),
+                agent.settings.max_steps,
+                len(heard),
+                goals=[goal.id for goal in self._active_goals(agent)],
+            )
         except replies.ReplyInvalid as error:
             return self._failed(tick, f"the reply does not read: {error}", done.provider)
-        return ticking.Thought(done.provider, reply.thought, reply.actions, reply.review_seconds)
+        # A goal that is put off for longer than the slowest heartbeat would be forgotten.
+        review = None if reply.review_seconds is None else min(reply.review_seconds, agent.settings.heartbeat_most)
+        return ticking.Thought(done.provider, reply.thought, reply.actions, review)
+
+    def _active_goals(self, agent: Agent) -> tuple[Goal, ...]:
+        mind = registry.state(self._store, self._store.vault, agent.id)
+        return tuple(goal for goal in mind.goals if goal.status == "active")
 
     async def _buy(self, tick: TickRecord, agent: Agent) -> str:
         """Begin the purchase; returns why it was not, or nothing."""
@@ -217,25 +229,21 @@ class Ticks:
             return "nothing may be spent: budgets, reserve or balance do not carry a thought"
         heard = self._heard(tick)
         allowed = self._allowed(agent, tick, heard)
+        scene = self._scene(tick, agent, heard, allowed, balance.spendable, bid)
+        schema = prompt.schema(scene, agent.settings.thought_tokens)
         await self._buyer.buy(
-            self._prompt(tick, agent, heard, allowed, balance.spendable, bid),
+            prompt.render(scene, _PROMPT_CHARS),
             bid=bid,
             max_tokens=agent.settings.thought_tokens,
             model=agent.settings.model,
             owner=agent.id,
             scope=tick.id,
-            params=(("json_schema", self._schema(agent, heard, allowed)), ("temperature", replies.TEMPERATURE)),
+            params=(("json_schema", schema), ("temperature", replies.TEMPERATURE)),
             purchase_id=tick.purchase,
         )
         return ""
 
-    def _schema(self, agent: Agent, heard: Sequence[Heard], allowed: Sequence[ActionKind]) -> str:
-        mind = registry.state(self._store, self._store.vault, agent.id)
-        chosen = agent.settings
-        goals = [goal.id for goal in mind.goals if goal.status == "active"]
-        return replies.schema(allowed, chosen.max_steps, len(heard), goals=goals, tokens=chosen.thought_tokens)
-
-    def _prompt(
+    def _scene(
         self,
         tick: TickRecord,
         agent: Agent,
@@ -243,16 +251,16 @@ class Ticks:
         allowed: Sequence[ActionKind],
         spendable: Msat,
         bid: Msat,
-    ) -> str:
+    ) -> prompt.Scene:
         mind = registry.state(self._store, self._store.vault, agent.id)
         now = self._clock.now()
         about = " ".join([*(entry.text for entry in heard), *(goal.description for goal in mind.goals)])
-        scene = prompt.Scene(
+        return prompt.Scene(
             name=agent.name,
             about=agent.settings.about,
             now=now,
             autonomy=agent.settings.autonomy,
-            goals=tuple(goal for goal in mind.goals if goal.status == "active"),
+            goals=self._active_goals(agent),
             due=frozenset(tick.goals),
             memories=memory.recall(
                 mind if tick.strangers else _without_strangers(mind),
@@ -280,7 +288,6 @@ class Ticks:
             max_steps=agent.settings.max_steps,
             cause=tick.cause,
         )
-        return prompt.render(scene, _PROMPT_CHARS)
 
     def _limits(self, agent: Agent, kind: ActionKind) -> str:
         grant = agent.settings.grant(kind)

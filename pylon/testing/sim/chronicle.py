@@ -60,6 +60,7 @@ class Chronicle:
         self.told: Callable[[str], None] = lambda table: None
         """Called after each commit that has touched one of ``TABLES``."""
         self._known: dict[str, Lifecycle] = {}
+        self._jumps: dict[str, int] = {}
         self._read = 0
 
     async def follow(self, store: Store, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -75,7 +76,7 @@ class Chronicle:
         with store.listen(table) as changed:
             task_status.started()
             async for _ in changed:
-                self.read(store, trio.current_time())
+                self.read(store, trio.current_time(), lifecycles=table == "lifecycles")
                 self.told(table)
 
     def begin(self, store: Store, died_at: float) -> None:
@@ -83,8 +84,8 @@ class Chronicle:
         self.read(store, died_at)
         self.life += 1
 
-    def read(self, store: Store, at: float) -> None:
-        """Take down what is new."""
+    def read(self, store: Store, at: float, *, lifecycles: bool = True) -> None:
+        """Take down what is new; of what is known of balances only if ``lifecycles``."""
         rows = store.read(
             "SELECT id, machine, subject, from_state, input, to_state FROM transitions WHERE id > ? ORDER BY id",
             (self._read,),
@@ -104,13 +105,19 @@ class Chronicle:
             )
         if rows:
             self._read = rows[-1]["id"]
-        jumps: dict[str, int] = {}
         for row in rows:
             if row["machine"] == "lifecycle" and row["from_state"] != row["to_state"]:
-                jumps[row["subject"]] = jumps.get(row["subject"], 0) + 1
-        for lifecycle in registry.lifecycle_records(store).where(store, "1 = 1 ORDER BY id"):
-            before = self._known.get(lifecycle.id)
-            if lifecycle != before:
-                self._known[lifecycle.id] = lifecycle
-                moved = Followed(at, self.life, lifecycle.id, before, lifecycle, jumps.get(lifecycle.id, 0))
-                self.followed.append(moved)
+                self._jumps[row["subject"]] = self._jumps.get(row["subject"], 0) + 1
+        if lifecycles:
+            self._read_lifecycles(store, at)
+
+    def _read_lifecycles(self, store: Store, at: float) -> None:
+        for row in store.read("SELECT id, state, balance_msats, burn_msats FROM lifecycles ORDER BY id"):
+            before = self._known.get(row["id"])
+            if before is not None and (before.state, before.balance, before.burn) == tuple(row)[1:]:
+                continue
+            after = registry.lifecycle_records(store).load(store, row["id"])
+            assert after is not None, "it is there"
+            self._known[after.id] = after
+            jumps = self._jumps.pop(after.id, 0)
+            self.followed.append(Followed(at, self.life, after.id, before, after, jumps))

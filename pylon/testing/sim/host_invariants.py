@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ from protocols.nip_sa import SCHEDULE
 from pylon.host import registry, triggers
 from pylon.host.acting import ACTION, Action, ActionState
 from pylon.host.agents import action_records
-from pylon.host.lifecycle import Lifecycle, LifecycleSettings, LifecycleState
+from pylon.host.lifecycle import Lifecycle, LifecycleState
 from pylon.host.settings import MONEY, OUTWARD
 from pylon.host.tick import tick_records
 from pylon.host.ticking import TICK, TickRecord, TickState
@@ -96,6 +96,8 @@ class History:
     actions: dict[str, Action]
     paid: list[Paid]
     """In the order in which they were reserved."""
+    scopes: dict[str, list[Paid]]
+    """The same by scope, without withdrawals."""
 
     @classmethod
     def of(cls, world: HostWorld, store: Store) -> History:
@@ -129,14 +131,18 @@ class History:
             if passage.machine == TICK.name and passage.message == "Begun"
         }
         actions = {action.id: action for action in action_records(store).where(store, "1 = 1 ORDER BY id")}
-        return cls(store, ticks, begun, actions, paid)
+        scopes = defaultdict(list)
+        for entry in paid:
+            if entry.purpose != "withdrawal":
+                scopes[entry.scope].append(entry)
+        return cls(store, ticks, begun, actions, paid, scopes)
 
     def of_owner(self, agent: str) -> list[Paid]:
         """What budgets count of an agent."""
         return [paid for paid in self.paid if paid.owner == agent and paid.purpose != "withdrawal"]
 
     def spent(self, scope: str) -> int:
-        return sum(paid.cost for paid in self.paid if paid.scope == scope and paid.purpose != "withdrawal")
+        return sum(paid.cost for paid in self.scopes.get(scope, ()))
 
 
 def _within(span: Span, at: float) -> bool:
@@ -155,8 +161,10 @@ def _last(times: Sequence[float], otherwise: float = -math.inf) -> float:
 # --- where a balance carries, worked out anew --------------------------------------------------------------------
 
 
-def _lines(settings: LifecycleSettings, burn: Msat) -> tuple[int, int]:
-    return settings.hibernate_threshold_sats * MSATS_PER_SAT, math.ceil(settings.low_balance_days * burn)
+def lines(known: Lifecycle) -> tuple[int, int]:
+    """Below which an agent hibernates, and below which it saves."""
+    settings = known.settings
+    return settings.hibernate_threshold_sats * MSATS_PER_SAT, math.ceil(settings.low_balance_days * known.burn)
 
 
 def _rung(balance: int, hibernate: int, low: int) -> int:
@@ -169,7 +177,7 @@ def _rung(balance: int, hibernate: int, low: int) -> int:
 
 def expected_state(state: LifecycleState, known: Lifecycle) -> LifecycleState:
     """Where an agent rests that was in ``state``, with the balance and the burn that are known now."""
-    hibernate, low = _lines(known.settings, known.burn)
+    hibernate, low = lines(known)
     falls = _rung(known.balance, hibernate, low)
     if state is LifecycleState.SPAWNING:
         return _LADDER[falls] if falls else state
@@ -180,7 +188,7 @@ def expected_state(state: LifecycleState, known: Lifecycle) -> LifecycleState:
 
 def carries_active(known: Lifecycle) -> Msat:
     """The balance from which an agent is active in any case."""
-    hibernate, low = _lines(known.settings, known.burn)
+    hibernate, low = lines(known)
     return Msat(max(math.ceil(hibernate * 11 / 10), math.ceil(low * 11 / 10), MSATS_PER_SAT))
 
 
@@ -243,14 +251,14 @@ def h08_outage_changes_nothing(world: HostWorld, history: History) -> Iterator[s
             yield f"{passage.subject[:8]} went from {passage.before} to {passage.after} at {passage.at:.0f}"
 
 
-def h09_revival(world: HostWorld, store: Store) -> Iterator[str]:
+def h09_revival(world: HostWorld, store: Store, agents: Sequence[str] | None = None) -> Iterator[str]:
     """What a wallet holds is known within a poll, and the state is the one that it carries: who sleeps and is funded
     is back by itself."""
     now = trio.current_time()
     if world.outages and world.outages[-1].lasts:
         return
-    known_from = max(world.lives[-1].at + POLL, _last([span.end for span in world.outages]) + world.sweep + POLL)
-    for agent in world.ids:
+    known_from = max(world.lives[-1].start + POLL, _last([span.end for span in world.outages]) + world.sweep + POLL)
+    for agent in world.ids if agents is None else agents:
         repaired = [damage.span.end for damage in world.repaired if damage.agent == agent]
         if agent in world.damaged or now < max(known_from, _last(repaired) + world.sweep + POLL):
             continue
@@ -297,7 +305,7 @@ def h10_no_flapping(world: HostWorld, history: History) -> Iterator[str]:
 def h11_punctual(world: HostWorld, store: Store) -> Iterator[str]:
     """Whoever is awake and well beats in time, whatever breaks for others."""
     now = trio.current_time()
-    quiet_since = max(world.lives[-1].at, _last(world.jumps))
+    quiet_since = max(world.lives[-1].start, _last(world.jumps))
     if now < quiet_since + SETTLING:
         return
     rows = store.read(
@@ -328,8 +336,8 @@ def h11_costs_recorded(world: HostWorld, history: History) -> Iterator[str]:
                 continue
             spent = sum(
                 paid.cost
-                for paid in history.paid
-                if paid.scope == tick.id and (paid.purpose == "purchase" or paid.created_at < tick.ended_at)
+                for paid in history.scopes.get(tick.id, ())
+                if paid.purpose == "purchase" or paid.created_at < tick.ended_at
             )
             if tick.cost < spent:
                 yield f"{tick.id} ({tick.status}, {tick.reason}) cost {spent} msat and says {tick.cost}"
@@ -405,20 +413,19 @@ def h14_nobody_parked(world: HostWorld, store: Store) -> Iterator[str]:
 
 def h15_restart_spreads(world: HostWorld, history: History) -> Iterator[str]:
     """After a restart the heartbeats that were missed do not come together."""
-    for number, life in enumerate(world.lives):
-        ends = world.lives[number + 1].at if number + 1 < len(world.lives) else math.inf
-        if ends < life.at + SETTLING or _set_between(world, life.at, life.at + SETTLING):
+    for life in world.lives:
+        if life.end < life.start + SETTLING or _set_between(world, life.start, life.start + SETTLING):
             continue
         first = []
         for agent in life.overdue:
             after = [
                 history.begun[tick.id]
                 for tick in history.ticks[agent]
-                if tick.cause == "heartbeat" and life.at <= history.begun[tick.id] < life.at + SETTLING
+                if tick.cause == "heartbeat" and life.start <= history.begun[tick.id] < life.start + SETTLING
             ]
             first += after[:1]
         if len(first) >= 3 and max(first) - min(first) < 0.05:
-            yield f"{len(first)} heartbeats came together {first[0] - life.at:.2f} s after a restart"
+            yield f"{len(first)} heartbeats came together {first[0] - life.start:.2f} s after a restart"
 
 
 def h15_one_beat_for_many(world: HostWorld, history: History) -> Iterator[str]:
@@ -439,7 +446,7 @@ def h16_backoff_grows(world: HostWorld, store: Store) -> Iterator[str]:
     assert host is not None, "it lives"
     for agent, damage in world.damaged.items():
         runner = host.runner(agent)
-        seconds = now - max(damage.span.start, world.lives[-1].at)
+        seconds = now - max(damage.span.start, world.lives[-1].start)
         for status in [] if runner is None else runner.statuses():
             if status.starts > 9 + seconds / 40:
                 yield f"{_name(world, agent)}'s {status.name} was started {status.starts} times in {seconds:.0f} s"
@@ -530,11 +537,11 @@ def actions_once(world: HostWorld, history: History) -> Iterator[str]:
     for (_, cause), count in causes.items():
         if count > 1:
             yield f"{cause} was paid {count} times"
+    begun = Counter(action.tick for action in history.actions.values())
     for agent in world.ids:
         for tick in history.ticks[agent]:
-            begun = sum(action.tick == tick.id for action in history.actions.values())
-            if tick.state is TickState.DONE and begun != len(tick.proposed):
-                yield f"{tick.id} proposed {len(tick.proposed)} actions, and began {begun}"
+            if tick.state is TickState.DONE and begun[tick.id] != len(tick.proposed):
+                yield f"{tick.id} proposed {len(tick.proposed)} actions, and began {begun[tick.id]}"
 
 
 def payments_have_intents(world: HostWorld, history: History) -> Iterator[str]:

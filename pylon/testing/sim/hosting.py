@@ -19,7 +19,7 @@ import random
 import tempfile
 import traceback
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -156,13 +156,14 @@ class Damaged:
     span: Span
 
 
-@attrs.frozen
-class Began:
-    """A life of the home, and whose heartbeat had been missed by then."""
+@attrs.define
+class Life:
+    """A life of the home, in Trio's time."""
 
-    life: int
-    at: float
+    start: float
     overdue: tuple[str, ...]
+    """Agents whose heartbeat had been missed by then."""
+    end: float = math.inf
 
 
 def simulate_host(seed: int) -> Told:
@@ -272,7 +273,7 @@ class HostWorld:
         self.marked: Counter[str] = Counter()
         """How often an agent was paused and let go; and how often perhaps, for the home died over it."""
         self.maybe_marked: Counter[str] = Counter()
-        self.lives: list[Began] = []
+        self.lives: list[Life] = []
         self.payments: dict[str, list[Payment]] = {}
         self.withdrawn: dict[str, str] = {}
         """Invoices that the operator has withdrawn to, by their hashes."""
@@ -335,7 +336,7 @@ class HostWorld:
                 "home",
                 Setting(self.directory, self.home_clock, self.ledger, network(self.relay), (RELAY,)),
                 random.Random(rng.random()),
-                settings=HostSettings(thoughts_at_once=self.plan.thoughts_at_once, sweep_seconds=SWEEP_SECONDS),
+                settings=HostSettings(thoughts_at_once=self.plan.thoughts_at_once, sweep_seconds=self.sweep),
                 zap_invoice=self._zap_invoice,
                 chronicle=self.chronicle,
                 begins=self._note_life,
@@ -344,9 +345,7 @@ class HostWorld:
             nursery.start_soon(self._watch_ledger)
             nursery.start_soon(self._keep_alive)
             await self._settle_in()
-            for step in self.plan.steps:
-                await self._do(step)
-                self._look_round()
+            await self._live_through()
             await self._calm_down()
             await self._account()
             nursery.cancel_scope.cancel()
@@ -355,6 +354,7 @@ class HostWorld:
         """Start the home, and again whenever it has died, after a while."""
         while True:
             await self.node.live()
+            self.lives[-1].end = self.node.ended_at
             self.told.deaths.extend(self.node.deaths)
             self.node.deaths.clear()
             self._restart = trio.Event()
@@ -369,7 +369,7 @@ class HostWorld:
             " WHERE l.state IN ('active', 'low_balance') AND a.paused = '' AND a.beat IS NOT NULL ORDER BY a.id"
         )
         missed = tuple(row["id"] for row in rows if row["beat"] < now - 61.0)
-        self.lives.append(Began(self.chronicle.life, trio.current_time(), missed))
+        self.lives.append(Life(trio.current_time(), missed))
 
     async def _watch_ledger(self) -> None:
         async with self.ledger.changes() as changed:
@@ -393,6 +393,12 @@ class HostWorld:
             self.wallets[agent.id] = self.ledger.wallet(chosen.name, agents.keys(agent.id).wallet.reveal())
             if newcomer.funds:
                 await self.wallets[agent.id].fund(sats(newcomer.funds))
+
+    async def _live_through(self) -> None:
+        """What happens to the home."""
+        for step in self.plan.steps:
+            await self._do(step)
+            self._look_round()
 
     async def _calm_down(self) -> None:
         """All is well again: everybody hears, then nobody begins anything new, and all must come to its end."""
@@ -492,7 +498,11 @@ class HostWorld:
             store, self.node.bare_wallet(), self.clock, keeper=SimnetKeeper(self.ledger), agents=owned
         )
         self._count(store)
-        told.broken = [*self._problems, *host_invariants.at_the_end(self, store)]
+        told.broken = [*self._problems, *self._judge(store)]
+
+    def _judge(self, store: Store) -> Iterable[str]:
+        """What is broken at the end, in words."""
+        return host_invariants.at_the_end(self, store)
 
     def _count(self, store: Store) -> None:
         def count(table: str, condition: str = "1 = 1") -> int:
@@ -533,6 +543,8 @@ class HostWorld:
                 await self.wallets[self._id(agent)].fund(sats(amount))
             case steps.Withdraw(agent, amount):
                 self._begin(self._withdraw, self._id(agent), sats(amount))
+            case steps.Hover(agent, line, percent):
+                await self._hover(self._id(agent), line, percent)
             case steps.Outage(wallets):
                 self._wallets_are(wallets)
             case steps.PaymentFault(kind, seconds, ends):
@@ -647,6 +659,18 @@ class HostWorld:
             if await self._reconcile(payment_hash, bolt11):
                 return
             await trio.sleep(20.0)
+
+    async def _hover(self, agent: str, line: str, percent: int) -> None:
+        if not self.node.ready:
+            return
+        hibernate, low = host_invariants.lines(self._host().agents.lifecycle(agent))
+        wanted = (hibernate if line == "hibernate" else low) * percent // 100
+        spendable = (await self.wallets[agent].balance()).spendable
+        if 0 < spendable < wanted:
+            await self.wallets[agent].fund(Msat(wanted - spendable))
+        elif spendable > wanted > 0:
+            # The fee comes on top.
+            self._begin(self._withdraw, agent, Msat((spendable - wanted) * 200 // 201))
 
     async def _reconcile(self, payment_hash: str, bolt11: str) -> bool:
         """Bring a withdrawal to its end; false where the wallet does not know it yet."""

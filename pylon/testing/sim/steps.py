@@ -111,6 +111,15 @@ class Withdraw:
 
 
 @attrs.frozen
+class Hover:
+    """The operator brings the balance to so many percent of one of the agent's lines: ``hibernate`` or ``low``."""
+
+    agent: int
+    line: str
+    percent: int
+
+
+@attrs.frozen
 class Outage:
     wallets: Wallets
 
@@ -247,6 +256,7 @@ Step = (
     Wait
     | Fund
     | Withdraw
+    | Hover
     | Outage
     | PaymentFault
     | RelayTrouble
@@ -374,7 +384,7 @@ def draw_agent(chooser: Chooser, number: int) -> Newcomer:
             debounce=choice((5.0, 1.0)),
             patience=choice((30.0, 10.0)),
             triggered_per_hour=choice((12, 12, 3, 1)),
-            stranger_budget_sats=choice((100, 60, 25, 0)),
+            stranger_budget_sats=choice((100, 60, 12, 0)),
         ),
     )
     # What beats every minute and always has something to do would be all that a run shows.
@@ -399,6 +409,7 @@ _DRAWN: dict[type, Callable[[Chooser], Step]] = {
     Wait: lambda c: Wait(c.choice((10.0, 1.0, 60.0, 60.0, 300.0, 300.0, 1_000.0, 2_000.0))),
     Fund: lambda c: Fund(_which(c), c.choice((100, 10, 22, 54, 60, 500, 1_000))),
     Withdraw: lambda c: Withdraw(_which(c), c.choice((1_000_000, 10, 40, 150))),
+    Hover: lambda c: Hover(_which(c), c.choice(("hibernate", "low")), c.choice((105, 95, 112, 99))),
     Outage: lambda c: Outage(c.choice((Wallets.FINE, Wallets.FINE, Wallets.MUTE, Wallets.DEAD))),
     PaymentFault: lambda c: PaymentFault(
         c.choice(tuple(FaultKind)),
@@ -434,5 +445,14 @@ _DRAWN: dict[type, Callable[[Chooser], Step]] = {
     Curse: lambda c: Curse(_which(c), c.choice((True, False))),
     Damage: lambda c: Damage(_which(c), c.choice(("state", "settings"))),
 }
-_WEIGHTS: dict[type, int] = {Wait: 16, Fund: 3, Storm: 8, CrashAt: 4, CrashAfter: 3, Withdraw: 3, MarketTurns: 2}
+_WEIGHTS: dict[type, int] = {
+    Wait: 16,
+    Fund: 3,
+    Storm: 8,
+    CrashAt: 4,
+    CrashAfter: 3,
+    Withdraw: 2,
+    Hover: 3,
+    MarketTurns: 2,
+}
 _KINDS = tuple(kind for kind in _DRAWN for _ in range(_WEIGHTS.get(kind, 1)))

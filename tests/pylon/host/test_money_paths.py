@@ -231,23 +231,23 @@ def written(**changes) -> str:
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "why"),
     [
-        written(amount_msats=5_001),
-        written(amount_msats=10**14),
-        written(amount_msats=None),
-        written(prefix="bc"),
-        written(prefix="tb"),
-        written(timestamp=1, expiry=10),
-        written(),
-        "",
-        "lnsb1",
-        "lnsb" + "q" * 5_000,
-        "lightning:" + written(),
+        (written(amount_msats=5_001), "was decided"),
+        (written(amount_msats=10**14), "was decided"),
+        (written(amount_msats=None), "names no amount"),
+        (written(prefix="bc"), "is for mainnet"),
+        (written(prefix="tb"), "is for testnet"),
+        (written(timestamp=1, expiry=10), "has expired"),
+        (written(), "no wallet"),
+        ("", "does not decode"),
+        ("lnsb1", "does not decode"),
+        ("lnsb" + "q" * 5_000, "does not decode"),
+        ("lightning:" + written(), "does not decode"),
     ],
     ids=["more", "huge", "no-amount", "mainnet", "testnet", "expired", "nobody's", "empty", "short", "long", "uri"],
 )
-async def test_invoices_that_a_service_may_give(autojump_clock, tmp_path, text):
+async def test_invoices_that_a_service_may_give(autojump_clock, tmp_path, text, why):
     async with stage(tmp_path, reply(ZAP, thought="give"), NOTHING) as (world, service):
 
         async def answer(amount):
@@ -257,9 +257,24 @@ async def test_invoices_that_a_service_may_give(autojump_clock, tmp_path, text):
         agent = await world.spawn(FREE, goals=["give"])
         (action,) = await rested(world, agent)
         assert action.state is ActionState.FAILED
-        assert action.reason
+        assert why in action.reason
         (tick,) = await until(lambda: world.ended(agent))
         assert tick.status == "partial"
+
+
+async def test_a_service_that_breaks_us_is_not_asked_for_ever(autojump_clock, tmp_path):
+    async with stage(tmp_path, reply(ZAP), NOTHING) as (world, service):
+        asked = []
+
+        async def answer(amount):
+            asked.append(world.clock.now())
+            raise RuntimeError("nobody expects this")
+
+        service.answers = answer
+        agent = await world.spawn(FREE, goals=["give"])
+        (action,) = await until(lambda: (found := actions(world, agent)) and found[0].at_rest and found, 8_000)
+        assert (action.state, action.reason) == (ActionState.FAILED, "it broke (RuntimeError)")
+        assert 10 < len(asked) < 200
 
 
 async def test_a_service_that_gives_less(autojump_clock, tmp_path):

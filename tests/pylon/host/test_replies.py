@@ -157,11 +157,15 @@ def proposals(draw: st.DrawFn) -> Proposed:
                 "about": draw(st.sampled_from([0, about])),
             }
         case ActionKind.UPDATE_GOAL:
-            percent = draw(st.one_of(st.none(), st.integers(0, 100)))
+            percent, status = (
+                draw(st.one_of(st.none(), st.integers(0, 100))),
+                draw(st.sampled_from(["", *replies.STATUSES])),
+            )
+            percent = 100 if status == "completed" and percent is not None else percent
             more |= {
                 "goal": draw(st.sampled_from(["g1", "g2"])),
                 "progress": None if percent is None else percent / 100,
-                "status": draw(st.sampled_from(["", *replies.STATUSES])),
+                "status": status,
             }
         case ActionKind.SET_HEARTBEAT:
             more = {"seconds": draw(st.integers(1, 86_400))}
@@ -343,6 +347,7 @@ def one(entry: Any, references: int = 1, allowed: tuple[ActionKind, ...] = ALL, 
         ({"do": "update_goal", "goal": "g1", "progress": 0.5}, "progress: not"),
         ({"do": "update_goal", "goal": "g1", "progress": 101}, "progress: not"),
         ({"do": "update_goal", "goal": "g1", "status": "hacked"}, "status: not"),
+        ({"do": "update_goal", "goal": "g1", "status": "completed", "progress": 5}, "completed, but not all done"),
         ({"do": "set_heartbeat", "seconds": 0}, "seconds: not"),
     ],
 )
