@@ -107,7 +107,11 @@ class _Writer:
         self._lifecycles = registry.lifecycle_records(store)
 
     async def write(self, new: Sequence[_New]) -> None:
-        await self._store.write(lambda tx: [self._one(tx, entry) for entry in new])
+        def job(tx: Tx) -> None:
+            for entry in new:
+                self._one(tx, entry)
+
+        await self._store.write(job)
 
     def _one(self, tx: Tx, entry: _New) -> None:
         now, settings = tx.clock.now(), attrs.evolve(self._settings, name=entry.name)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import psutil
@@ -42,6 +43,10 @@ class Child:
     def rss_bytes(self) -> int:
         return int(self._meter.memory_info().rss)
 
+    def unshared_bytes(self) -> int:
+        """Memory that would be free if this process ended; where the system does not say, all that it has."""
+        return int(getattr(self._meter.memory_full_info(), "uss", self.rss_bytes()))
+
     def end(self) -> None:
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
@@ -57,10 +62,15 @@ class Child:
 
 
 @contextlib.contextmanager
-def child(arguments: Sequence[str]) -> Iterator[Child]:
-    """``python ARGUMENTS`` for as long as the block lasts."""
+def child(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> Iterator[Child]:
+    """``python ARGUMENTS`` for as long as the block lasts; ``environment`` is added to ours."""
     process = subprocess.Popen(
-        [sys.executable, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        [sys.executable, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+        env={**os.environ, **(environment or {})},
     )
     started = Child(process)
     try:

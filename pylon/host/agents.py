@@ -471,6 +471,8 @@ class Agents:
             self._publish(tx, agent, "schedule", lambda now: publishing.schedule(tx, agent, secret, now_known, now))
 
     def _publish(self, tx: Tx, agent: Agent, what: str, build: Callable[[float], Sequence[Event]]) -> None:
+        if agent.moved:
+            return  # whoever runs it tells of it: ours would stand in the place of theirs
         now = self.clock.now()
         for event in build(now):
             outbox.add(tx, event, self.relays(agent), effect=f"agent.{what}", subject=agent.id, at=now)

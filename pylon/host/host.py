@@ -40,7 +40,8 @@ _CLOCK_LOOK = 30.0
 _CLOCK_JUMP = 5.0
 """Seconds by which the wall clock must leave the monotonic one to be called set anew."""
 _LOCK_AGAIN = 5.0
-_PUT_ASIDE_EVERY = 500
+_MANY = 500
+"""Nurseries from which on the garbage collector is kept away from them."""
 _SWEEP_CHUNK = 500
 _SWEEP_AGAIN = 30.0
 """Seconds until wallets that did not say are asked again."""
@@ -253,9 +254,8 @@ class Host:
         self._runners[agent.id] = runner
         self._supervisor.start(ChildSpec(agent.id, runner.run))
         self._young += 1
-        if self._young == _PUT_ASIDE_EVERY:
-            self._young = 0
-            _put_aside()
+        if self._young >= _MANY:
+            self._put_aside()
 
     async def _end(self, agent: Agent, runner: Runner) -> None:
         """A pause and a lack of funds let the tick under way end, which is paid for; all else ends at once."""
@@ -371,6 +371,8 @@ class Host:
             if self._clock.monotonic() - waiting >= _LOCK_AGAIN:
                 waiting = self._clock.monotonic()
                 self._try_locked_again()
+            if self._young and len(self._runners) >= _MANY:
+                self._put_aside()
 
     def _try_locked_again(self) -> None:
         for agent_id in self._barred:
@@ -379,12 +381,12 @@ class Host:
     def _tell(self, status: ChildStatus, error: BaseException | None) -> None:
         log.error("agent %s: its nursery ended: %s", status.name[:16], status.last_error or "cleanly")
 
+    def _put_aside(self) -> None:
+        """Have the garbage collector pass over the nurseries that are there.
 
-def _put_aside() -> None:
-    """Tell the garbage collector to pass over all that lives now.
-
-    Ten thousand nurseries are two million objects, and none of them is garbage: to find that out takes a second, in
-    which no tick begins. What of them becomes garbage later goes by its reference counts, as nearly all does.
-    """
-    gc.collect()
-    gc.freeze()
+        Those of ten thousand agents are two million objects: to find out that none of them is garbage takes a second,
+        in which no tick begins. A nursery that ends goes by its reference counts.
+        """
+        self._young = 0
+        gc.collect()
+        gc.freeze()

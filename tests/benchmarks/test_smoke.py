@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 
-from benchmarks import market, report
+from benchmarks import agents, market, report
 from benchmarks.__main__ import NAMES
 
 
@@ -23,3 +23,17 @@ def test_three_paid_jobs():
     assert [heading[0].split(",")[0] for heading, _ in table.details] == ["provider", "buyer"]
     assert "3 at once" in report.as_text([table])
     assert json.loads(report.as_json([table]))["benchmarks"][0]["title"] == table.title
+
+
+def test_twenty_agents():
+    table = agents.run(awake=20, asleep=40, alone=1, seconds=0.3, settle=0.2)
+
+    figures = {figure.name: figure.value for figure in table.figures}
+    assert {
+        "20 awake, memory in all",
+        "each agent asleep",
+        "idle CPU, nothing due",
+        "restart to ready",
+    } <= figures.keys()
+    assert figures["20 due at once, late p99"] >= figures["20 due at once, late p50"] > 0
+    assert "40 asleep, memory in all" in report.as_text([table])

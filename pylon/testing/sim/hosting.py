@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import hashlib
 import logging
 import math
@@ -178,6 +179,7 @@ def run_plan(plan: Plan) -> Told:
         tempfile.TemporaryDirectory(prefix=f"pylon-host-{plan.seed}-") as name,
         determined(plan.seed),
         _poisonous(),
+        _uncollected(),
     ):
         world = HostWorld(plan, Path(name), told)
         try:
@@ -185,6 +187,19 @@ def run_plan(plan: Plan) -> Told:
         except Exception as error:
             told.broken.append(f"fell_over: {_innermost(error)}")
     return told
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Have no garbage collected in between: what it finalizes, and when, hangs on what this process did before."""
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def shrink(plan: Plan) -> Plan:

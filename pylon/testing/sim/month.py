@@ -7,6 +7,7 @@ heartbeats through the times in which it was awake, and holds each tick against 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import random
@@ -23,6 +24,7 @@ from pylon.host.lifecycle import LifecycleSettings, may_tick
 from pylon.host.schedule import ScheduleSettings
 from pylon.host.settings import AgentSettings
 from pylon.money import Msat, format_msat, sats
+from pylon.relays import connection
 from pylon.store.database import Store
 from pylon.testing.sim import host_invariants
 from pylon.testing.sim.host_invariants import DAY, HOUR, History
@@ -92,9 +94,20 @@ def live(seed: int, *, agents: int = 200, days: float = 30.0) -> MonthTold:
     told = MonthTold(seed, agents, days=days)
     rng = random.Random(f"month {seed}")
     plan = Plan(seed, tuple(_newcomer(rng, number) for number in range(agents)), (), (PRICE,))
-    with tempfile.TemporaryDirectory(prefix=f"pylon-month-{seed}-") as name, determined(seed):
+    with tempfile.TemporaryDirectory(prefix=f"pylon-month-{seed}-") as name, determined(seed), _seldom_pinged():
         trio.run(MonthWorld(plan, Path(name), told).run, clock=MockClock(autojump_threshold=0.0))
     return told
+
+
+@contextlib.contextmanager
+def _seldom_pinged() -> Iterator[None]:
+    """No connection dies here, and most of what happens in a month would be pings."""
+    usual = connection.PING_SECONDS, connection.SILENCE_SECONDS
+    connection.PING_SECONDS, connection.SILENCE_SECONDS = HOUR, 3 * HOUR
+    try:
+        yield
+    finally:
+        connection.PING_SECONDS, connection.SILENCE_SECONDS = usual
 
 
 def _newcomer(rng: random.Random, number: int) -> Newcomer:
@@ -266,7 +279,7 @@ class _Beats:
         self.run = len(ran)
         due: float | None = None
         for time in self._awake:
-            patience = LISTENING
+            decided, patience = time.start, LISTENING
             interval = self._settings.heartbeat * time.factor(time.start)
             if due is None or due < time.start - LATE:
                 # Missed, or the first: spread over a while.
@@ -274,27 +287,26 @@ class _Beats:
             elif due > time.start + 1.5 * interval:
                 due = self._next(time.start, time.factor(time.start))
             while True:
-                due = self._followed(time, due)
-                if due > time.end:
+                due = self._followed(time, decided, due)
+                late = not ran or ran[0] > due + patience
+                if due > time.end + 0.01 or (late and due + patience >= time.end):
                     break
-                if not ran or ran[0] > due + patience:
-                    if due + patience < time.end:
-                        yield f"{self._settings.name} did not beat at {due:.0f} (awake {time.start:.0f}-{time.end:.0f})"
-                        due, patience = self._next(due, time.factor(due)), LISTENING
-                        self.due += 1
-                        continue
-                    break
-                if ran[0] < due - 0.01:
+                if late:
+                    yield f"{self._settings.name} did not beat at {due:.0f} (awake {time.start:.0f}-{time.end:.0f})"
+                    decided = due
+                elif ran[0] < due - 0.01:
                     yield f"{self._settings.name} beat at {ran[0]:.0f}, which was not due before {due:.0f}"
-                at = ran.pop(0)
+                    decided = ran.pop(0)
+                else:
+                    decided = ran.pop(0)
                 self.due += 1
-                due, patience = self._next(at, time.factor(at)), LISTENING
+                due, patience = self._next(decided, time.factor(decided)), LISTENING
         for at in ran:
             yield f"{self._settings.name} beat at {at:.0f}, which was not due"
 
-    def _followed(self, time: _Awake, due: float) -> float:
-        """When it is due after the changes of its interval until then: one that is shorter brings it forward."""
+    def _followed(self, time: _Awake, decided: float, due: float) -> float:
+        """When it is due after the changes of its interval since: one that is shorter brings it forward."""
         for since, factor in time.factors:
-            if time.start < since < due and due > since + 1.5 * self._settings.heartbeat * factor:
+            if decided < since < due and due > since + 1.5 * self._settings.heartbeat * factor:
                 due = self._next(since, factor)
         return due

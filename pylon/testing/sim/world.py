@@ -83,9 +83,13 @@ def determined(seed: int) -> Iterator[None]:
     scheduler = trio._core._run._r
     state = scheduler.getstate()
     scheduler.seed(seed)
+    # Else tasks that become ready at once would run in the order of their addresses.
+    sorts = trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING
+    trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[misc]
     try:
         yield
     finally:
+        trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING = sorts  # type: ignore[misc]
         scheduler.setstate(state)
         crashpoints.install_hook(None)
         entropy.use(None)

@@ -499,4 +499,4 @@ def test_an_agents_life_without_a_daemon(simnet, tmp_path):
     assert done("withdraw", "carol", "--all")["agent"]["state"] == "dormant"
     code, out, _ = simnet("--json", "agent", "delete", "carol", "--force")
     assert (code, json.loads(out)["name"]) == (0, "carol")
-    assert done("list") == {"agents": []}
+    assert done("list")["agents"] == []

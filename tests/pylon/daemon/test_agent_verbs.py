@@ -325,3 +325,19 @@ async def test_nobody_approves_for_an_agent_that_is_gone(home, gone):
     assert home.store.one("SELECT COUNT(*) AS n FROM outbox WHERE kind = 1")["n"] == before
     assert home.verbs.deeds.load(asked["id"]).state.value == "waiting"
     assert (await home.ask("agent.deny", id=asked["id"]))["approval"]["state"] == "denied"
+
+
+async def test_what_is_set_of_an_agent_that_is_run_elsewhere_is_told_to_nobody(home):
+    """A state of ours, being newer, would stand in the place of the one that its runner has published."""
+    agent = (await home.ask("agent.info", agent="alice"))["pubkey"]
+    await home.verbs.agents.park(agent, "run by another")
+    before = home.store.one("SELECT MAX(id) AS id FROM outbox")["id"]
+    await home.ask("agent.set", agent="alice", about="another", name="alicia")
+    await home.ask("agent.goal_add", agent="alicia", description="sing")
+    await home.ask("agent.memory_add", agent="alicia", text="roses are red")
+    await home.ask("agent.grant", agent="alicia", action="zap", each_sats=1)
+    await home.ask("agent.pause", agent="alicia")
+    home.verbs.agents.address = lambda name: f"{name}@elsewhere.example"
+    await home.verbs.agents.readdress()
+    told = home.store.read("SELECT event FROM outbox WHERE id > ?", (before,))
+    assert not [row for row in told if json.loads(row["event"])["pubkey"] == agent]

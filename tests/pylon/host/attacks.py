@@ -219,7 +219,7 @@ class Stage:
                 world.relay.publish(nip04.build_message(secret, PublicKey.from_hex(agent), text, created_at=now))
             case Channel.KIND:
                 world.relay.publish(
-                    sign_event(secret, kind=30_023, content=text, tags=[["p", agent], ["d", "x"]], created_at=now)
+                    sign_event(secret, kind=30_023, content=text, tags=[["p", agent], ["d", agent]], created_at=now)
                 )
             case Channel.ZAP:
                 await self.zap(agent, text, secret)
@@ -468,7 +468,14 @@ async def _spawn(stage: Stage, autonomy: Autonomy, leave: Leave, changes: dict[s
     granted = tuple(changes.get("grants", ()))
     chosen = settings(
         name,
-        **{"heartbeat": HEARTBEAT, **changes, "autonomy": autonomy, "grants": (*grants_of(leave), *granted)},
+        **{
+            "heartbeat": HEARTBEAT,
+            # Ticks and states of some are enough to look into.
+            "publish": autonomy is Autonomy.AUTONOMOUS,
+            **changes,
+            "autonomy": autonomy,
+            "grants": (*grants_of(leave), *granted),
+        },
     )
     agent = await world.spawn(chosen, goals=["be of use"])
     store = world.store

@@ -6,6 +6,7 @@ sats are conserved.
 
 from __future__ import annotations
 
+import random
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -26,6 +27,7 @@ from pylon.host.agents import action_records
 from pylon.host.settings import ActionKind, Grant
 from pylon.money import Msat, sats
 from pylon.store import intents
+from pylon.testing.sim.host_node import HostNode
 from pylon.testing.sim.node import current
 from pylon.wallets.port import PaymentState
 from pylon.wallets.simnet import PREFIX, Fault, FaultKind
@@ -438,3 +440,34 @@ async def test_an_agent_that_is_run_elsewhere_spends_nothing_here(autojump_clock
         assert intents.committed(world.store, agent, since=0.0) == spent
         assert await received(service.wallet) == 0
         assert not world.events(1, agent)
+
+
+async def test_two_homes_with_one_agent(autojump_clock, tmp_path):
+    """Whoever has the lower epoch parks, and spends nothing from then on; both have paid from one wallet, once each."""
+    async with stage(tmp_path, reply(ZAP)) as (world, service):
+        agent = await world.spawn(attrs.evolve(FREE, heartbeat=300), goals=["give"])
+        phrase = registry.phrase(world.store, world.store.vault, agent)
+        await until(lambda: world.ended(agent))
+        other = HostNode("other", world.node.setting, random.Random(7), zap_invoice=service)
+        await world.nursery.start(other.live)
+        mind = world.mind(agent)
+        chosen = attrs.evolve(world.row(agent).settings, heartbeat=300)
+        await other.agents.spawn(chosen, phrase=phrase, mind=mind, epoch=2)
+        await until(lambda: world.row(agent).moved)
+        spent, ticks = intents.committed(world.store, agent, since=0.0), world.row(agent).ticks
+        made = service.made
+        await trio.sleep(3_000)
+        assert intents.committed(world.store, agent, since=0.0) == spent
+        assert world.row(agent).ticks <= ticks + 1
+        assert intents.committed(other.store, agent, since=0.0, purpose="zap") > 0
+        hashes = [
+            {row["payment_hash"] for row in store.read("SELECT payment_hash FROM intents")}
+            for store in (world.store, other.store)
+        ]
+        assert hashes[0].isdisjoint(hashes[1])
+        assert service.made > made
+        other.kill("the test is over")
+        await until(lambda: other.store is None)
+        world.agents.forget(agent)
+        # What the other home has paid is nothing that this one's books can know.
+        await world.store.write(lambda tx: tx.execute("DELETE FROM agents WHERE id = ?", (agent,)))

@@ -324,5 +324,18 @@ def test_an_agent_that_ticks_while_it_hibernates_is_noticed(monkeypatch):
     _noticed(SEED_OF["sleepwalker"], "only_the_awake_tick")
 
 
-SEED_OF = {}
+SEED_OF = {
+    "late triggers": 2,
+    "pending": 45,
+    "unknown": 31,
+    "band": 106,
+    "again": 75,
+    "missed": 0,
+    "unwatched": 0,
+    "strangers": 2,
+    "poison": 4,
+    "cap": 2,
+    "twice": 9,
+    "sleepwalker": 14,
+}
 """Where each search begins."""
