@@ -203,8 +203,9 @@ class LedgerFile:
         with self._errors():
             rows = self._db.execute(
                 "SELECT account, msats, coalesce(leaving, 0) AS leaving FROM accounts LEFT JOIN"
+                # The `+` as in `balance`: through what is pending, and not through all that was ever paid.
                 " (SELECT wallet, sum(msats + fee_msats) AS leaving FROM payments"
-                " WHERE state = 'pending' GROUP BY wallet)"
+                " WHERE state = 'pending' GROUP BY +wallet)"
                 f" ON wallet = account WHERE account NOT IN ('{FEES}', '{OUTSIDE}'){wanted}",
                 () if wallets is None else (json.dumps(list(wallets)),),
             ).fetchall()
