@@ -165,8 +165,8 @@ class Agents:
         stamp = registry.state_stamp(self.store, agent_id)
         known = self._goals.get(agent_id)
         if known is None or known[0] != stamp:
-            mind = registry.state(self.store, self.store.vault, agent_id)
-            active = tuple(attrs.evolve(goal, description="") for goal in mind.goals if goal.status == "active")
+            goals = registry.goals(self.store, self.store.vault, agent_id)
+            active = tuple(attrs.evolve(goal, description="") for goal in goals if goal.status == "active")
             known = self._goals[agent_id] = stamp, AgentState(goals=active)
         return known[1]
 

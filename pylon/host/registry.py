@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import functools
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import attrs
 import orjson
 
 from protocols.keys import PublicKey, SecretKey
 from protocols.nip19 import Nip19Error, decode_public_key, encode_npub
-from protocols.nip_sa_state import AgentState
+from protocols.nip_sa import to_json, to_object
+from protocols.nip_sa_state import AgentState, Goal
 from pylon.errors import ConfigError, NotFound, SealError, UsageError
 from pylon.host.burn import Burn, Span
 from pylon.host.lifecycle import LIFECYCLE, Lifecycle, LifecycleState
@@ -204,11 +205,20 @@ def phrase(source: Reads, vault: Vault, agent_id: str) -> str:
 
 def state(source: Reads, vault: Vault, agent_id: str) -> AgentState:
     """What it holds in mind. Raises ``SealError``."""
+    return _state(source, vault, agent_id, lambda text: text)
+
+
+def goals(source: Reads, vault: Vault, agent_id: str) -> tuple[Goal, ...]:
+    """The goals of ``state`` alone, for a tenth of its price: most of a state is memories. Raises ``SealError``."""
+    return _state(source, vault, agent_id, lambda text: to_json({"goals": to_object(text).get("goals")})).goals
+
+
+def _state(source: Reads, vault: Vault, agent_id: str, part: Callable[[str], str]) -> AgentState:
     row = source.one("SELECT state FROM agent_states WHERE agent = ?", (agent_id,))
     if row is None:
         return AgentState()
     try:
-        return AgentState.from_json(vault.open(row["state"], f"agent_states.state:{agent_id}"))
+        return AgentState.from_json(part(vault.open(row["state"], f"agent_states.state:{agent_id}")))
     except ValueError:
         raise SealError(f"the state of agent {agent_id[:16]} does not read", "restore a backup of the home") from None
 

@@ -181,7 +181,7 @@ def schema(
         "seconds": _whole(*seconds),
         **{f"do_{kind.value}": _entry_schema(kind, references, keys) for kind in kinds},
         "first": _any_of(begin),
-        "more": _any_of(kinds),
+        "more": {"anyOf": [_ref("first"), *_any_of([kind for kind in kinds if kind not in begin])["anyOf"]]},
     }
     properties: dict[str, Any] = {}
     if kinds and max_steps > 0:

@@ -8,7 +8,7 @@ from typing import Any
 import cattrs
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from protocols.json_schema import read_schema
@@ -40,6 +40,8 @@ goal_ids = st.one_of(st.none(), st.lists(st.text(min_size=1, max_size=30), max_s
     keys=st.booleans(),
     tokens=st.sampled_from([16, 100, 200, 400, 2_000, 100_000]),
 )
+@example(allowed=set(ALL), steps=4, references=10_000, first=set(), goals=None, keys=True, tokens=2_000)
+@example(allowed=set(ALL), steps=4, references=10_000, first=set(ALL), goals=None, keys=True, tokens=2_000)
 def test_every_schema_fits_into_a_request_and_is_taken_by_a_provider(
     allowed, steps, references, first, goals, keys, tokens
 ):
