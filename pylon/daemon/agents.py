@@ -52,6 +52,7 @@ class _Facts:
     last_tick: float | None
     goals: int
     approvals: int
+    spent_day: Msat
 
 
 @attrs.frozen
@@ -142,7 +143,7 @@ class AgentVerbs:
     async def _facts(self, agents: Sequence[Agent]) -> dict[str, _Facts]:
         """What is asked for many agents at once: of ten thousand, one by one, it would keep the caller waiting."""
         balances = await self._balances(agents)
-        names = [agent.id for agent in agents]
+        names, now = [agent.id for agent in agents], self.agents.clock.now()
         lifecycles, rows = registry.lifecycles(self.store, agents), registry.summaries(self.store, names)
         return {
             agent.id: _Facts(
@@ -151,13 +152,16 @@ class AgentVerbs:
                 last_tick=rows[agent.id]["last_tick"],
                 goals=rows[agent.id]["goals"],
                 approvals=rows[agent.id]["approvals"],
+                spent_day=intents.committed(self.store, agent.id, since=now - DAY)
+                if rows[agent.id]["pays"]
+                else Msat(0),
             )
             for agent in agents
         }
 
     def _view(self, agent: Agent, facts: _Facts) -> dict[str, Any]:
         lifecycle, known = facts.lifecycle, facts.balance
-        chosen, now = agent.settings, self.agents.clock.now()
+        chosen = agent.settings
         factor = heartbeat_factor(lifecycle.state, chosen.lifecycle)
         runner = None if self.host is None else self.host.runner(agent.id)
         children = [] if runner is None else runner.statuses()
@@ -199,7 +203,7 @@ class AgentVerbs:
             "budgets": {
                 "tick_msats": chosen.budget_tick,
                 "day_msats": chosen.budget_day,
-                "spent_day_msats": intents.committed(self.store, agent.id, since=now - DAY),
+                "spent_day_msats": facts.spent_day,
                 "stranger_day_msats": sats(chosen.schedule.stranger_budget_sats),
                 "reserve_msats": sats(chosen.lifecycle.reserve_sats),
             },

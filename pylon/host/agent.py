@@ -254,8 +254,10 @@ class Runner:
         def job(tx: Tx) -> bool:
             if not inbox.take(tx, self._consumer, event.id, now):
                 return False
-            # Not this event's own time: relays show what is newest first, and what is older may still be to come.
-            cursors.advance(tx, self._consumer, max(self._since(), int(now - triggers.LATE_SECONDS)))
+            # Not this event's own time: relays show what is newest first, and what is older may still be to come. Nor
+            # beyond it: our clock may be ahead, and what is said by clocks that are right would be missed.
+            reached = max(self._since(), int(now - triggers.LATE_SECONDS))
+            cursors.advance(tx, self._consumer, min(reached, heard.created_at))
             return triggers.note(tx, tx.vault, self.id, heard, at=now, stranger=stranger)
 
         if await self._agents.store.write(job):

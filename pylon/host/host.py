@@ -96,6 +96,7 @@ class Host:
         self._looks = trio.CapacityLimiter(_LOOKS_AT_ONCE)
         self._young = 0
         """How many were started since nurseries were put aside."""
+        self._all_aside = True
         self._dirty: dict[str, None] = {}
         self._stirred = trio.Event()
         self._wallets: dict[str, str] = {}
@@ -254,6 +255,7 @@ class Host:
         self._runners[agent.id] = runner
         self._supervisor.start(ChildSpec(agent.id, runner.run))
         self._young += 1
+        self._all_aside = False
         if self._young >= _MANY:
             self._put_aside()
 
@@ -371,8 +373,10 @@ class Host:
             if self._clock.monotonic() - waiting >= _LOCK_AGAIN:
                 waiting = self._clock.monotonic()
                 self._try_locked_again()
-            if self._young and len(self._runners) >= _MANY:
+            if not self._all_aside and len(self._runners) >= _MANY:
+                # Once more for those who were only starting the last time.
                 self._put_aside()
+                self._all_aside = True
 
     def _try_locked_again(self) -> None:
         for agent_id in self._barred:

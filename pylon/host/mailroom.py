@@ -283,6 +283,9 @@ class Mailroom:
                 seat.box._tell()
 
     def _route(self, line: _Line, event: Event) -> None:
+        if line.sort is Sort.STATE or event.pubkey not in self._boxes:
+            # Ours say nothing about our clock.
+            line.newest = max(event.created_at, line.newest or 0)
         if line.sort is Sort.STATE:
             names: Iterable[str] = (event.pubkey,)
         else:
@@ -474,6 +477,8 @@ class _Line:
     sort: Sort
     groups: dict[_Group, None] = attrs.field(factory=dict)
     waiting: dict[_Seat, None] = attrs.field(factory=dict)
+    newest: int | None = None
+    """Unix seconds: what the newest event says of itself that came here."""
 
 
 @attrs.define(eq=False)
@@ -545,12 +550,15 @@ class _Group:
         """Wall time up to which all that the relay has for its members has come here; ``None``: not all ever did.
 
         Counted by the monotonic clock, which stands still while the machine sleeps: a connection that slept may have
-        died and not know it yet.
+        died and not know it yet. And never beyond the newest event that came: the clock may be ahead by days, and who
+        asks a relay from then on is deaf to everybody else.
         """
         if self.live is None:
             return self.lost
+        if self.line.newest is None:
+            return None
         wall, monotonic = self.live
-        return min(clock.now(), wall + clock.monotonic() - monotonic)
+        return min(clock.now(), wall + clock.monotonic() - monotonic, float(self.line.newest))
 
 
 def _portions(seats: Iterable[_Seat]) -> Iterator[list[_Seat]]:

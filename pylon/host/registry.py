@@ -175,11 +175,15 @@ def lifecycles(source: Reads, agents: Iterable[Agent]) -> dict[str, Lifecycle]:
 
 
 def summaries(source: Reads, names: Sequence[str]) -> dict[str, sqlite3.Row]:
-    """Of many agents: the ``goals`` that are active, the ``approvals`` waited for, when the ``last_tick`` began."""
+    """Of many agents: the ``goals`` that are active, the ``approvals`` waited for, when the ``last_tick`` began.
+
+    ``pays``: whether it has ever begun to pay anything.
+    """
     rows = source.read(
         "SELECT a.id, COALESCE((SELECT goals FROM agent_states s WHERE s.agent = a.id), 0) AS goals,"
         " (SELECT created_at FROM ticks t WHERE t.agent = a.id ORDER BY n DESC LIMIT 1) AS last_tick,"
-        " (SELECT COUNT(*) FROM actions c WHERE c.agent = a.id AND c.state = 'waiting') AS approvals"
+        " (SELECT COUNT(*) FROM actions c WHERE c.agent = a.id AND c.state = 'waiting') AS approvals,"
+        " EXISTS (SELECT 1 FROM intents i WHERE i.owner = a.id) AS pays"
         " FROM agents a WHERE a.id IN (SELECT value FROM json_each(?))",
         (orjson.dumps(list(names)).decode(),),
     )

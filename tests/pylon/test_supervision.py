@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import functools
+import gc
 import random
+import weakref
 from collections.abc import Callable
 
 import attrs
@@ -272,3 +275,40 @@ def test_no_schedule_of_failures_makes_it_busy_or_spreads(script, policy, seed):
     again = Scripted(script)
     virtual(supervised, {"child": again, "sibling": Scripted([(10**9, "return")])}, LONG, policy, seed)
     assert again.starts == child.starts
+
+
+def test_a_child_that_was_stopped_leaves_nothing_for_the_garbage_collector():
+    """Ten thousand nurseries must go by their reference counts (``pylon.host.host``)."""
+
+    class Held:
+        pass
+
+    async def main() -> bool:
+        held = Held()
+        gone = weakref.ref(held)
+
+        async def child(held: Held) -> None:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.sleep_forever)
+                nursery.start_soon(trio.sleep_forever)
+                await trio.sleep_forever()
+
+        async with trio.open_nursery() as nursery:
+            supervisor = Supervisor(nursery, rng=random.Random(1))
+            supervisor.start(ChildSpec("child", functools.partial(child, held)))
+            del held
+            await trio.sleep(1)
+            assert gone() is not None
+            assert supervisor.status("child") is not None
+            await supervisor.stop("child")
+            supervisor.forget("child")
+            assert supervisor.status("child") is None
+            await trio.sleep(1)
+            return gone() is None
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert virtual(main)
+    finally:
+        gc.enable()

@@ -193,7 +193,6 @@ def run_plan(plan: Plan) -> Told:
 def _uncollected() -> Iterator[None]:
     """Have no garbage collected in between: what it finalizes, and when, hangs on what this process did before."""
     collecting = gc.isenabled()
-    gc.collect()
     gc.disable()
     try:
         yield
@@ -446,6 +445,9 @@ class HostWorld:
             await self._pause(agent, True)
         for payment_hash, bolt11 in self.withdrawn.items():
             await self._call(functools.partial(self._reconcile, payment_hash, bolt11))
+        if self.outages:
+            # What came in meanwhile is found by the sweep; the audit at the end would book it before.
+            await trio.sleep_until(self.outages[-1].end + self.sweep + POLL)
         with contextlib.suppress(trio.TooSlowError):
             await self._until(lambda: not self.unfinished(), CALM_SECONDS)
 
@@ -568,10 +570,12 @@ class HostWorld:
                 self._relay_is(relay)
             case steps.Crash(turns, down):
                 await self._die_after(turns, down, "a random moment")
-            case steps.CrashAt(point, passage, down):
+            case steps.CrashAt(agent, point, passage, down):
+                self._say(self._id(agent), self.node.secret, f"what now? {self._word()}")
                 self.node.plan[point] = self.node.passages.get(point, 0) + passage
                 self._down = down
-            case steps.CrashAfter(table, commits, turns, down):
+            case steps.CrashAfter(agent, table, commits, turns, down):
+                self._say(self._id(agent), self.node.secret, f"what now? {self._word()}")
                 self._dying[table] = [commits, turns]
                 self._down = down
             case steps.Restart():

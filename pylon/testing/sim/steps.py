@@ -148,8 +148,10 @@ class Crash:
 
 @attrs.frozen
 class CrashAt:
-    """It dies at the n-th passage of a crash point from now on."""
+    """It dies at the n-th passage of a crash point from now on. The operator tells this agent something, so that it
+    has a reason to pass there."""
 
+    agent: int
     point: str
     passage: int
     down: float
@@ -157,8 +159,9 @@ class CrashAt:
 
 @attrs.frozen
 class CrashAfter:
-    """It dies ``turns`` turns after the n-th commit from now on that moves a record of this table."""
+    """As ``CrashAt``; it dies ``turns`` turns after the n-th commit from now on that moves a record of this table."""
 
+    agent: int
     table: str
     commits: int
     turns: int
@@ -418,8 +421,9 @@ _DRAWN: dict[type, Callable[[Chooser], Step]] = {
     ),
     RelayTrouble: lambda c: RelayTrouble(c.choice((Relay.FINE, Relay.FINE, *Relay))),
     Crash: lambda c: Crash(c.choice((0, 1, 3, 10, 40)), _down(c)),
-    CrashAt: lambda c: CrashAt(c.choice(c.choice(CRASH_POINTS)), c.choice((1, 1, 2)), _down(c)),
+    CrashAt: lambda c: CrashAt(_which(c), c.choice(c.choice(CRASH_POINTS)), c.choice((1, 1, 2)), _down(c)),
     CrashAfter: lambda c: CrashAfter(
+        _which(c),
         c.choice(("ticks", "actions", "purchases", "intents", "lifecycles")),
         c.choice((1, 2, 3)),
         c.choice((0, 1, 2, 5)),
