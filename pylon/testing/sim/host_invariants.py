@@ -17,6 +17,7 @@ import trio
 
 from protocols.nip01 import Filter
 from protocols.nip_sa import SCHEDULE
+from pylon.compute.purchase import PURCHASE
 from pylon.host import registry, triggers
 from pylon.host.acting import ACTION, ActionState
 from pylon.host.lifecycle import LifecycleState
@@ -509,12 +510,47 @@ def books_agree(world: HostWorld, history: History) -> Iterator[str]:
 
 def comes_to_rest(world: HostWorld, history: History) -> Iterator[str]:
     """Once nothing goes wrong any more, nothing is left unfinished, and the operator has had every answer."""
-    yield from world.unfinished()
+    yield from unfinished(world)
     for action in history.actions.values():
         if action.state not in ACTION.final and action.state is not ActionState.WAITING:
             yield f"{action.id} is {action.state.value}"
     if world.asking[world.chronicle.life]:
         yield f"the operator waits for {world.asking[world.chronicle.life]} answers"
+
+
+def unfinished(world: HostWorld) -> list[str]:
+    """What has not come to its end yet, in words."""
+    store = world.node.store
+    if store is None or not world.node.ready:
+        return ["the home is dead"]
+    found = []
+    for table, ends in (
+        ("ticks", TICK.final),
+        ("actions", ACTION.final | {ActionState.WAITING}),
+        ("purchases", PURCHASE.final),
+        ("intents", {"settled", "failed"}),
+        ("deliveries", {"accepted", "refused", "cancelled", "expired"}),
+    ):
+        marks = ",".join("?" * len(ends))
+        excused = _need_not_end(world, table)
+        rows = store.read(
+            f"SELECT state, COUNT(*) AS n FROM {table} WHERE state NOT IN ({marks}){excused} GROUP BY state",
+            [str(state) for state in sorted(ends)],
+        )
+        found += [f"{row['n']} {table} are {row['state']}" for row in rows]
+    return found
+
+
+def _need_not_end(world: HostWorld, table: str) -> str:
+    """What need not have come to its end, as a condition."""
+    now = world.home_clock.now()
+    # Deadlines are wall time: what was begun while the clock was ahead waits until it is there again.
+    ahead = {"purchases": "deadline", "deliveries": "next_at"}.get(table) if world.jumps else None
+    excused = f" AND NOT COALESCE({ahead}, 0) > {now + HOUR!r}" if ahead else ""
+    if table == "deliveries":
+        # Nobody keeps house here.
+        excused += f" AND event_id NOT IN (SELECT event_id FROM outbox WHERE expires_at <= {now!r})"
+    return excused
 
 
 def _excused(world: HostWorld, agent: str, at: float) -> bool:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import logging
 import math
 import random
@@ -28,15 +27,12 @@ from protocols.keys import SecretKey
 from protocols.nip01 import Event
 from protocols.nip90 import JobRequest
 from pylon.clock import VirtualClock
-from pylon.compute.purchase import PURCHASE
 from pylon.daemon import books
 from pylon.daemon.books import Owned
 from pylon.errors import PaymentFailed, PylonError
-from pylon.host.acting import ACTION, ActionState
 from pylon.host.host import Host, HostSettings
 from pylon.host.lifecycle import may_tick
 from pylon.host.registry import PAUSED, Agent
-from pylon.host.ticking import TICK
 from pylon.money import Msat, sats
 from pylon.relays.relay import Limits
 from pylon.store import intents
@@ -48,7 +44,7 @@ from pylon.testing.sim import host_invariants, steps
 from pylon.testing.sim.chronicle import Chronicle
 from pylon.testing.sim.crowd import POISON, Crowd
 from pylon.testing.sim.history import carries_active, lines
-from pylon.testing.sim.host_invariants import HOUR, POLL
+from pylon.testing.sim.host_invariants import POLL
 from pylon.testing.sim.host_node import HostNode
 from pylon.testing.sim.node import Killed, Setting, current
 from pylon.testing.sim.steps import Market, Newcomer, Plan, Relay, Wallets
@@ -280,7 +276,7 @@ class HostWorld:
             # What came in meanwhile is found by the sweep; the audit at the end would book it before.
             await trio.sleep_until(self.outages[-1].end + self.sweep + POLL)
         with contextlib.suppress(trio.TooSlowError):
-            await self._until(lambda: not self.unfinished(), CALM_SECONDS)
+            await self._until(lambda: not host_invariants.unfinished(self), CALM_SECONDS)
 
     async def _wake(self, agent: str) -> None:
         """See to it that an agent is awake, and hears."""
@@ -297,39 +293,6 @@ class HostWorld:
         if missing > 0:
             await self.wallets[agent].fund(Msat(missing))
 
-    def unfinished(self) -> list[str]:
-        """What has not come to its end yet, in words."""
-        store = self.node.store
-        if store is None or not self.node.ready:
-            return ["the home is dead"]
-        found = []
-        for table, ends in (
-            ("ticks", TICK.final),
-            ("actions", ACTION.final | {ActionState.WAITING}),
-            ("purchases", PURCHASE.final),
-            ("intents", {"settled", "failed"}),
-            ("deliveries", {"accepted", "refused", "cancelled", "expired"}),
-        ):
-            marks = ",".join("?" * len(ends))
-            excused = self._excused(table)
-            rows = store.read(
-                f"SELECT state, COUNT(*) AS n FROM {table} WHERE state NOT IN ({marks}){excused} GROUP BY state",
-                [str(state) for state in sorted(ends)],
-            )
-            found += [f"{row['n']} {table} are {row['state']}" for row in rows]
-        return found
-
-    def _excused(self, table: str) -> str:
-        """What need not have come to its end, as a condition."""
-        now = self.home_clock.now()
-        # Deadlines are wall time: what was begun while the clock was ahead waits until it is there again.
-        ahead = {"purchases": "deadline", "deliveries": "next_at"}.get(table) if self.jumps else None
-        excused = f" AND NOT COALESCE({ahead}, 0) > {now + HOUR!r}" if ahead else ""
-        if table == "deliveries":
-            # Nobody keeps house here.
-            excused += f" AND event_id NOT IN (SELECT event_id FROM outbox WHERE expires_at <= {now!r})"
-        return excused
-
     async def _account(self) -> None:
         """Ask everybody for the accounts, count, and judge."""
         told = self.told
@@ -345,29 +308,12 @@ class HostWorld:
         self.report = await books.audit(
             store, self.node.bare_wallet(), self.clock, keeper=SimnetKeeper(self.ledger), agents=owned
         )
-        self._count(store)
+        told.count(store, self.chronicle)
         told.broken = [*self._problems, *self._judge(store)]
 
     def _judge(self, store: Store) -> Iterable[str]:
         """What is broken at the end, in words."""
         return host_invariants.at_the_end(self, store)
-
-    def _count(self, store: Store) -> None:
-        def count(table: str, condition: str = "1 = 1") -> int:
-            row = store.one(f"SELECT COUNT(*) AS n FROM {table} WHERE {condition}")
-            return 0 if row is None else int(row["n"])
-
-        told = self.told
-        told.ticks, told.quiet = count("ticks"), count("ticks", "state = 'quiet'")
-        told.failed = count("ticks", "state = 'failed'")
-        told.thoughts = count("purchases", "state = 'answered'")
-        told.triggers, told.actions = count("triggers"), count("actions")
-        told.payments = count("intents", "state = 'settled' AND owner <> ''")
-        lines = [
-            f"{p.at:.6f} {p.life} {p.machine} {p.subject} {p.before} {p.message} {p.after}"
-            for p in self.chronicle.passages
-        ]
-        told.digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
     def _look_round(self) -> None:
         for problem in host_invariants.at_any_moment(self):

@@ -184,7 +184,7 @@ class MonthWorld(HostWorld):
         self.ended = trio.current_time()
         for agent in self.ids:
             await self._pause(agent, True)
-        await self._until(lambda: not self.unfinished(), HOUR)
+        await self._until(lambda: not host_invariants.unfinished(self), HOUR)
 
     def _judge(self, store: Store) -> Iterable[str]:
         history = History.of(self, store)

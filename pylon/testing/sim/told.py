@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from typing import ClassVar
 
 import attrs
 
 from protocols.nip01 import Event
+from pylon.store.database import Store
+from pylon.testing.sim.chronicle import Chronicle
 
 
 @attrs.define
@@ -39,6 +42,23 @@ class Told:
     @property
     def ok(self) -> bool:
         return not self.broken
+
+    def count(self, store: Store, chronicle: Chronicle) -> None:
+        """Count what came of it all."""
+
+        def count(table: str, condition: str = "1 = 1") -> int:
+            row = store.one(f"SELECT COUNT(*) AS n FROM {table} WHERE {condition}")
+            return 0 if row is None else int(row["n"])
+
+        self.ticks, self.quiet = count("ticks"), count("ticks", "state = 'quiet'")
+        self.failed = count("ticks", "state = 'failed'")
+        self.thoughts = count("purchases", "state = 'answered'")
+        self.triggers, self.actions = count("triggers"), count("actions")
+        self.payments = count("intents", "state = 'settled' AND owner <> ''")
+        lines = [
+            f"{p.at:.6f} {p.life} {p.machine} {p.subject} {p.before} {p.message} {p.after}" for p in chronicle.passages
+        ]
+        self.digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
     def line(self) -> str:
         verdict = "ok" if self.ok else "BROKEN"
