@@ -40,10 +40,11 @@ def mark(source: Reads) -> Frozen | None:
         return None
     try:
         found = json.loads(text)
-        reason, at = found["reason"], found["at"]
-        if isinstance(reason, str) and isinstance(at, int | float) and not isinstance(at, bool):
-            return Frozen(reason, float(at))
-    except (ValueError, TypeError, KeyError, RecursionError):
+        reason, at = found["reason"], found.get("at")
+        if isinstance(reason, str):
+            known = isinstance(at, int | float) and not isinstance(at, bool)
+            return Frozen(reason, float(at) if known else None)
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         pass
     return Frozen("its mark does not read", None)
 

@@ -1,4 +1,7 @@
-"""What the purse keeps beside an intent, as ``m005_purse`` adds it; the conventions are those of ``pylon.store.schema``."""
+"""What the purse keeps beside an intent, as ``m005_purse`` adds it.
+
+The conventions are those of ``pylon.store.schema``.
+"""
 
 from __future__ import annotations
 
