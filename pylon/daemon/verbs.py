@@ -25,6 +25,7 @@ from pylon.daemon.wallet_verbs import WalletGuard
 from pylon.errors import NotFound, PylonError, UsageError
 from pylon.money import MAX_MSAT, Msat, format_msat
 from pylon.provider.earnings import earnings, recent
+from pylon.store import ledger
 from pylon.store.database import Store
 from pylon.wallets.purse import Purse
 from pylon.wallets.simnet import SimnetWallet
@@ -199,6 +200,13 @@ class Verbs:
         }
 
     async def books(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
+        """The accounts, and what has left the wallets: by owner and purpose, with ``causes`` by cause.
+
+        ``since``: Unix seconds; what left before is not told, and ``moved`` is what each account has changed by since.
+        """
+        since = params.get("since")
+        if since is not None and (isinstance(since, bool) or not isinstance(since, int | float)):
+            raise UsageError("since must be a time in Unix seconds")
         hosting = None if self.agents is None else self.agents.hosting
         found = await books.audit(
             self.store,
@@ -210,9 +218,31 @@ class Verbs:
         return {
             "accounts": {f"{name}_msats": amount for name, amount in found.balances.items()},
             "wallet_msats": found.wallet_msats,
+            "spent": self._spent(0.0 if since is None else float(since), params.get("causes") is True),
+            **({} if since is None else {"since": since, "moved": self._moved(float(since))}),
+            "remarks": list(found.remarks),
             "problems": list(found.problems),
             "clean": not found.problems,
         }
+
+    def _spent(self, since: float, by_cause: bool) -> list[dict[str, Any]]:
+        names = {row["id"]: row["name"] for row in self.store.read("SELECT id, name FROM agents")}
+        return [
+            {
+                "owner": entry.owner,
+                "name": names.get(entry.owner) or entry.owner[:16],
+                "purpose": entry.purpose,
+                **({"cause": entry.cause} if by_cause else {}),
+                "payments": entry.payments,
+                "amount_msats": entry.msats,
+                "fee_msats": entry.fees,
+            }
+            for entry in ledger.outgoing(self.store, since=since, by_cause=by_cause)
+        ]
+
+    def _moved(self, since: float) -> dict[str, int]:
+        now, then = ledger.balances(self.store), ledger.balances(self.store, until=since)
+        return {f"{name}_msats": amount - then[name] for name, amount in now.items()}
 
     def _wallet(self, what: str) -> SimnetWallet:
         if self.wallet is None:
