@@ -21,9 +21,11 @@ from pylon.daemon import books
 from pylon.daemon.agents import AgentVerbs
 from pylon.daemon.control import Method, Notify
 from pylon.daemon.runtime import Runtime, require_simnet
+from pylon.daemon.wallet_money import WALLET_VERBS, WalletVerbs
 from pylon.daemon.wallet_verbs import WalletGuard
+from pylon.daemon.withdrawals import Withdrawals
 from pylon.errors import NotFound, PylonError, UsageError
-from pylon.money import MAX_MSAT, Msat, format_msat
+from pylon.money import MAX_MSAT, Msat
 from pylon.provider.earnings import earnings, recent
 from pylon.store import ledger
 from pylon.store.database import Store
@@ -33,8 +35,6 @@ from pylon.wallets.simnet import SimnetWallet
 MAX_PROMPT_CHARS = 32_000
 STATUS_AGENTS = 100
 """Agents that ``status`` tells of, one by one; of the others it tells how many there are."""
-MAX_FUNDING = Msat(MAX_MSAT // 1_000)
-"""What the simnet faucet gives at once."""
 
 
 @attrs.frozen
@@ -70,11 +70,10 @@ class Verbs:
             "job.submit": self.job_submit,
             "job.list": self.job_list,
             "job.status": self.job_status,
-            "wallet.balance": self.wallet_balance,
-            "wallet.fund": self.wallet_fund,
             "earnings": self.earnings,
             "books": self.books,
             **WalletGuard(self.store, self.clock).table(),
+            **self._wallet_verbs(),
         }
         if self.agents is not None:
             verbs |= self.agents.table()
@@ -161,28 +160,6 @@ class Verbs:
 
     # --- money ------------------------------------------------------------------------------------------------
 
-    async def wallet_balance(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
-        wallet = self._wallet("a balance")
-        balance = await wallet.balance()
-        return {
-            "network": self.config.network,
-            "settled_msats": balance.settled,
-            "pending_msats": balance.pending_out,
-            "spendable_msats": balance.spendable,
-            "known_at": balance.known_at,
-            "node_pubkey": wallet.node_pubkey,
-        }
-
-    async def wallet_fund(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
-        """Pretended sats from the simnet faucet, booked as coming from outside."""
-        wallet = self._wallet("funding")
-        amount = Msat(_whole(params, "amount_msats", 1, MAX_MSAT))
-        if amount > MAX_FUNDING:
-            raise UsageError(f"the faucet gives at most {format_msat(MAX_FUNDING)} at once", "ask for less")
-        payment = await wallet.fund(amount)
-        await books.book_deposits(self.store, wallet, self.clock.now())
-        return {"funded_msats": payment.amount, **await self.wallet_balance({}, notify)}
-
     async def earnings(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
         found = earnings(self.store, self.clock.now())
         limit = _whole({"limit": 10, **params}, "limit", 0, 10_000)
@@ -244,11 +221,21 @@ class Verbs:
         now, then = ledger.balances(self.store), ledger.balances(self.store, until=since)
         return {f"{name}_msats": amount - then[name] for name, amount in now.items()}
 
-    def _wallet(self, what: str) -> SimnetWallet:
+    def _wallet_verbs(self) -> dict[str, Method]:
         if self.wallet is None:
-            require_simnet(self.config, what)
-            raise PylonError("no wallet is open")
-        return self.wallet
+            return dict.fromkeys(WALLET_VERBS, self._no_wallet)
+        hosting = None if self.agents is None else self.agents.hosting
+        return WalletVerbs(
+            self.config,
+            self.store,
+            Purse(self.wallet, self.store, self.clock),
+            Withdrawals(self.store, self.clock) if hosting is None else hosting.withdrawals,
+            None if hosting is None else hosting.agents,
+        ).table()
+
+    async def _no_wallet(self, params: Mapping[str, Any], notify: Notify) -> None:
+        require_simnet(self.config, "a wallet")
+        raise PylonError("no wallet is open")
 
     # --- the daemon itself ------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import trio
 
 from pylon.clock import Clock
 from pylon.daemon.reconciler import PurseOf, Reconciler
-from pylon.errors import AlreadyPaid, WalletError
+from pylon.errors import AlreadyPaid, PaymentFailed, PaymentUnknown
 from pylon.money import Msat
 from pylon.store import intents
 from pylon.store.database import Store
@@ -75,10 +75,10 @@ class Withdrawals:
             case Settled(fee=fee):
                 return fee
             case Unknown(reason):
-                raise WalletError(f"the payment is not known to have settled: {reason}", "pylon books")
+                raise PaymentUnknown(f"the payment is not known to have settled: {reason}", "pylon wallet history")
             case failed:
                 hint = "try less: the fee comes on top" if failed.ours else "ask the payee for another invoice"
-                raise WalletError(f"nothing was paid: {failed.reason}", hint)
+                raise PaymentFailed(f"nothing was paid: {failed.reason}", hint)
 
     async def settle(self, purse_of: PurseOf) -> None:
         """Ask the wallets what became of each withdrawal that nobody drives."""
