@@ -163,6 +163,18 @@ class PaymentFailed(WalletError):
     code = "payment_failed"
 
 
+class NotSupported(WalletError):
+    """What this wallet cannot do by its nature; another could."""
+
+    code = "not_supported"
+
+
+class WalletFrozen(WalletError):
+    """The operator has frozen spending; nothing was reserved, nothing will be sent."""
+
+    code = "frozen"
+
+
 class PaymentUnknown(WalletError):
     """The wallet did not say: the payment may still settle. Never pay again; look it up."""
 

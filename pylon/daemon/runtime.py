@@ -25,7 +25,8 @@ from pylon.config import Bind, Config, DeadlinesConfig
 from pylon.daemon.embedded_relay import EmbeddedRelay
 from pylon.daemon.hosting import Hosting, assemble
 from pylon.daemon.housekeeping import keep_house
-from pylon.errors import ConfigError, ModelMissing, NetworkUnsupported, NotFound, brief
+from pylon.errors import ConfigError, ModelMissing, NetworkUnsupported, NotFound, SealError, brief
+from pylon.host.deeds import Deeds
 from pylon.host.host import Host
 from pylon.host.seedlock import SeedLocks
 from pylon.identity import Identity
@@ -43,9 +44,11 @@ from pylon.relays.pool import RelayPool
 from pylon.relays.publisher import Publisher
 from pylon.relays.websocket import connect
 from pylon.store.database import Store, open_store
+from pylon.store.intents import Intent
 from pylon.store.vault import Vault
 from pylon.supervision import ChildSpec, ChildStatus, Supervisor
 from pylon.wallets.keeper import SimnetKeeper
+from pylon.wallets.limits import home_limits
 from pylon.wallets.purse import Purse
 from pylon.wallets.simnet import SimnetLedger, SimnetWallet
 
@@ -165,7 +168,7 @@ async def open_runtime(
         if wallet is not None:
             keeper = SimnetKeeper(wallet.ledger)
             hosting = assemble(config, identity, store, keeper, clock, rng, relays=lambda: pool.urls, pool=pool)
-            account = Account("", identity.nostr, Purse(wallet, store, clock), await wallet.info())
+            account = Account("", identity.nostr, _purse(wallet, store, clock, config), await wallet.info())
             buyer = Buyer(
                 accounts=_accounts(account, hosting.agents.account),
                 store=store,
@@ -175,7 +178,8 @@ async def open_runtime(
                 settings=BuyerSettings(config.network, keeper.invoice_prefix, quote_seconds=quote_seconds),
             )
             supervisor.start(ChildSpec("buyer", buyer.run))
-            supervisor.start(ChildSpec("withdrawals", functools.partial(_keep_withdrawals, hosting, account.purse)))
+            reconcile = functools.partial(_reconcile, hosting, account.purse, buyer, locks is not None)
+            supervisor.start(ChildSpec("reconciler", reconcile))
             if serve_http and config.api.enabled:
                 bound = await nursery.start(_serve_api(home, config, hosting))
                 hosting.pay.address = public_address(config, bound)
@@ -232,9 +236,25 @@ async def _keep_receipts(hosting: Hosting) -> None:
         await trio.sleep(_RECEIPTS_EVERY)
 
 
-async def _keep_withdrawals(hosting: Hosting, own: Purse) -> None:
-    """See to what the operator has paid, and an earlier life has not seen the end of."""
-    await hosting.withdrawals.run(lambda owner: hosting.agents.purse(owner) if owner else own)
+async def _reconcile(hosting: Hosting, own: Purse, buyer: Buyer, hosts: bool) -> None:
+    """See to the payments that nobody sees to, and to those that an earlier life has not seen the end of."""
+    await hosting.withdrawals.reconciler.run(
+        lambda owner: hosting.agents.purse(owner) if owner else own,
+        lambda intent: _is_driven(intent, buyer, hosting.deeds if hosts else None),
+    )
+
+
+def _is_driven(intent: Intent, buyer: Buyer, deeds: Deeds | None) -> bool:
+    """Whether the record that an intent pays for is there, and has its driver."""
+    try:
+        return buyer.pays(intent.cause) or (deeds is not None and deeds.pays(intent.cause))
+    except SealError:
+        return False
+
+
+def _purse(wallet: SimnetWallet, store: Store, clock: Clock, config: Config) -> Purse:
+    """The home's own."""
+    return Purse(wallet, store, clock, limits=home_limits(config.wallet))
 
 
 def _accounts(home: Account, agents: Accounts | None = None) -> Accounts:
