@@ -43,6 +43,12 @@ class IdentityError(PylonError):
     code = "identity"
 
 
+class PassphraseError(IdentityError):
+    """A passphrase that is wanted and was not given, is another one, or is none."""
+
+    code = "passphrase"
+
+
 class NotRunning(PylonError):
     """No daemon answers in this home."""
 
