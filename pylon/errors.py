@@ -92,6 +92,12 @@ class BundleError(PylonError):
     code = "bundle"
 
 
+class BackupError(PylonError):
+    """A home's backup that cannot be written, or does not open; or a home that cannot take one."""
+
+    code = "backup"
+
+
 class RelayError(PylonError):
     """A relay cannot be reached, or did not answer."""
 

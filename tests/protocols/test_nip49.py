@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import nostr_sdk
 import pytest
 from bech32 import bech32_decode, bech32_encode, convertbits
@@ -88,13 +90,12 @@ def test_a_password_is_what_it_looks_like():
 @given(passwords, passwords)
 def test_another_password_opens_nothing_and_is_not_told(right, wrong):
     text = encrypt(KEY, right, security=KeySecurity.SECURE, log_n=1)
-    try:
-        opened = decrypt(text, wrong)
-    except Nip49Error as error:
-        assert str(error) == "it does not open: another password, or damaged"
-        assert error.__cause__ is None
-    else:
-        assert opened.secret == KEY  # the two are one word
+    if unicodedata.normalize("NFKC", right) == unicodedata.normalize("NFKC", wrong):
+        assert decrypt(text, wrong).secret == KEY
+        return
+    with pytest.raises(Nip49Error, match="another password, or damaged") as caught:
+        decrypt(text, wrong)
+    assert caught.value.__cause__ is None
 
 
 @given(st.integers(0, 90), st.integers(1, 255))

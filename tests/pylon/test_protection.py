@@ -88,9 +88,9 @@ def test_a_wrong_passphrase_changes_nothing_and_tells_nothing(home):
     protect(home, OLD)
     before = {path: path.read_bytes() for path in (home.mnemonic, home.data_key)}
     for wrong in (None, WRONG):
-        for act in (lambda: protect(home, NEW, wrong), lambda: unprotect(home, wrong), lambda: load(home, wrong)):
+        for act, words in ((protect, (NEW, wrong)), (unprotect, (wrong,)), (load, (wrong,))):
             with pytest.raises(PassphraseError) as caught:
-                act()
+                act(home, *words)
             assert caught.value.exit_code == 1
             assert caught.value.__cause__ is None
             text = str(caught.value) + caught.value.hint
