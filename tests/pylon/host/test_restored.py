@@ -1,4 +1,4 @@
-"""Agents of a home that was restored from a backup: what relays know since then counts, and others hear who runs them."""
+"""Agents of a home that was restored from a backup: what relays know counts, and others hear who runs them."""
 
 from __future__ import annotations
 
