@@ -29,8 +29,7 @@ from pylon.errors import ConfigError, ModelMissing, NetworkUnsupported, NotFound
 from pylon.host.deeds import Deeds
 from pylon.host.host import Host
 from pylon.host.seedlock import SeedLocks
-from pylon.identity import Identity
-from pylon.identity import load as load_identity
+from pylon.identity import Identity, Unlocked, unlock
 from pylon.inference.llamacpp import EmbeddedLlama
 from pylon.inference.models import ModelFile, find, from_file, installed, models_directory
 from pylon.inference.port import Backend, Deadlines
@@ -96,9 +95,8 @@ def require_simnet(config: Config, what: str) -> None:
 
 
 @asynccontextmanager
-async def open_home_store(home: Home, clock: Clock) -> AsyncIterator[Store]:
-    """The home's database, with the vault's key from ``keys/``. Raises ``IdentityError``, ``StoreError``."""
-    vault = Vault.load(home.data_key)
+async def open_home_store(home: Home, clock: Clock, vault: Vault) -> AsyncIterator[Store]:
+    """The home's database, sealed with the vault's key. Raises ``StoreError``."""
     async with open_store(home.database, vault=vault, clock=clock) as store:
         yield store
 
@@ -125,6 +123,7 @@ async def open_runtime(
     serve_http: bool = False,
     clock: Clock | None = None,
     rng: random.Random | None = None,
+    keys: Unlocked | None = None,
 ) -> AsyncIterator[Runtime]:
     """Start everything that the home runs; leaving the block stops it.
 
@@ -132,15 +131,17 @@ async def open_runtime(
         ``ModelMissing``; ``buyer`` does neither. Whoever runs can be asked to buy by hand.
     :param quote_seconds: how long a chosen provider may take to quote.
     :param backend: what answers, instead of the embedded engine.
+    :param keys: the home, opened; a home without a passphrase opens here.
     :param serve_http: whether to serve the HTTP API, if the configuration does not say no.
     """
     clock, rng = clock or SystemClock(), rng or random.Random()
     sell = mode in ("provider", "both")
-    identity = load_identity(home)
+    keys = unlock(home) if keys is None else keys
+    identity = keys.identity
     if config.enable_payments or not sell:
         require_simnet(config, "taking payments" if sell else "buying")
     async with AsyncExitStack() as stack:
-        store = await stack.enter_async_context(open_home_store(home, clock))
+        store = await stack.enter_async_context(open_home_store(home, clock, keys.vault))
         wallet = (
             await stack.enter_async_context(open_wallet(home, config, identity, clock))
             if config.network == "simnet"
