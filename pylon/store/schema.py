@@ -12,6 +12,7 @@ import attrs
 
 from pylon.errors import StoreError
 from pylon.store.schema_agents import AGENTS
+from pylon.store.schema_nwc import NWC
 from pylon.store.schema_zaps import ZAPS
 
 APPLICATION_ID = 0x50594C4E
@@ -164,6 +165,7 @@ MIGRATIONS: tuple[Migration, ...] = (
     Migration("m002_owners", _SECOND),
     Migration("m003_agents", AGENTS),
     Migration("m004_zaps", ZAPS),
+    Migration("m005_wallet_connect", NWC),
 )
 
 
