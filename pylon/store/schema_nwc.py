@@ -1,4 +1,4 @@
-"""The tables of Nostr Wallet Connect, as ``m005_wallet_connect`` makes them.
+"""The tables of Nostr Wallet Connect, as ``m006_wallet_connect`` makes them.
 
 The conventions are those of ``pylon.store.schema``. ``wallet_connections``, ``connection_requests`` and
 ``connection_invoices`` are of the service, which lets others use our wallet; ``nwc_payments`` and ``nwc_invoices`` of
