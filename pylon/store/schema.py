@@ -12,8 +12,8 @@ import attrs
 
 from pylon.errors import StoreError
 from pylon.store.schema_agents import AGENTS
-from pylon.store.schema_purse import PURSE
 from pylon.store.schema_nwc import NWC
+from pylon.store.schema_purse import PURSE
 from pylon.store.schema_zaps import ZAPS
 
 APPLICATION_ID = 0x50594C4E
