@@ -51,7 +51,6 @@ from pylon.errors import (
     InsufficientFunds,
     InvoiceExpired,
     InvoiceInvalid,
-    NotSupported,
     RelayError,
     StoreError,
     WalletError,
@@ -65,9 +64,10 @@ from pylon.store import wallet_connections as connections
 from pylon.store.database import Reads, Store, Tx
 from pylon.store.intents import INVOICE, Intent, IntentState
 from pylon.store.wallet_connections import Connection, PayRequest
+from pylon.wallets.budgets import UNBOUNDED, Budget, Limits, Spend
 from pylon.wallets.nwc_answers import WALLET_SECONDS, Answers, failure_of, outgoing
-from pylon.wallets.port import Direction, Payment, PaymentState, Wallet
-from pylon.wallets.purse import Budget, Failed, Outcome, Purse, Settled, Spend, Unknown
+from pylon.wallets.port import Direction, Payment, Wallet
+from pylon.wallets.purse import Failed, Outcome, Purse, Settled, Unknown
 
 log = logging.getLogger(__name__)
 
@@ -92,17 +92,18 @@ _RECORD_SECONDS = 30.0
 _REMEMBERED = 10_000
 
 
-def connection_limits(store: Store, clock: Clock) -> Any:
-    """The budget of a connection's payment, as the purse asks for it."""
+def connection_limits(clock: Clock, home: Limits | None = None) -> Limits:
+    """The budget of a connection's payment: its own, checked here, and what bounds every program of the home."""
 
     def limits(source: Reads, spend: Spend) -> Budget:
         connection = connections.by_scope(source, spend.scope)
-        if not connection.is_open(clock.now()):
-            raise BudgetExceeded(f"the wallet connection {connection.name!r} is closed")
-        # The purse counts a scope from its beginning; what was spent more than a day ago is given back.
-        ever = intents.spent_in(source, spend.scope)
         left = connections.left(source, connection, clock.now())
-        return Budget(per_scope=Msat(ever + left), per_day=None, each=connection.each)
+        if spend.most > left or (connection.each is not None and spend.amount > connection.each):
+            each = "" if connection.each is None else f", {format_msat(connection.each)} for one invoice"
+            raise BudgetExceeded(
+                f"more than this connection may spend: {format_msat(left)} are left of its day, fees included{each}"
+            )
+        return UNBOUNDED if home is None else home(source, spend)
 
     return limits
 
@@ -131,14 +132,23 @@ class WalletService:
     """See the module. ``run`` serves until cancelled; it may be run again."""
 
     def __init__(
-        self, wallet: Wallet, store: Store, pool: RelayPool, clock: Clock, rng: random.Random, *, alias: str = "Pylon"
+        self,
+        wallet: Wallet,
+        store: Store,
+        pool: RelayPool,
+        clock: Clock,
+        rng: random.Random,
+        *,
+        alias: str = "Pylon",
+        limits: Limits | None = None,
     ) -> None:
+        """``alias`` is how the wallet calls itself; ``limits`` bound all programs of the home together."""
         self._wallet = wallet
         self._store = store
         self._pool = pool
         self._clock = clock
         self._rng = rng
-        self._purse = Purse(wallet, store, clock, limits=connection_limits(store, clock))
+        self._purse = Purse(wallet, store, clock, limits=connection_limits(clock, limits))
         self._answers = Answers(wallet, store, clock, alias)
         self._guests: dict[str, _Guest] = {}
         self._under_way: set[str] = set()
@@ -327,23 +337,23 @@ class WalletService:
         if taken is not None or inbox.seen(self._store, CONSUMER, request.id):
             return await self._tell_again(guest, taken)
         try:
-            text, invoice = _payable(PayInvoice.read(request.params))
+            text, invoice, amount = _payable(PayInvoice.read(request.params))
         except (Nip47Invalid, WalletError) as error:
             return await self._refuse(guest, request, error)
         there = intents.find(self._store, invoice.payment_hash)
         if there is None or there.scope != guest.connection.scope:
             try:
-                await self._check(text, invoice)
+                await self._check(text, invoice, amount)
             except Exception as error:
                 return await self._refuse(guest, request, error)
-        intent = await self._store.write(lambda tx: self._reserve(tx, guest, request, text, invoice))
+        intent = await self._store.write(lambda tx: self._reserve(tx, guest, request, text, invoice, amount))
         if intent is None:
             return await self._tell_again(guest, connections.find_request(self._store, request.id))
         if intent.state is IntentState.PENDING:
             await self._drive(intent, text)
         return None
 
-    async def _check(self, text: str, invoice: bolt11.Invoice) -> None:
+    async def _check(self, text: str, invoice: bolt11.Invoice, amount: Msat) -> None:
         """Whatever can be known before anything is set aside. Raises ``WalletError``."""
         with trio.fail_after(WALLET_SECONDS):
             info = await self._wallet.info()
@@ -351,15 +361,17 @@ class WalletService:
                 raise WrongNetwork(f"the invoice is for {invoice.network}, this wallet is on {info.network}")
             if invoice.expires_at <= self._clock.now():
                 raise InvoiceExpired("the invoice has expired", "ask for a new one")
-            amount = Msat(invoice.amount_msats or 0)
-            fee = await self._wallet.quote(text)
+            named = amount if invoice.amount_msats is None else None
+            fee = await self._wallet.quote(text, amount=named)
             if fee > max_fee(amount):
                 raise FeeTooHigh(f"the fee of {format_msat(fee)} is more than {format_msat(max_fee(amount))}")
             spendable = (await self._wallet.balance()).spendable
             if amount + fee > spendable:
                 raise InsufficientFunds(amount + fee, max(spendable, 0))
 
-    def _reserve(self, tx: Tx, guest: _Guest, request: Request, text: str, invoice: bolt11.Invoice) -> Intent | None:
+    def _reserve(
+        self, tx: Tx, guest: _Guest, request: Request, text: str, invoice: bolt11.Invoice, amount: Msat
+    ) -> Intent | None:
         """Take the request, and set aside what it costs, in one.
 
         ``None`` where nothing is to be paid: it was taken before, or it was refused, which is written down.
@@ -390,26 +402,15 @@ class WalletService:
                 cause=f"nwc:{request.id}",
                 bolt11=text,
                 payment_hash=invoice.payment_hash,
-                amount=Msat(invoice.amount_msats or 0),
+                amount=amount,
                 scope=connection.scope,
                 purpose=INVOICE,
             )
         except WalletError as error:
-            note(error=self._over_budget(tx, connection, error))
+            note(error=failure_of(error))
             return None
         note(payment_hash=invoice.payment_hash)
         return intent
-
-    def _over_budget(self, source: Reads, connection: Connection, error: WalletError) -> Failure:
-        if not isinstance(error, BudgetExceeded):
-            return failure_of(error)
-        left = connections.left(source, connection, self._clock.now())
-        each = "" if connection.each is None else f", {format_msat(connection.each)} for one invoice"
-        return Failure(
-            ErrorCode.QUOTA_EXCEEDED,
-            f"more than this connection may spend: {format_msat(left)} are left of its day, fees included{each}",
-            error.code,
-        )
 
     async def _refuse(self, guest: _Guest, request: Request, error: Exception) -> None:
         """A request to pay that comes to nothing is written down as answered, and never looked at again."""
@@ -558,33 +559,19 @@ class WalletService:
     async def _look_up(self, intent: Intent, text: str) -> None:
         """Ask the wallet what became of a payment, and send nothing."""
         self._under_way.add(intent.id)
-        outcome: Outcome | None = None
         try:
-            with trio.move_on_after(WALLET_SECONDS):
-                try:
-                    payment = await self._wallet.lookup_payment(intent.payment_hash)
-                except Exception as error:
-                    log.warning("payment %s: the wallet cannot tell: %s", intent.payment_hash[:16], brief(error))
-                else:
-                    outcome = self._became(intent, payment, text)
-            if outcome is not None:
-                known = outcome
-                await self._store.write(lambda tx: self._record(tx, intent, known))
-                self._waits.pop(intent.id, None)
+            outcome = await self._purse.look(intent)
+            # A request of an earlier life may still be on its way to the wallet; not after the invoice's end.
+            if outcome is None and self._clock.now() > bolt11.decode(text).expires_at + _LATE:
+                outcome = Failed("it was never sent")
+            if outcome is not None and not isinstance(outcome, Unknown):
+                await self._store.write(functools.partial(self._record, intent=intent, outcome=outcome))
         finally:
             self._under_way.discard(intent.id)
-        if outcome is None:
+        if outcome is None or isinstance(outcome, Unknown):
             self._wait_longer(intent)
-
-    def _became(self, intent: Intent, payment: Payment | None, text: str) -> Outcome | None:
-        if payment is None:
-            # A request of an earlier life may still be on its way to the wallet; not after the invoice's end.
-            over = self._clock.now() > bolt11.decode(text).expires_at + _LATE
-            return Failed("it was never sent") if over else None
-        if payment.state is PaymentState.SETTLED:
-            amount = payment.amount if payment.amount > 0 else intent.amount_msats
-            return Settled(amount, Msat(max(payment.fee, 0)), payment.preimage)
-        return Failed("the wallet reports that the payment failed") if payment.state is PaymentState.FAILED else None
+        else:
+            self._waits.pop(intent.id, None)
 
     # --- what comes in ----------------------------------------------------------------------------------------
 
@@ -693,14 +680,14 @@ class WalletService:
                 log.warning("%s refused an answer: %s", url, verdict.message)
 
 
-def _payable(asked: PayInvoice) -> tuple[str, bolt11.Invoice]:
-    """Raises ``InvoiceInvalid``, ``NotSupported``."""
+def _payable(asked: PayInvoice) -> tuple[str, bolt11.Invoice, Msat]:
+    """What is to be paid, and how much. Raises ``InvoiceInvalid``."""
     try:
         invoice = bolt11.decode(asked.invoice)
     except bolt11.Bolt11Invalid as error:
         raise InvoiceInvalid(f"not an invoice that can be paid: {error}") from None
-    if invoice.amount_msats is None:
-        raise NotSupported("invoices without an amount are not paid here")
-    if asked.amount not in (None, invoice.amount_msats):
+    if invoice.amount_msats is None and asked.amount is None:
+        raise InvoiceInvalid("the invoice names no amount, and the request none either")
+    if None not in (invoice.amount_msats, asked.amount) and invoice.amount_msats != asked.amount:
         raise InvoiceInvalid("the invoice is for another amount")
-    return asked.invoice, invoice
+    return asked.invoice, invoice, Msat(invoice.amount_msats or asked.amount or 0)
