@@ -70,6 +70,7 @@ class _Transfer:
     """For the receiver's preimage."""
     claimed: bool = False
     """The receiver has taken it."""
+    ended: trio.Event = attrs.field(factory=trio.Event)
 
 
 @attrs.define
@@ -137,7 +138,7 @@ class FakeSpark:
 
     # --- what the module has ----------------------------------------------------------------------------------
 
-    def SdkBuilder(self, config: Any, seed: Any) -> FakeSdkBuilder:  # noqa: N802
+    def SdkBuilder(self, config: Any, seed: Any) -> FakeSdkBuilder:
         return FakeSdkBuilder(self, config, seed)
 
     async def new_shared_sdk_context(self, config: Any) -> object:
@@ -210,6 +211,7 @@ class FakeSpark:
         if transfer.state != "PENDING":
             return
         transfer.waits = False
+        transfer.ended.set()
         if settles:
             transfer.state = "COMPLETED"
             invoice = self._invoices.get(transfer.hash)
@@ -372,12 +374,10 @@ class FakeBreezSdk:
 
     async def list_payments(self, request: Any) -> Any:
         await self._begin("list_payments", local=True)
-        found = sorted(self._storage.payments.values(), key=lambda p: p.timestamp, reverse=not request.sort_ascending)
-        if not request.sort_ascending:
-            found = sorted(reversed(list(self._storage.payments.values())), key=lambda p: -p.timestamp)
+        ascending = sorted(self._storage.payments.values(), key=lambda p: p.timestamp)
         found = [
             p
-            for p in found
+            for p in (ascending if request.sort_ascending else reversed(ascending))
             if (request.type_filter is None or p.payment_type in request.type_filter)
             and (request.status_filter is None or p.status in request.status_filter)
             and (request.from_timestamp is None or p.timestamp >= request.from_timestamp)
@@ -420,7 +420,7 @@ class FakeBreezSdk:
         else:
             await self._begin("prepare_send_payment")
             read = self._read(text)
-            amount = request.amount or -(-read.amount_msats // 1_000)
+            amount = request.amount or -(-(read.amount_msats or 0) // 1_000)
             self._route(text, read)
             faults = self._network.account(self.identity).faults
             if faults and faults[0].kind == "no_route":
@@ -474,11 +474,8 @@ class FakeBreezSdk:
             transfer.waits = True
             network._later(network.htlc_seconds, transfer, settles=False)
             await network._arrive(transfer)
-            waited = 0.0
-            most = options.completion_timeout_secs or 0 if options is not None else 0
-            while transfer.state == "PENDING" and waited < most:
-                await trio.sleep(1.0)
-                waited += 1.0
+            with trio.move_on_after(options.completion_timeout_secs or 0):
+                await transfer.ended.wait()
             return
         kind = "" if fault is None else fault.kind
         if fault is not None and kind == "pend":
@@ -487,9 +484,7 @@ class FakeBreezSdk:
         if fault is not None and kind == "delay":
             # The network goes on, whoever waits for it.
             network._later(fault.seconds, transfer, settles=fault.settles)
-            await trio.sleep(fault.seconds)
-            while transfer.state == "PENDING":
-                await trio.sleep(0)
+            await transfer.ended.wait()
             return
         await network._end(transfer, settles=kind != "fail")
         if kind == "lost":
@@ -591,11 +586,12 @@ class FakeBreezSdk:
 
     def learn(self, transfer: _Transfer) -> None:
         """Write down what has become of a transfer, and the balance."""
-        mine = self.identity in (transfer.sender, transfer.receiver)
         # Who is to receive sees nothing before there is something to take, but an HTLC that waits for its preimage.
-        if mine and (transfer.sender == self.identity or transfer.state == "COMPLETED" or transfer.waits):
-            self._storage.payments[transfer.id] = self._network.payment(transfer, self.identity)
-        elif transfer.id in self._storage.payments:
+        if (
+            transfer.sender == self.identity
+            or transfer.id in self._storage.payments
+            or (transfer.receiver == self.identity and (transfer.state == "COMPLETED" or transfer.waits))
+        ):
             self._storage.payments[transfer.id] = self._network.payment(transfer, self.identity)
         self._storage.balance = self._network.account(self.identity).balance
 

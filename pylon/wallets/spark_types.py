@@ -123,7 +123,7 @@ def amount_of(target: Target, amount: Msat | None) -> Msat:
 
 def is_bitcoin(payment: Any) -> bool:
     """Whether an SDK payment moves sats, and no token."""
-    return payment.method.name != "TOKEN"
+    return bool(payment.method.name != "TOKEN")
 
 
 def payment_hash(payment: Any) -> str:

@@ -14,7 +14,8 @@ from pylon.money import sats
 from pylon.testing.spark import FakeSpark, Fault
 from pylon.wallets.bridge import InlineBridge
 from pylon.wallets.port import PaymentState
-from pylon.wallets.spark import SparkDeadlines, SparkKit, SparkWallet
+from pylon.wallets.spark import SparkWallet
+from pylon.wallets.spark_kit import SparkKit
 from pylon.wallets.spark_types import REGTEST
 from tests.pylon.wallets.conformance import FEE_CAP, House, WalletConformance
 
