@@ -20,13 +20,14 @@ from pylon.config import Config
 from pylon.daemon import books
 from pylon.daemon.agents import AgentVerbs
 from pylon.daemon.control import Method, Notify
-from pylon.daemon.runtime import Runtime, require_simnet
+from pylon.daemon.runtime import Runtime
+from pylon.daemon.wallets import Fundable
 from pylon.errors import NotFound, PylonError, UsageError
-from pylon.money import MAX_MSAT, Msat, format_msat
+from pylon.money import MAX_MSAT, Msat, format_msat, sats
 from pylon.provider.earnings import earnings, recent
 from pylon.store.database import Store
+from pylon.wallets.port import PaymentState, Wallet
 from pylon.wallets.purse import Purse
-from pylon.wallets.simnet import SimnetWallet
 
 MAX_PROMPT_CHARS = 32_000
 STATUS_AGENTS = 100
@@ -42,7 +43,7 @@ class Verbs:
     config: Config
     clock: Clock
     store: Store
-    wallet: SimnetWallet | None = None
+    wallet: Wallet | None = None
     buyer: Buyer | None = None
     agents: AgentVerbs | None = None
     runtime: Runtime | None = None
@@ -87,7 +88,6 @@ class Verbs:
         ``wait``: return when it has ended, with its history; ``job`` and ``partial`` notifications come before.
         """
         if self.buyer is None:
-            require_simnet(self.config, "buying")
             raise UsageError("this daemon does not buy", "start it with -m host or -m both")
         prompt = check_prompt(params.get("prompt"))
         model = None if params.get("model") is None else _text(params, "model")
@@ -159,26 +159,33 @@ class Verbs:
     # --- money ------------------------------------------------------------------------------------------------
 
     async def wallet_balance(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
-        wallet = self._wallet("a balance")
-        balance = await wallet.balance()
+        wallet = self._wallet()
+        balance, info = await wallet.balance(), await wallet.info()
         return {
             "network": self.config.network,
             "settled_msats": balance.settled,
             "pending_msats": balance.pending_out,
             "spendable_msats": balance.spendable,
             "known_at": balance.known_at,
-            "node_pubkey": wallet.node_pubkey,
+            "node_pubkey": info.node_pubkey,
+            "note": info.note,
         }
 
     async def wallet_fund(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
-        """Pretended sats from the simnet faucet, booked as coming from outside."""
-        wallet = self._wallet("funding")
-        amount = Msat(_whole(params, "amount_msats", 1, MAX_MSAT))
+        """Test sats from the network's faucet, from outside; on Spark's regtest they come with the next blocks."""
+        wallet = self._wallet()
+        usual = sats(100_000 if self.config.network == "simnet" else 50_000)
+        amount = Msat(_whole({"amount_msats": usual, **params}, "amount_msats", 1, MAX_MSAT))
         if amount > MAX_FUNDING:
             raise UsageError(f"the faucet gives at most {format_msat(MAX_FUNDING)} at once", "ask for less")
+        if not isinstance(wallet, Fundable):
+            raise UsageError(f"{self.config.network} has no faucet here", "pay an invoice of this wallet's")
         payment = await wallet.fund(amount)
+        report = {"funded_msats": payment.amount, "state": payment.state.value, "network": self.config.network}
+        if payment.state is not PaymentState.SETTLED:
+            return {**report, "payment": payment.payment_id}
         await books.book_deposits(self.store, wallet, self.clock.now())
-        return {"funded_msats": payment.amount, **await self.wallet_balance({}, notify)}
+        return {**report, **await self.wallet_balance({}, notify)}
 
     async def earnings(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
         found = earnings(self.store, self.clock.now())
@@ -212,10 +219,9 @@ class Verbs:
             "clean": not found.problems,
         }
 
-    def _wallet(self, what: str) -> SimnetWallet:
+    def _wallet(self) -> Wallet:
         if self.wallet is None:
-            require_simnet(self.config, what)
-            raise PylonError("no wallet is open")
+            raise PylonError("no wallet is open", "this home sells for nothing; set enable_payments = true")
         return self.wallet
 
     # --- the daemon itself ------------------------------------------------------------------------------------
@@ -223,7 +229,8 @@ class Verbs:
     async def status(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
         runtime = self.runtime
         assert runtime is not None, "only a whole runtime has this verb"
-        balance = None if self.wallet is None else await self.wallet.balance()
+        # Whoever asks for the status does not wait for the internet: what is known, and since when.
+        balance = None if runtime.wallets is None else await runtime.wallets.known()
         found = earnings(self.store, self.clock.now())
         health = None if runtime.engine is None else await runtime.engine.health()
         agents: dict[str, Any] = {"agents": [], "states": {}}

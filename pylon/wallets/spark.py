@@ -28,8 +28,18 @@ from pylon.errors import (
     WalletUnreachable,
 )
 from pylon.money import MAX_MSAT, Msat, format_msat, sats
-from pylon.wallets import spark_errors, spark_types
-from pylon.wallets.port import Addresses, Balance, Can, IssuedInvoice, PaymentEvents, WalletInfo
+from pylon.wallets import spark_errors, spark_faucet, spark_types
+from pylon.wallets.port import (
+    Addresses,
+    Balance,
+    Can,
+    Direction,
+    IssuedInvoice,
+    Payment,
+    PaymentEvents,
+    PaymentState,
+    WalletInfo,
+)
 from pylon.wallets.spark_journal import Issued
 from pylon.wallets.spark_link import Listener
 from pylon.wallets.spark_payments import SparkPayments
@@ -92,6 +102,14 @@ class SparkWallet(SparkPayments):
                 leaving += send.amount + send.most_fee
         return Balance(settled=Msat(settled), pending_out=Msat(leaving), known_at=known_at)
 
+    async def sweep(self) -> Balance:
+        """``balance`` for one who looks after many wallets: it does not count as a use of this one."""
+        self._sweeps += 1
+        try:
+            return await self.balance()
+        finally:
+            self._sweeps -= 1
+
     async def addresses(self) -> Addresses:
         """The Bitcoin address is asked for once, and then remembered; ``None`` until Spark was reached for it."""
         await trio.lowlevel.checkpoint()
@@ -116,6 +134,30 @@ class SparkWallet(SparkPayments):
         address = str(response.payment_request)
         self._journal.learn("bitcoin_address", address)
         return address
+
+    async def fund(self, amount: Msat) -> Payment:
+        """Ask the faucet of Spark's regtest: returns a deposit that is pending, until blocks have confirmed it.
+
+        Raises ``NotSupported`` on mainnet, ``UsageError`` for an amount that it does not give, ``WalletUnreachable``.
+        """
+        self._check_open()
+        if self._kit.network.name == "mainnet":
+            raise NotSupported("there is no faucet on mainnet", "pay an invoice of this wallet's from another one")
+        spark_faucet.check_amount(amount)
+        address = self._journal.fact("bitcoin_address") or await self._bitcoin_address()
+        now = self._clock.now()
+        txid = await spark_faucet.ask_faucet(address, amount)
+        return Payment(
+            payment_id=txid,
+            payment_hash="",
+            direction=Direction.RECEIVED,
+            state=PaymentState.PENDING,
+            amount=amount,
+            fee=Msat(0),
+            created_at=now,
+            description="from the regtest faucet",
+            outside=True,
+        )
 
     # --- invoices ---------------------------------------------------------------------------------------------
 

@@ -28,7 +28,10 @@ from pylon.errors import (
 from pylon.money import Msat
 
 SERVERS = "Spark's servers (api.lightspark.com and the Spark operators)"
-_REMEDY = 'look at the connection to the internet, then try again; offline, use network = "simnet"'
+_REMEDY = (
+    "look at the connection to the internet, then try again; what works without it is a home with pretended sats:"
+    " pylon --home DIR init --network simnet"
+)
 _LONGEST = 200
 
 _UNREACHED = re.compile(

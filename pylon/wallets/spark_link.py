@@ -56,8 +56,8 @@ class SparkLink:
         self.identity_pubkey = kit.identity(seed)
         """Hex, 33 bytes compressed: by which it is known."""
         self.server = server
-        self.last_use = -math.inf
-        """Monotonic time."""
+        self.used_at = -math.inf
+        """Monotonic time of the last use but by sweeps."""
         self.known_at = -math.inf
         """Wall time of the beginning of the last proven round trip."""
         self._kit = kit
@@ -71,6 +71,7 @@ class SparkLink:
         self._proving = trio.Lock()
         self._closed = False
         self._users = 0
+        self._sweeps = 0
         self._synced = False
         self._stale = True
         """There may be news since the last round trip."""
@@ -182,6 +183,15 @@ class SparkLink:
         return self._instance is not None
 
     @property
+    def is_closed(self) -> bool:
+        return self._closed
+
+    async def connect(self) -> None:
+        """Open it now, and not with its first use. Raises ``WalletError``."""
+        async with self._using():
+            pass
+
+    @property
     def is_busy(self) -> bool:
         """Whether something is under way with it, or somebody listens."""
         return bool(self._users or self._listeners)
@@ -221,7 +231,8 @@ class SparkLink:
         """The SDK's instance, connected if need be, and kept while it is in use."""
         self._users += 1
         try:
-            self.last_use = self._clock.monotonic()
+            if not self._sweeps:
+                self.used_at = self._clock.monotonic()
             if self._instance is None:
                 async with self._opening:
                     if self._instance is None:
