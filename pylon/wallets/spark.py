@@ -98,7 +98,8 @@ class SparkWallet(SparkPayments):
             settled += taken
             leaving += taken
         for send in self._journal.under_way():
-            if send.id not in known and not await self._knows_end(send):
+            became = None if send.id in known else await self._became(send, fresh=True)
+            if became is not None and became.state is PaymentState.PENDING:
                 leaving += send.amount + send.most_fee
         return Balance(settled=Msat(settled), pending_out=Msat(leaving), known_at=known_at)
 

@@ -90,10 +90,11 @@ class Issued:
 
 
 class Journal:
-    """See the module. The file is made, 0600, with its first use. Raises ``StoreError``."""
+    """See the module. The file is made, 0600, with its first use; ``durable=False`` gives up fsync. ``StoreError``."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, durable: bool = True) -> None:
         self._path = path
+        self._durable = durable
         self._db: sqlite3.Connection | None = None
 
     def close(self) -> None:
@@ -250,6 +251,6 @@ class Journal:
         db = sqlite3.connect(self._path, timeout=5.0)
         db.row_factory = sqlite3.Row
         db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
+        db.execute(f"PRAGMA synchronous = {'FULL' if self._durable else 'OFF'}")
         db.executescript(_SCHEMA)
         return db

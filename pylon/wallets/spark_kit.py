@@ -42,6 +42,7 @@ class SparkKit:
     :param api_key: mainnet wants one. Raises ``ConfigError`` without.
     :param directory: under it each wallet has its own, 0700.
     :param fresh_seconds: how long a proven round trip serves.
+    :param durable: whether what is written down is synced to the disk.
     :param sdk: the module, or a fake of it; imported when it is first needed.
     """
 
@@ -56,6 +57,7 @@ class SparkKit:
         sdk: Any = None,
         deadlines: SparkDeadlines | None = None,
         fresh_seconds: float = 10.0,
+        durable: bool = True,
     ) -> None:
         if network.name == "mainnet" and not api_key:
             raise ConfigError("Spark's mainnet wants an API key, and none is set", KEY_HINT)
@@ -64,6 +66,7 @@ class SparkKit:
         self.directory = directory
         self.deadlines = deadlines or SparkDeadlines()
         self.fresh_seconds = fresh_seconds
+        self.durable = durable
         self._api_key = api_key
         self._bridge = bridge
         self._sdk = sdk

@@ -65,7 +65,7 @@ class SparkLink:
         self._seed = seed
         self._on_change = on_change
         self._directory = kit.directory / self.identity_pubkey[:16]
-        self._journal = Journal(self._directory / "journal.db")
+        self._journal = Journal(self._directory / "journal.db", durable=kit.durable)
         self._instance: Any = None
         self._opening = trio.Lock()
         self._proving = trio.Lock()

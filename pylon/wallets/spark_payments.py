@@ -246,8 +246,8 @@ class SparkPayments(SparkLink):
             found = await self._by_id(payment_id)
         return None if found is None else attrs.evolve(self._payment(found), key=idempotency_key)
 
-    async def _became(self, send: Send) -> Payment | None:
-        """What became of a payment that this wallet was asked to make."""
+    async def _became(self, send: Send, *, fresh: bool = False) -> Payment | None:
+        """What became of a payment that this wallet was asked to make. ``fresh``: there was a round trip just now."""
         if send.stage is Stage.ASKED:
             if send.key in self._sending:
                 return self._as_pending(send)
@@ -259,7 +259,7 @@ class SparkPayments(SparkLink):
             return self._as_failed(send) if found is None else self._payment(found)
         found = await self._by_id(send.id)
         running = send.key in self._sending
-        if (found is None or found.status.name == "PENDING") and not running:
+        if (found is None or found.status.name == "PENDING") and not running and not fresh:
             await self._refresh()
             found = await self._by_id(send.id)
         if found is not None:
@@ -285,14 +285,6 @@ class SparkPayments(SparkLink):
 
     def _as_failed(self, send: Send) -> Payment:
         return attrs.evolve(self._as_pending(send), state=PaymentState.FAILED, fee=Msat(0))
-
-    async def _knows_end(self, send: Send) -> bool:
-        """Whether the SDK says how a payment ended; that is written down with it."""
-        found = await self._by_id(send.id)
-        if found is None or found.status.name == "PENDING":
-            return False
-        self._take_note(found)
-        return True
 
     async def _sent_elsewhere(self, payment_hash: str) -> Any:
         """A payment of this hash that another device with this seed has sent, or that our journal has lost."""
