@@ -20,7 +20,7 @@ from pylon.config import Config
 from pylon.daemon import books
 from pylon.daemon.agents import AgentVerbs
 from pylon.daemon.control import Method, Notify
-from pylon.daemon.runtime import Runtime, require_simnet
+from pylon.daemon.runtime import Runtime
 from pylon.daemon.wallet_money import WALLET_VERBS, WalletVerbs
 from pylon.daemon.wallet_verbs import WalletGuard
 from pylon.daemon.withdrawals import Withdrawals
@@ -29,8 +29,8 @@ from pylon.money import MAX_MSAT, Msat
 from pylon.provider.earnings import earnings, recent
 from pylon.store import ledger
 from pylon.store.database import Store
+from pylon.wallets.port import Wallet
 from pylon.wallets.purse import Purse
-from pylon.wallets.simnet import SimnetWallet
 
 MAX_PROMPT_CHARS = 32_000
 STATUS_AGENTS = 100
@@ -44,7 +44,7 @@ class Verbs:
     config: Config
     clock: Clock
     store: Store
-    wallet: SimnetWallet | None = None
+    wallet: Wallet | None = None
     buyer: Buyer | None = None
     agents: AgentVerbs | None = None
     runtime: Runtime | None = None
@@ -89,7 +89,6 @@ class Verbs:
         ``wait``: return when it has ended, with its history; ``job`` and ``partial`` notifications come before.
         """
         if self.buyer is None:
-            require_simnet(self.config, "buying")
             raise UsageError("this daemon does not buy", "start it with -m host or -m both")
         prompt = check_prompt(params.get("prompt"))
         model = None if params.get("model") is None else _text(params, "model")
@@ -234,15 +233,15 @@ class Verbs:
         ).table()
 
     async def _no_wallet(self, params: Mapping[str, Any], notify: Notify) -> None:
-        require_simnet(self.config, "a wallet")
-        raise PylonError("no wallet is open")
+        raise PylonError("no wallet is open", "this home sells for nothing; set enable_payments = true")
 
     # --- the daemon itself ------------------------------------------------------------------------------------
 
     async def status(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
         runtime = self.runtime
         assert runtime is not None, "only a whole runtime has this verb"
-        balance = None if self.wallet is None else await self.wallet.balance()
+        # Whoever asks for the status does not wait for the internet: what is known, and since when.
+        balance = None if runtime.wallets is None else await runtime.wallets.known()
         found = earnings(self.store, self.clock.now())
         health = None if runtime.engine is None else await runtime.engine.health()
         agents: dict[str, Any] = {"agents": [], "states": {}}

@@ -16,6 +16,7 @@ from pylon.config import Config
 from pylon.daemon import agent_params as reading
 from pylon.daemon import books
 from pylon.daemon.control import Method, Notify
+from pylon.daemon.wallets import Fundable
 from pylon.daemon.withdrawals import Withdrawals
 from pylon.errors import (
     FeeTooHigh,
@@ -29,10 +30,10 @@ from pylon.errors import (
 )
 from pylon.host import registry
 from pylon.host.agents import Agents
-from pylon.money import MAX_MSAT, Msat, format_msat, max_fee
+from pylon.money import MAX_MSAT, Msat, format_msat, max_fee, sats
 from pylon.store import freeze, intents
 from pylon.store.database import Store
-from pylon.wallets.port import Balance, Direction, IssuedInvoice, Payment, Target, Wallet, WalletInfo
+from pylon.wallets.port import Balance, Direction, IssuedInvoice, Payment, PaymentState, Target, Wallet, WalletInfo
 from pylon.wallets.purse import Purse
 
 MAX_FUNDING = Msat(MAX_MSAT // 1_000)
@@ -122,18 +123,21 @@ class WalletVerbs:
         return {**_who(info), **_issued(issued), "description": words}
 
     async def fund(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
-        """Test sats: on simnet from nowhere, booked as coming from outside."""
+        """Test sats from the network's faucet, from outside; on Spark's regtest they come with the next blocks."""
         purse = self._purse(params)
-        amount = Msat(reading.whole(params, "amount_msats", 1, MAX_MSAT))
+        usual = sats(100_000 if self.config.network == "simnet" else 50_000)
+        amount = Msat(reading.whole({"amount_msats": usual, **params}, "amount_msats", 1, MAX_MSAT))
         if amount > MAX_FUNDING:
             raise UsageError(f"the faucet gives at most {format_msat(MAX_FUNDING)} at once", "ask for less")
-        give = getattr(purse.wallet, "fund", None)
-        if give is None:
-            raise UsageError(f"there is no faucet on {self.config.network}", "pylon wallet invoice AMOUNT, and pay it")
-        payment = await give(amount)
+        if not isinstance(purse.wallet, Fundable):
+            raise UsageError(f"{self.config.network} has no faucet here", "pylon wallet invoice AMOUNT, and pay it")
+        payment = await purse.wallet.fund(amount)
+        report = {"funded_msats": payment.amount, "state": payment.state.value, "network": self.config.network}
+        if payment.state is not PaymentState.SETTLED:
+            return {**report, "payment": payment.payment_id}
         if not purse.owner:
             await books.book_deposits(self.store, purse.wallet, self.store.clock.now())
-        return {"funded_msats": payment.amount, **await self.balance(params, notify)}
+        return {**report, **await self.balance(params, notify)}
 
     # --- money out --------------------------------------------------------------------------------------------
 

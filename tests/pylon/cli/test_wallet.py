@@ -70,12 +70,45 @@ def test_what_the_faucet_does_not_give(simnet, amount):
 
 
 @pytest.mark.parametrize("command", ["balance", "fund"])
-def test_other_networks_say_what_works(pylon, command):
-    pylon("init", "--network", "regtest")
-    code, _, err = pylon("wallet", command)
+@pytest.mark.usefixtures("offline")
+def test_offline_spark_is_named_with_what_works_without(pylon, command):
+    pylon("init")
+    began = time.monotonic()
+    code, out, err = pylon("--json", "wallet", command)
+    assert time.monotonic() - began < 20
+    assert (code, out) == (1, "")
+    error = json.loads(err)["error"]
+    assert error["code"] == "wallet_unreachable"
+    assert "Spark's servers" in error["message"]
+    assert "init --network simnet" in error["hint"]
+
+
+def test_mainnet_without_a_key_says_where_it_is_to_be_had(pylon):
+    pylon("init", "--network", "mainnet")
+    code, _, err = pylon("--json", "wallet", "balance")
     assert code == 1
-    assert "'regtest'" in err
-    assert "simnet" in err
+    error = json.loads(err)["error"]
+    assert error["code"] == "config"
+    assert "breez.technology" in error["hint"]
+    assert "PYLON_SPARK_API_KEY" in error["hint"]
+
+
+@pytest.mark.parametrize("amount", ["999", "50001", "1500500msat"])
+def test_what_the_regtest_faucet_does_not_give(pylon, amount):
+    pylon("init", "--network", "regtest")
+    code, _, err = pylon("--json", "wallet", "fund", "-a", amount)
+    assert code == 2
+    assert "50,000 sat" in json.loads(err)["error"]["message"]
+
+
+def test_what_comes_with_the_next_blocks_is_said(simnet, daemon):
+    report = {"funded_msats": 5_000_000, "state": "pending", "network": "testnet", "payment": "ab" * 32}
+    with daemon({"result": report}) as asked:
+        out = simnet("wallet", "fund")[1]
+    assert asked[0]["params"] == {}
+    assert "5,000 sat" in out
+    assert "next blocks" in out
+    assert "ab" * 32 in out
 
 
 def test_a_damaged_database_is_named(simnet, home):
