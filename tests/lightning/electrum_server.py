@@ -1,8 +1,8 @@
 """An Electrum server over the toy chain, as a process of its own: ``python -m tests.lightning.electrum_server``.
 
 Electrum protocol 1.4: JSON-RPC 2.0, a line each, over TCP. It listens on a free port of the loopback, prints
-``listening PORT`` and ends when its stdin closes or on SIGTERM. Beside the protocol it has ``toy.mine`` (how many blocks,
-to which script in hex; gives the height).
+``listening PORT`` and ends when its stdin closes or on SIGTERM. Beside the protocol it has ``toy.mine`` (how many
+blocks, to which script in hex; gives the height).
 """
 
 from __future__ import annotations
@@ -110,9 +110,7 @@ class Server:
     def header(self, client: Client, touched: set[str], height: int, checkpoint: int = 0) -> str:
         return self.chain.blocks[height].header.hex()
 
-    def headers(
-        self, client: Client, touched: set[str], start: int, count: int, checkpoint: int = 0
-    ) -> dict[str, Any]:
+    def headers(self, client: Client, touched: set[str], start: int, count: int, checkpoint: int = 0) -> dict[str, Any]:
         found = self.chain.blocks[start : start + min(count, HEADERS_AT_ONCE)]
         return {
             "count": len(found),

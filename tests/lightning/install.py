@@ -127,7 +127,9 @@ def _download(into: Path) -> list[Path]:
     (main,) = [file for file in first if file.name.startswith(PACKAGE)]
     version = _run(["dpkg-deb", "--field", str(main), "Version"], "reading a package").strip()
     if not version.startswith(SERIES):
-        raise CannotInstall(f"this distribution has Electrum {version}; the tests are written for {SERIES}x (Debian 12)")
+        raise CannotInstall(
+            f"this distribution has Electrum {version}; the tests are written for {SERIES}x (Debian 12)"
+        )
     needs = _run(["dpkg-deb", "--field", str(main), "Depends"], "reading a package")
     library = re.search(r"libsecp256k1-\d+", needs)
     if library is None:
@@ -151,7 +153,14 @@ def _own_lists(beside: Path) -> list[str]:
     state, cache = beside / "state", beside / "cache"
     (state / "lists" / "partial").mkdir(parents=True)
     (cache / "archives" / "partial").mkdir(parents=True)
-    options = ["-o", f"Dir::State={state}", "-o", "Dir::State::status=/var/lib/dpkg/status", "-o", f"Dir::Cache={cache}"]
+    options = [
+        "-o",
+        f"Dir::State={state}",
+        "-o",
+        "Dir::State::status=/var/lib/dpkg/status",
+        "-o",
+        f"Dir::Cache={cache}",
+    ]
     sandbox = ["-o", "APT::Sandbox::User=root"] if os.geteuid() == 0 else []
     strict = ["-o", "APT::Update::Error-Mode=any"]  # else it calls it a success that nothing could be reached
     _run(["apt-get", "-qq", *sandbox, *options, *strict, "update"], "asking the distribution for its lists of packages")

@@ -11,11 +11,12 @@ import contextlib
 import http.client
 import json
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from typing import Any
 import bech32
 import psutil
 
+from tests.e2e import local_relay
 from tests.lightning.install import Installation
 
 STARTS_WITHIN = 60.0
@@ -47,10 +49,14 @@ def until(condition: Callable[[], Any], seconds: float, what: str | Callable[[],
 
 
 class Process:
-    """One process of ours; leaving the block ends it."""
+    """One process of ours; leaving the block ends it, and so does our own end, by whatever."""
 
     def __init__(self, command: list[str], output: Path, environment: dict[str, str] | None = None) -> None:
         self.output = output
+        setpriv = shutil.which("setpriv")
+        if setpriv is not None:
+            # Ours notice that their stdin closes. Electrum does not: the kernel tells it.
+            command = [setpriv, "--pdeathsig", "TERM", *command]
         with output.open("wb") as file:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT, env=environment
@@ -237,3 +243,24 @@ class Electrum(Process):
     def history(self) -> dict[str, dict[str, Any]]:
         """Settled payments, by payment hash; amounts signed, fees included."""
         return {entry["payment_hash"]: entry for entry in self.call("lightning_history") if entry["type"] == "payment"}
+
+
+class WalletService(Process):
+    """A wallet of NIP-47 over an Electrum daemon: ``connection`` is what a user pastes into an application."""
+
+    def __init__(self, electrum: Electrum, directory: Path, relay: str, mute: Mapping[str, int] | None = None) -> None:
+        command = [sys.executable, "-m", "tests.lightning.nwc_electrum", "--electrum", str(electrum.home)]
+        muted = [f"--mute={method}={count}" for method, count in (mute or {}).items()]
+        number = len(list(directory.glob(f"nwc-{electrum.name}-*.log")))
+        output = directory / f"nwc-{electrum.name}-{number}.log"
+        super().__init__([*command, "--relay", relay, *muted], output)
+        self.connection = self.line("connection")
+
+
+class Relay(Process):
+    """nostr-sdk's relay, in memory."""
+
+    def __init__(self, directory: Path) -> None:
+        script = Path(local_relay.__file__)
+        super().__init__([sys.executable, str(script)], directory / "relay.log")
+        self.url = "ws://" + self.line("ws://")
