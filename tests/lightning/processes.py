@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,10 @@ import psutil
 from tests.e2e import local_relay
 from tests.lightning.install import Installation
 
+ROOT = Path(__file__).parents[2]
 STARTS_WITHIN = 60.0
+MSATS = 100_000_000_000
+"""In a bitcoin."""
 NOBODYS_SCRIPT = "51"
 """``OP_TRUE``: where the subsidies go that nobody is to have."""
 
@@ -59,7 +63,7 @@ class Process:
             command = [setpriv, "--pdeathsig", "TERM", *command]
         with output.open("wb") as file:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT, env=environment
+                command, stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT, env=environment, cwd=ROOT
             )
 
     def __enter__(self) -> Process:
@@ -245,6 +249,11 @@ class Electrum(Process):
         return {entry["payment_hash"]: entry for entry in self.call("lightning_history") if entry["type"] == "payment"}
 
 
+def channel_msats(*daemons: Electrum) -> list[int]:
+    """What is each one's in its channels, exactly: its list of channels has whole sats only."""
+    return [int(Decimal(daemon.call("getbalance").get("lightning", "0")) * MSATS) for daemon in daemons]
+
+
 class WalletService(Process):
     """A wallet of NIP-47 over an Electrum daemon: ``connection`` is what a user pastes into an application."""
 
@@ -254,6 +263,7 @@ class WalletService(Process):
         number = len(list(directory.glob(f"nwc-{electrum.name}-*.log")))
         output = directory / f"nwc-{electrum.name}-{number}.log"
         super().__init__([*command, "--relay", relay, *muted], output)
+        self.electrum = electrum
         self.connection = self.line("connection")
 
 

@@ -11,7 +11,7 @@ import bolt11
 import nostr_sdk as nostr
 import pytest
 
-from tests.lightning.processes import until
+from tests.lightning.processes import channel_msats, until
 
 pytestmark = [pytest.mark.deep, pytest.mark.lightning]
 
@@ -58,11 +58,6 @@ class Client:
 
 def sha256(preimage):
     return hashlib.sha256(bytes.fromhex(preimage)).hexdigest()
-
-
-def channel_msats(*daemons):
-    """What is theirs in channels, exactly: the list of channels has whole sats only."""
-    return [round(float(daemon.call("getbalance")["lightning"]) * 1e11) for daemon in daemons]
 
 
 @pytest.fixture

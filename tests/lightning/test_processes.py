@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import subprocess
@@ -13,7 +12,7 @@ import pytest
 
 from tests.lightning import install as installing
 from tests.lightning.install import CannotInstall
-from tests.lightning.processes import Process, until
+from tests.lightning.processes import ROOT, Process, until
 
 STARTS_A_SLEEPER = """
 import pathlib, sys, time
@@ -36,7 +35,7 @@ def test_leaving_the_block_ends_a_process_that_does_not_listen(tmp_path):
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="the kernel cannot be asked")
 def test_what_a_killed_test_run_had_started_ends_too(tmp_path):
     command = [sys.executable, "-c", STARTS_A_SLEEPER, str(tmp_path / "out")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": os.getcwd()}) as starter:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as starter:
         pid = int(starter.stdout.readline())
         assert not gone(pid)
         starter.kill()
