@@ -9,11 +9,16 @@ import click
 from pylon.cli.amounts import AMOUNT
 from pylon.cli.local import run_verb
 from pylon.cli.output import State, emit, in_sats, json_option, pass_state
+from pylon.cli.wallet_guard import COMMANDS as GUARD
 
 
 @click.group()
 def wallet() -> None:
     """Balance, invoices and payments."""
+
+
+for command in GUARD:
+    wallet.add_command(command)
 
 
 def _text(report: dict[str, Any]) -> str:

@@ -46,6 +46,7 @@ from pylon.store.database import Store, open_store
 from pylon.store.vault import Vault
 from pylon.supervision import ChildSpec, ChildStatus, Supervisor
 from pylon.wallets.keeper import SimnetKeeper
+from pylon.wallets.limits import home_limits
 from pylon.wallets.purse import Purse
 from pylon.wallets.simnet import SimnetLedger, SimnetWallet
 
@@ -165,7 +166,7 @@ async def open_runtime(
         if wallet is not None:
             keeper = SimnetKeeper(wallet.ledger)
             hosting = assemble(config, identity, store, keeper, clock, rng, relays=lambda: pool.urls, pool=pool)
-            account = Account("", identity.nostr, Purse(wallet, store, clock), await wallet.info())
+            account = Account("", identity.nostr, _purse(wallet, store, clock, config), await wallet.info())
             buyer = Buyer(
                 accounts=_accounts(account, hosting.agents.account),
                 store=store,
@@ -235,6 +236,11 @@ async def _keep_receipts(hosting: Hosting) -> None:
 async def _keep_withdrawals(hosting: Hosting, own: Purse) -> None:
     """See to what the operator has paid, and an earlier life has not seen the end of."""
     await hosting.withdrawals.run(lambda owner: hosting.agents.purse(owner) if owner else own)
+
+
+def _purse(wallet: SimnetWallet, store: Store, clock: Clock, config: Config) -> Purse:
+    """The home's own."""
+    return Purse(wallet, store, clock, limits=home_limits(config.wallet))
 
 
 def _accounts(home: Account, agents: Accounts | None = None) -> Accounts:

@@ -21,6 +21,7 @@ from pylon.daemon import books
 from pylon.daemon.agents import AgentVerbs
 from pylon.daemon.control import Method, Notify
 from pylon.daemon.runtime import Runtime, require_simnet
+from pylon.daemon.wallet_verbs import WalletGuard
 from pylon.errors import NotFound, PylonError, UsageError
 from pylon.money import MAX_MSAT, Msat, format_msat
 from pylon.provider.earnings import earnings, recent
@@ -72,6 +73,7 @@ class Verbs:
             "wallet.fund": self.wallet_fund,
             "earnings": self.earnings,
             "books": self.books,
+            **WalletGuard(self.store, self.clock).table(),
         }
         if self.agents is not None:
             verbs |= self.agents.table()
@@ -253,6 +255,7 @@ class Verbs:
                 "settled_msats": None if balance is None else balance.settled,
                 "pending_msats": None if balance is None else balance.pending_out,
                 "known_at": None if balance is None else balance.known_at,
+                **WalletGuard(self.store, self.clock).summary(),
             },
             "children": [
                 {"name": child.name, "state": child.state, "starts": child.starts, "last_error": child.last_error}

@@ -189,12 +189,18 @@ class Agents:
         tick = source.one("SELECT strangers, allowance_msats FROM ticks WHERE id = ?", (spend.scope,))
         if tick is not None and tick["allowance_msats"] is not None:
             per_scope = Msat(min(per_scope, tick["allowance_msats"], self._strangers_left(source, agent, spend.scope)))
-        common = Budget(per_scope=per_scope, per_day=chosen.budget_day, reserve=sats(chosen.lifecycle.reserve_sats))
+        common = Budget(
+            per_scope=per_scope,
+            per_day=chosen.budget_day,
+            reserve=sats(chosen.lifecycle.reserve_sats),
+            payee_day=chosen.payee_day,
+            approve_above=chosen.approve_above,
+        )
         kind = _PURPOSES.get(spend.purpose)
         if kind is None:
             return common
         if self._approved(source, spend):
-            return attrs.evolve(common, per_scope=None)
+            return attrs.evolve(common, per_scope=None, approve_above=None)
         grant = chosen.grant(kind)
         if grant is None:
             raise BudgetExceeded(f"no grant for {kind.value}", f"pylon agent grant {agent.name} {kind.value}")
