@@ -70,9 +70,10 @@ class ElectrumWallet:
         }
 
     async def get_balance(self) -> dict[str, Any]:
-        """What is on its way out is still in it."""
+        """What can be spent: Electrum counts what is on its way out until it is gone, and tells it in whole sats."""
         held = decimal.Decimal((await self._ask("getbalance")).get("lightning", "0"))
-        return {"balance": int(held * MSATS)}
+        leaving = sum(channel.get("local_unsettled_sent", 0) for channel in await self._ask("list_channels"))
+        return {"balance": int(held * MSATS) - leaving * 1_000}
 
     async def make_invoice(
         self,

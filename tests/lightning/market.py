@@ -12,6 +12,7 @@ import attrs
 import trio
 
 from protocols.keys import SecretKey
+from protocols.nip47 import ConnectionUri
 from pylon.clock import SystemClock
 from pylon.compute.buyer import Account, Buyer, BuyerSettings
 from pylon.inference.router import Router
@@ -25,18 +26,13 @@ from pylon.relays.websocket import connect
 from pylon.store.database import Store, open_store
 from pylon.store.vault import Vault
 from pylon.testing.backend import ScriptedBackend
+from pylon.wallets.nwc import open_nwc
 from pylon.wallets.port import Wallet
 from pylon.wallets.purse import Purse
 
 NETWORK, PREFIX = "regtest", "bcrt"
 PRICE = sats(7)
 BACKEND_SAYS = "What was asked, answered."
-
-
-@asynccontextmanager
-async def open_wallet(connection: str, store: Store, pool: RelayPool, clock: SystemClock) -> AsyncIterator[Wallet]:
-    from pylon.wallets.nwc import NwcWallet
-    yield NwcWallet(connection)
 
 
 @attrs.define
@@ -65,7 +61,8 @@ class Home:
             async with trio.open_nursery() as nursery:
                 await nursery.start(pool.run)
                 nursery.start_soon(Publisher(pool, store, self.clock, self.rng).run)
-                async with open_wallet(self.connection, store, pool, self.clock) as wallet:
+                uri = ConnectionUri.parse(self.connection)
+                async with open_nwc(uri, store=store, connect=connect, clock=self.clock, rng=self.rng) as wallet:
                     yield store, pool, wallet
                 nursery.cancel_scope.cancel()
 

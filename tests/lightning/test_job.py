@@ -32,9 +32,10 @@ ENDS_WITHIN = 90.0
 async def until(look, seconds, what):
     """What ``look`` returns as soon as it is true. It may block."""
     with trio.move_on_after(seconds):
-        while not (found := await trio.to_thread.run_sync(look)):
+        while True:
+            if found := await trio.to_thread.run_sync(look):
+                return found
             await trio.sleep(0.1)
-        return found
     raise AssertionError(f"not within {seconds:.0f} s: {what}")
 
 
