@@ -15,8 +15,10 @@ from tests.lightning.install import CannotInstall, install
 from tests.lightning.lab import Lab
 from tests.lightning.processes import Electrum, Relay, WalletService
 
-CAPACITY_SATS = 2_000_000
+CAPACITY_SATS = 10_000_000
+"""A hundredth of it each side must keep: the payee, which begins with nothing, can receive often and not pay."""
 PUSHED_SATS = 500_000
+"""What is on the near side of the channel from ``distant`` from the beginning."""
 
 
 @attrs.frozen
@@ -36,7 +38,7 @@ def lightning(tmp_path_factory) -> Iterator[Network]:
     with Lab(tmp_path_factory.mktemp("lightning"), installed) as lab:
         payer, payee, distant = lab.daemons("payer", "payee", "distant")
         lab.fund(payer, distant)
-        lab.open_channel(payer, payee, CAPACITY_SATS, PUSHED_SATS)
+        lab.open_channel(payer, payee, CAPACITY_SATS, 0)
         lab.open_channel(distant, payer, CAPACITY_SATS, PUSHED_SATS)
         yield Network(lab, payer, payee, distant)
 

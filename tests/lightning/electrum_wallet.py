@@ -107,9 +107,8 @@ class ElectrumWallet:
             # Whether it was paid already, is being paid, or has expired: it has words for each, and no codes.
             raise Refused("OTHER", str(error)) from None
         if not paid["success"]:
-            available = (await self.get_balance())["balance"]
-            if available < read["amount_msat"]:
-                raise Refused("INSUFFICIENT_BALANCE", f"the channels hold {available} msat")
+            if await self._sendable() < read["amount_msat"]:
+                raise Refused("INSUFFICIENT_BALANCE", "the channels do not hold so much beside their reserves")
             raise Refused("PAYMENT_FAILED", f"no way to the payee was found ({len(paid['log'])} tried)")
         done = (await self._settled()).get(paid["payment_hash"])
         return {"preimage": paid["preimage"], **({} if done is None else {"fees_paid": done["fee_msat"]})}
@@ -174,6 +173,13 @@ class ElectrumWallet:
             for entry in await self._ask("lightning_history")
             if entry["type"] == "payment" and entry["direction"] in (SENT, RECEIVED)
         }
+
+    async def _sendable(self) -> int:
+        """Msats, beside what each channel must keep."""
+        kept = ("local_reserve", "local_unsettled_sent")
+        channels = [each for each in await self._ask("list_channels") if each["type"] == "CHANNEL"]
+        left = (each["local_balance"] - sum(each[name] for name in kept) for each in channels)
+        return sum(max(sats, 0) for sats in left) * 1_000
 
     async def _has_unsettled(self) -> bool:
         """Whether anything is on its way out: a daemon that was started again does not tell what."""

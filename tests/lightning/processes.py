@@ -30,6 +30,8 @@ from tests.lightning.install import Installation
 
 ROOT = Path(__file__).parents[2]
 STARTS_WITHIN = 60.0
+FAILED = 5
+"""What Electrum calls an invoice that could not be paid."""
 MSATS = 100_000_000_000
 """In a bitcoin."""
 NOBODYS_SCRIPT = "51"
@@ -243,6 +245,19 @@ class Electrum(Process):
     def channels(self) -> list[dict[str, Any]]:
         found = self.call("list_channels")
         return [channel for channel in found if channel["type"] == "CHANNEL"]
+
+    def settle(self, does: bool) -> None:
+        """Whether it takes what it is paid, or keeps everybody waiting."""
+        self.call("enable_htlc_settle", b=does)
+
+    def fail(self, does: bool) -> None:
+        """Whether it turns away what it is to be paid."""
+        self.call("setconfig", key="test_fail_htlcs_with_temp_node_failure", value=str(does).lower())
+
+    def forget_failures(self) -> None:
+        """Try ways again that have failed."""
+        self.call("clear_ln_blacklist")
+        self.call("reset_liquidity_hints")
 
     def history(self) -> dict[str, dict[str, Any]]:
         """Settled payments, by payment hash; amounts signed, fees included."""

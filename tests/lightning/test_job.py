@@ -113,7 +113,7 @@ async def test_a_payment_on_its_way_counts_is_not_repeated_and_settles_late(ligh
     channels = Channels(lightning)
     home = Home(tmp_path, "home", relay, connect(lightning.payer).connection)
     shop = Home(tmp_path, "shop", relay, connect(lightning.payee).connection)
-    lightning.payee.call("enable_htlc_settle", b=False)
+    lightning.payee.settle(False)
     try:
         async with shop.selling() as (provider, sales), home.buying() as (buyer, purchases):
             begun = await buyer.buy("Are you slow?", bid=BID, max_tokens=32)
@@ -126,14 +126,14 @@ async def test_a_payment_on_its_way_counts_is_not_repeated_and_settles_late(ligh
             sale = provider.records.load(sales, paying.request_id)
             assert (sale.state, sale.paid) == (SaleState.QUOTED, 0)
             await channels.moved()
-            lightning.payee.call("enable_htlc_settle", b=True)
+            lightning.payee.settle(True)
             with trio.fail_after(ENDS_WITHIN):
                 bought = await buyer.finished(begun.id)
             sold = await delivered(provider, sales, bought.request_id)
             spent, earned = await audited(purchases, home), await audited(sales, shop)
             assert intents.committed(purchases, "", since=0.0) == PRICE
     finally:
-        lightning.payee.call("enable_htlc_settle", b=True)
+        lightning.payee.settle(True)
     assert (bought.state, bought.text) == (PurchaseState.ANSWERED, BACKEND_SAYS)
     assert hashlib.sha256(bytes.fromhex(bought.preimage)).hexdigest() == bought.payment_hash == sold.payment_hash
     assert (spent["spent"], spent["fees"], earned["earned"]) == (PRICE, 0, PRICE)
@@ -159,7 +159,7 @@ async def test_a_payment_that_fails_moves_nothing(lightning, connect, relay, tmp
     channels = Channels(lightning)
     home = Home(tmp_path, "home", relay, connect(lightning.payer).connection)
     shop = Home(tmp_path, "shop", relay, connect(lightning.payee).connection)
-    lightning.payee.call("setconfig", key="test_fail_htlcs_with_temp_node_failure", value="true")
+    lightning.payee.fail(True)
     try:
         async with shop.selling() as (provider, sales), home.buying() as (buyer, purchases):
             begun = await buyer.buy("Will you take it?", bid=BID, max_tokens=32)
@@ -168,9 +168,8 @@ async def test_a_payment_that_fails_moves_nothing(lightning, connect, relay, tmp
             spent = await audited(purchases, home)
             (sale,) = provider.records.where(sales, "1 = 1", ())
     finally:
-        lightning.payee.call("setconfig", key="test_fail_htlcs_with_temp_node_failure", value="false")
-        lightning.payer.call("clear_ln_blacklist")
-        lightning.payer.call("reset_liquidity_hints")
+        lightning.payee.fail(False)
+        lightning.payer.forget_failures()
     assert (ended.state, ended.paid, ended.preimage) == (PurchaseState.FAILED, 0, None)
     assert (sale.state, sale.paid) == (SaleState.QUOTED, 0)
     assert spent["spent"] == spent["fees"] == spent["wallet"] == 0

@@ -11,6 +11,7 @@ import bolt11
 import nostr_sdk as nostr
 import pytest
 
+from tests.lightning.conftest import CAPACITY_SATS, PUSHED_SATS
 from tests.lightning.processes import channel_msats, until
 
 pytestmark = [pytest.mark.deep, pytest.mark.lightning]
@@ -130,9 +131,9 @@ def test_what_it_refuses(lightning, payer, payee):
     with pytest.raises(nostr.NostrSdkError, match="NotImplemented"):
         payee.invoice(1_000, None, description_hash="ab" * 32)
     with pytest.raises(nostr.NostrSdkError, match="PaymentFailed"):
-        payer.pay(payee.invoice(1_900_000_000).invoice)  # more than the channel that leads there has
+        payer.pay(payee.invoice(CAPACITY_SATS * 1_000).invoice)  # the channel that leads there keeps a reserve
     with pytest.raises(nostr.NostrSdkError, match="InsufficientBalance"):
-        payer.pay(payee.invoice(2_500_000_000).invoice)
+        payer.pay(payee.invoice((CAPACITY_SATS + PUSHED_SATS) * 1_000).invoice)
     lost = payee.invoice(1_000, expiry=1)
     time.sleep(2.1)
     with pytest.raises(nostr.NostrSdkError, match="expired"):
@@ -148,7 +149,7 @@ def test_a_payment_that_is_held_is_pending_and_then_settles(lightning, connect, 
     service = connect(lightning.payer)
     before = channel_msats(lightning.payer, lightning.payee)
     made = payee.invoice(3_000)
-    lightning.payee.call("enable_htlc_settle", b=False)
+    lightning.payee.settle(False)
     try:
         with pytest.raises(nostr.NostrSdkError, match="response not received"):
             Client(service.connection, seconds=2).pay(made.invoice)
@@ -161,7 +162,7 @@ def test_a_payment_that_is_held_is_pending_and_then_settles(lightning, connect, 
         assert made.payment_hash not in [entry.payment_hash for entry in payer.list()]
         assert made.payment_hash in [entry.payment_hash for entry in payer.list(unpaid=True)]
     finally:
-        lightning.payee.call("enable_htlc_settle", b=True)
+        lightning.payee.settle(True)
     expected = [before[0] - 3_000, before[1] + 3_000]
     until(lambda: channel_msats(lightning.payer, lightning.payee) == expected, 10, "it settles")
     for client in (payer, payee):
