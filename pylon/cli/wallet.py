@@ -9,6 +9,7 @@ import click
 from pylon.cli.amounts import AMOUNT
 from pylon.cli.local import run_verb
 from pylon.cli.output import State, emit, in_sats, json_option, pass_state
+from pylon.cli.wallet_connect import COMMANDS as CONNECT
 from pylon.cli.wallet_guard import COMMANDS as GUARD
 
 
@@ -17,7 +18,7 @@ def wallet() -> None:
     """Balance, invoices and payments."""
 
 
-for command in GUARD:
+for command in (*GUARD, *CONNECT):
     wallet.add_command(command)
 
 

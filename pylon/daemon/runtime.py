@@ -47,6 +47,7 @@ from pylon.store.vault import Vault
 from pylon.supervision import ChildSpec, ChildStatus, Supervisor
 from pylon.wallets.keeper import SimnetKeeper
 from pylon.wallets.limits import home_limits
+from pylon.wallets.nwc_service import WalletService
 from pylon.wallets.purse import Purse
 from pylon.wallets.simnet import SimnetLedger, SimnetWallet
 
@@ -176,6 +177,8 @@ async def open_runtime(
                 settings=BuyerSettings(config.network, keeper.invoice_prefix, quote_seconds=quote_seconds),
             )
             supervisor.start(ChildSpec("buyer", buyer.run))
+            service = WalletService(wallet, store, pool, clock, rng, limits=home_limits(config.wallet))
+            supervisor.start(ChildSpec("wallet-connect", service.run))
             supervisor.start(ChildSpec("withdrawals", functools.partial(_keep_withdrawals, hosting, account.purse)))
             if serve_http and config.api.enabled:
                 bound = await nursery.start(_serve_api(home, config, hosting))

@@ -29,47 +29,38 @@ import trio
 
 from protocols import bolt11, nip47_methods
 from protocols.keys import is_hex
-from protocols.nip47 import PAGE, ConnectionUri, ErrorCode, Failure, Nip47Invalid, Notification
+from protocols.nip47 import ConnectionUri, Nip47Invalid, Notification
 from protocols.nip47_methods import (
     CANCEL_HOLD_INVOICE,
-    GET_BALANCE,
-    GET_INFO,
     HOLD_METHODS,
     LIST_TRANSACTIONS,
-    LOOKUP_INVOICE,
     MAKE_HOLD_INVOICE,
     MAKE_INVOICE,
     PAY_INVOICE,
     PAYMENT_RECEIVED,
     PAYMENT_SENT,
     SETTLE_HOLD_INVOICE,
-    ServiceInfo,
     Transaction,
     TransactionState,
     TransactionType,
 )
 from pylon.clock import Clock
 from pylon.errors import (
-    AlreadyPaid,
-    FeeTooHigh,
-    InvoiceExpired,
     InvoiceInvalid,
-    NoRoute,
     NotSupported,
     PaymentFailed,
-    PaymentUnknown,
     StoreError,
     WalletError,
-    WrongNetwork,
     brief,
 )
 from pylon.money import Msat, max_fee
 from pylon.relays.pool import RelayPool
 from pylon.relays.transport import Connect
 from pylon.store.database import Store
-from pylon.wallets.nwc_client import NoAnswer, NotAsked, NwcClient, Refused
-from pylon.wallets.nwc_errors import error_of, unreachable
-from pylon.wallets.nwc_records import Records, SentRow, received_id, sent_id
+from pylon.wallets.nwc_client import NwcClient
+from pylon.wallets.nwc_link import NwcLink
+from pylon.wallets.nwc_paying import STATES, Payer, price_of, read_invoice
+from pylon.wallets.nwc_records import Records, received_id, sent_id
 from pylon.wallets.port import (
     Addresses,
     Balance,
@@ -94,43 +85,8 @@ POLL_SECONDS = 10.0
 """Between two looks at what is pending; also at everything, where the wallet does not notify."""
 SWEEP_SECONDS = 60.0
 """Between two looks at everything, where it does."""
-LOOK_SECONDS = 8.0
-_FIRST_LOOK = 3.0
-_LONGEST_LOOK = 20.0
 _MOST_PAGES = 500
 _TOLD = 5_000
-_RETRIES = 3
-_BUSY_SECONDS = 3.0
-_ADDRESSES = ("spark", "sp1", "bc1", "tb1", "bcrt1", "lno1", "lnurl1")
-_STATES = {
-    TransactionState.SETTLED: PaymentState.SETTLED,
-    TransactionState.FAILED: PaymentState.FAILED,
-    TransactionState.EXPIRED: PaymentState.FAILED,
-}
-_UNDONE = frozenset(
-    {
-        ErrorCode.RATE_LIMITED,
-        ErrorCode.NOT_IMPLEMENTED,
-        ErrorCode.INSUFFICIENT_BALANCE,
-        ErrorCode.QUOTA_EXCEEDED,
-        ErrorCode.RESTRICTED,
-        ErrorCode.UNAUTHORIZED,
-        ErrorCode.UNSUPPORTED_ENCRYPTION,
-    }
-)
-"""Errors after which nothing has happened."""
-_UNDONE_DETAILS = frozenset(
-    kind.code for kind in (AlreadyPaid, FeeTooHigh, InvoiceExpired, InvoiceInvalid, NoRoute, NotSupported, WrongNetwork)
-)
-"""The same, where a Pylon says more than the protocol has words for."""
-
-
-@attrs.define(eq=False)
-class _Attempt:
-    """A payment that somebody is at."""
-
-    ended: trio.Event = attrs.field(factory=trio.Event)
-    error: WalletError | None = None
 
 
 @asynccontextmanager
@@ -176,13 +132,11 @@ class NwcWallet:
         self._store = store
         self._clock = clock
         self._network = network
-        self._patience = patience
         self._name = uri.wallet.hex[:16]
         self._client = NwcClient(uri, pool, clock, self._heard)
+        self._link = NwcLink(self._client)
         self._records = Records(uri.client.hex, store.vault)
-        self._service: ServiceInfo | None = None
-        self._attempts: dict[str, _Attempt] = {}
-        self._bell = trio.Event()
+        self._payer = Payer(self._link, self._records, store, clock, self._announce, network=network, patience=patience)
         self._listeners: set[_Listener] = set()
         self._told: OrderedDict[tuple[str, str], None] = OrderedDict()
         self._wanted = trio.Event()
@@ -202,7 +156,7 @@ class NwcWallet:
 
     async def info(self) -> WalletInfo:
         await self._begin()
-        service = await self._learn_service()
+        service = await self._link.service()
         can = {Can.OPEN_AMOUNT} if PAY_INVOICE in service.methods else set()
         if set(HOLD_METHODS) <= set(service.methods):
             can.add(Can.HOLD)
@@ -223,7 +177,7 @@ class NwcWallet:
 
     async def decode(self, target: str) -> Target:
         await self._begin()
-        text, invoice = _read(target)
+        text, invoice = read_invoice(target)
         return Target(
             kind=TargetKind.BOLT11,
             text=text,
@@ -239,12 +193,12 @@ class NwcWallet:
     async def balance(self) -> Balance:
         await self._begin()
         for _ in range(3):
-            spendable = await self._spendable()
+            spendable = await self._link.spendable()
             at = self._clock.now()
             waiting = self._records.pending(self._store)
             for row in waiting:
-                if row.key not in self._attempts:
-                    await self._look(row)
+                if not self._payer.is_busy(row):
+                    await self._payer.look(row)
             still = self._records.pending(self._store)
             if [(row.key, row.fee) for row in still] == [(row.key, row.fee) for row in waiting]:
                 break
@@ -265,14 +219,14 @@ class NwcWallet:
         hashed = hash_description or len(raw) > bolt11.MAX_FIELD_BYTES
         digest = hashlib.sha256(raw).hexdigest() if hashed else None
         asked = nip47_methods.MakeInvoice(amount, description, digest, expiry_seconds)
-        made = await self._ask(MAKE_INVOICE, asked.params())
+        made = await self._link.ask(MAKE_INVOICE, asked.params())
         return await self._keep(made, key, amount, digest, hold=False)
 
     async def hold(
         self, amount: Msat, description: str, expiry_seconds: int, key: str, payment_hash: str
     ) -> IssuedInvoice:
         await self._begin()
-        await self._need(MAKE_HOLD_INVOICE, "hold invoices")
+        await self._link.need(MAKE_HOLD_INVOICE, "hold invoices")
         known = self._records.invoice_by_key(self._store, key)
         if known is not None:
             return known.issued()
@@ -280,7 +234,7 @@ class NwcWallet:
         if not is_hex(payment_hash, 64):
             raise InvoiceInvalid("the payment hash is not 64 lowercase hex digits")
         asked = nip47_methods.MakeHoldInvoice(amount, payment_hash, description, None, expiry_seconds)
-        made = await self._ask(MAKE_HOLD_INVOICE, asked.params())
+        made = await self._link.ask(MAKE_HOLD_INVOICE, asked.params())
         return await self._keep(made, key, amount, None, hold=True, payment_hash=payment_hash)
 
     async def _keep(
@@ -318,35 +272,21 @@ class NwcWallet:
 
     async def settle(self, preimage: str) -> None:
         await self._begin()
-        await self._need(SETTLE_HOLD_INVOICE, "hold invoices")
+        await self._link.need(SETTLE_HOLD_INVOICE, "hold invoices")
         if not is_hex(preimage, 64):
             raise PaymentFailed("a preimage has 64 lowercase hex digits")
-        await self._end_hold(SETTLE_HOLD_INVOICE, {"preimage": preimage})
+        await self._link.end_hold(SETTLE_HOLD_INVOICE, {"preimage": preimage})
 
     async def cancel(self, payment_hash: str) -> None:
         await self._begin()
-        await self._need(CANCEL_HOLD_INVOICE, "hold invoices")
-        await self._end_hold(CANCEL_HOLD_INVOICE, {"payment_hash": payment_hash})
+        await self._link.need(CANCEL_HOLD_INVOICE, "hold invoices")
+        await self._link.end_hold(CANCEL_HOLD_INVOICE, {"payment_hash": payment_hash})
         await self._store.write(functools.partial(self._records.cancel, payment_hash=payment_hash))
-
-    async def _end_hold(self, method: str, params: Mapping[str, Any]) -> None:
-        """What is done to a hold invoice may be asked for again; no answer leaves it open whether it was done."""
-        try:
-            await self._client.ask(method, params)
-        except Refused as error:
-            failure = error.failure
-            if method == SETTLE_HOLD_INVOICE and failure.code is ErrorCode.NOT_FOUND:
-                raise PaymentFailed("nothing is held for this preimage") from None
-            raise error_of(failure) from None
-        except NotAsked:
-            raise unreachable() from None
-        except NoAnswer:
-            raise PaymentUnknown("the wallet did not answer", "look the invoice up") from None
 
     async def lookup_invoice(self, payment_hash: str) -> IssuedInvoice | None:
         await self._begin()
         row = self._records.invoice(self._store, payment_hash)
-        found = await self._find(payment_hash) if payment_hash else None
+        found = await self._link.find(payment_hash) if payment_hash else None
         if found is None or found.type is not TransactionType.INCOMING:
             return None if row is None else row.issued()
         if row is not None:
@@ -370,221 +310,14 @@ class NwcWallet:
     async def quote(self, target: str, *, amount: Msat | None = None) -> Msat:
         """The most that we are ready to pay: NWC does not say what it will be."""
         await self._begin()
-        _, invoice = _read(target)
-        price = _price(invoice, amount)
-        await self._check_way(invoice)
+        _, invoice = read_invoice(target)
+        price = price_of(invoice, amount)
+        await self._payer.check_way(invoice)
         return max_fee(price)
 
     async def pay(self, target: str, *, amount: Msat | None = None, max_fee: Msat, idempotency_key: str) -> Payment:
         await self._begin()
-        text, invoice = _read(target)
-        row = self._records.by_key(self._store, idempotency_key)
-        price = _price(invoice, amount) if row is None else row.amount
-        new = row is None
-        if row is None:
-            row = await self._begin_payment(text, invoice, price, max_fee, idempotency_key)
-        deadline = trio.current_time() + self._patience
-        while row.state is PaymentState.PENDING:
-            attempt = self._attempts.get(row.key)
-            if attempt is None:
-                return await self._drive(row, new)
-            with trio.move_on_at(deadline) as scope:
-                await attempt.ended.wait()
-            if attempt.error is not None:
-                raise attempt.error
-            row = self._records.by_key(self._store, idempotency_key) or row
-            if scope.cancelled_caught:
-                break
-        return _ended(row)
-
-    async def _begin_payment(self, text: str, invoice: bolt11.Invoice, price: Msat, limit: Msat, key: str) -> SentRow:
-        """Check what can be checked, and note the payment. Raises ``WalletError``."""
-        self._refuse_paid(self._records.open_of(self._store, invoice.payment_hash), key)
-        if invoice.expires_at <= self._clock.now():
-            raise InvoiceExpired("the invoice has expired", "ask for a new one")
-        found = await self._check_way(invoice)
-        if found is not None and _STATES.get(found.state or TransactionState.PENDING) is not PaymentState.FAILED:
-            raise AlreadyPaid("the wallet has paid this invoice already, or is about to")
-        if limit < max_fee(price):
-            raise FeeTooHigh(
-                f"NWC cannot bound a fee below {max_fee(price)} msat, and {limit} msat are allowed",
-                "allow 1 %, at least 2 sat",
-            )
-        row = await self._store.write(
-            lambda tx: self._records.begin(
-                tx,
-                key=key,
-                payment_hash=invoice.payment_hash,
-                amount=price,
-                fee=max_fee(price),
-                text=text,
-                asked_until=self._client.lapses(self._patience),
-                at=self._clock.now(),
-            )
-        )
-        self._refuse_paid(row, key)
-        return row
-
-    def _refuse_paid(self, row: SentRow | None, key: str) -> None:
-        if row is not None and row.key != key:
-            raise AlreadyPaid("this invoice is paid, or being paid, under another key")
-
-    async def _check_way(self, invoice: bolt11.Invoice) -> Transaction | None:
-        """Raises ``WrongNetwork``, ``NoRoute`` (to itself). Returns what the wallet knows of paying this invoice."""
-        network = (await self._learn_service()).network or self._network
-        if network and invoice.network != network:
-            raise WrongNetwork(f"the invoice is for {invoice.network}, the wallet is on {network}")
-        own = self._records.invoice(self._store, invoice.payment_hash)
-        found = None if own is not None else await self._find(invoice.payment_hash)
-        if own is not None or (found is not None and found.type is TransactionType.INCOMING):
-            raise NoRoute("the invoice is the wallet's own")
-        return found
-
-    async def _drive(self, row: SentRow, new: bool) -> Payment:
-        """Be the one who is at a payment. ``new``: nobody has been before."""
-        attempt = self._attempts[row.key] = _Attempt()
-        try:
-            return await self._attempt(row, new)
-        except WalletError as error:
-            attempt.error = error
-            raise
-        finally:
-            del self._attempts[row.key]
-            attempt.ended.set()
-
-    async def _attempt(self, row: SentRow, new: bool) -> Payment:
-        ask = new
-        if not new:
-            try:
-                found = await self._find(row.payment_hash)
-            except WalletError as error:
-                raise PaymentUnknown(f"the wallet cannot tell: {error.message}") from None
-            if found is not None:
-                row = await self._learn_sent(row, found) or row
-            elif self._clock.now() >= row.asked_until:
-                ask = True
-                lapses = self._client.lapses(self._patience)
-                await self._store.write(functools.partial(self._records.ask_again, key=row.key, asked_until=lapses))
-        answer = _Attempt()
-        with trio.move_on_after(self._patience):
-            async with trio.open_nursery() as nursery:
-                if ask:
-                    nursery.start_soon(self._ask_to_pay, row, new, answer)
-                nursery.start_soon(self._watch, row)
-                while answer.error is None:
-                    bell = self._bell
-                    known = self._records.by_key(self._store, row.key)
-                    if known is None or known.state is not PaymentState.PENDING:
-                        break
-                    await bell.wait()
-                nursery.cancel_scope.cancel()
-        now = self._records.by_key(self._store, row.key)
-        if now is not None and now.state is not PaymentState.PENDING:
-            return _ended(now)
-        if answer.error is not None:
-            raise answer.error
-        return _ended(now or row)
-
-    async def _ask_to_pay(self, row: SentRow, new: bool, answer: _Attempt) -> None:
-        """Ask, and take what is answered. Sets ``answer.error`` where it did not pay, or may not have."""
-        invoice = bolt11.decode(row.bolt11)
-        asked = nip47_methods.PayInvoice(row.bolt11, row.amount if invoice.amount_msats is None else None)
-        try:
-            result = await self._ask_once(asked)
-        except NotAsked:
-            if new:
-                await self._withdraw(row)
-            answer.error = unreachable() if new else PaymentUnknown("the wallet cannot be reached")
-        except NoAnswer:
-            return  # what is heard otherwise counts
-        except Refused as error:
-            answer.error = await self._refused(row, error.failure)
-        else:
-            await self._paid(row, nip47_methods.Paid.read(result, row.payment_hash), answer)
-        self._ring()
-
-    async def _ask_once(self, asked: nip47_methods.PayInvoice) -> Mapping[str, Any]:
-        for again in range(_RETRIES):
-            try:
-                return await self._client.ask_once(PAY_INVOICE, asked.params(), self._patience)
-            except Refused as error:
-                if error.failure.code is not ErrorCode.RATE_LIMITED or again + 1 == _RETRIES:
-                    raise
-                await trio.sleep(_BUSY_SECONDS)
-        raise AssertionError("the last try raises or returns")
-
-    async def _paid(self, row: SentRow, paid: nip47_methods.Paid, answer: _Attempt) -> None:
-        """The wallet says that it has paid; one look more tells when, and is the only proof if it named no preimage."""
-        found = None
-        try:
-            found = await self._find(row.payment_hash)
-        except WalletError as error:
-            log.debug("payment %s: %s", row.payment_hash[:16], error.message)
-        if found is not None and found.state is TransactionState.SETTLED:
-            fee = found.fees_paid or paid.fees_paid or 0
-            await self._learn_sent(
-                row, attrs.evolve(found, fees_paid=fee, preimage=found.preimage or paid.preimage), answered=True
-            )
-        elif paid.preimage is not None:
-            now = self._clock.now()
-            await self._note(
-                row,
-                PaymentState.SETTLED,
-                fee=Msat(paid.fees_paid or 0),
-                preimage=paid.preimage,
-                settled_at=now,
-            )
-        else:
-            answer.error = PaymentUnknown("the wallet says that it has paid, and does not prove it")
-
-    async def _refused(self, row: SentRow, failure: Failure) -> WalletError | None:
-        """What an error in answer to a request to pay means; ``None``: what the wallet knows of it is in the row."""
-        if failure.code in _UNDONE or failure.detail in _UNDONE_DETAILS:
-            await self._withdraw(row)
-            available = 0
-            if failure.code is ErrorCode.INSUFFICIENT_BALANCE:
-                try:
-                    available = await self._spendable()
-                except WalletError:
-                    pass
-            return error_of(failure, required=row.amount + row.fee, available=available)
-        try:
-            found = await self._find(row.payment_hash)
-        except NotSupported:
-            found = None
-        except WalletError:
-            return PaymentUnknown(f"the wallet reports {failure.code}, and cannot be asked about it")
-        if found is not None and found.type is TransactionType.OUTGOING:
-            state = _STATES.get(found.state or TransactionState.PENDING, PaymentState.PENDING)
-            if state is not PaymentState.FAILED:
-                await self._learn_sent(row, found, answered=True)
-                return None
-        elif failure.code is not ErrorCode.PAYMENT_FAILED:
-            return PaymentUnknown(f"the wallet reports {failure.code}: {failure.message}")
-        await self._note(row, PaymentState.FAILED, fee=Msat(0))
-        return PaymentFailed(failure.message or "the payment has failed", "ask for a new invoice")
-
-    async def _withdraw(self, row: SentRow) -> None:
-        await self._store.write(functools.partial(self._records.withdraw, key=row.key))
-
-    async def _watch(self, row: SentRow) -> None:
-        """Look again and again: a response can be lost."""
-        wait = _FIRST_LOOK
-        while True:
-            await trio.sleep(wait)
-            await self._look(row)
-            wait = min(2 * wait, _LONGEST_LOOK)
-
-    async def _look(self, row: SentRow) -> SentRow | None:
-        """The row with what the wallet says now, as far as it says anything; ``None``: it has never heard of it."""
-        try:
-            found = await self._find(row.payment_hash)
-        except WalletError as error:
-            log.debug("payment %s: %s", row.payment_hash[:16], error.message)
-            return row
-        if found is None or found.type is not TransactionType.OUTGOING:
-            return None
-        return await self._learn_sent(row, found)
+        return await self._payer.pay(target, amount=amount, limit=max_fee, key=idempotency_key)
 
     # --- looking up -------------------------------------------------------------------------------------------
 
@@ -592,8 +325,8 @@ class NwcWallet:
         await self._begin()
         row = self._records.of_hash(self._store, payment_hash)
         if row is not None:
-            return await self._report(row)
-        found = await self._find(payment_hash) if payment_hash else None
+            return await self._payer.report(row)
+        found = await self._link.find(payment_hash) if payment_hash else None
         if found is None or found.type is not TransactionType.OUTGOING:
             return None
         return _foreign(found)
@@ -601,33 +334,25 @@ class NwcWallet:
     async def lookup_key(self, idempotency_key: str) -> Payment | None:
         await self._begin()
         row = self._records.by_key(self._store, idempotency_key)
-        return None if row is None else await self._report(row)
-
-    async def _report(self, row: SentRow) -> Payment | None:
-        if row.state is not PaymentState.PENDING:
-            return row.payment()
-        found = await self._find(row.payment_hash)
-        if found is None or found.type is not TransactionType.OUTGOING:
-            # While a request may still arrive, nobody can say that it was never made.
-            lapsed = self._clock.now() >= row.asked_until and row.key not in self._attempts
-            return None if lapsed else row.payment()
-        return (await self._learn_sent(row, found) or row).payment()
+        return None if row is None else await self._payer.report(row)
 
     async def payments(
         self, *, since: float = 0.0, limit: int = 1_000, completed: bool = False, newest: bool = False
     ) -> list[Payment]:
         await self._begin()
-        await self._need(LIST_TRANSACTIONS, "a list of its payments")
+        await self._link.need(LIST_TRANSACTIONS, "a list of its payments")
         found = {row.payment().payment_id: row.payment() for row in self._records.since(self._store, since)}
-        told = 0
-        async for page in self._pages(since, unpaid=not completed):
+        told, offset = 0, 0
+        for _ in range(_MOST_PAGES):
+            page, count = await self._link.page(since, offset, unpaid=not completed)
             for entry in page:
                 payment = await self._payment_of(entry)
                 if payment is not None:
                     found[payment.payment_id] = payment
                     told += not completed or payment.state is PaymentState.SETTLED
-            if newest and told >= limit:
+            if count == 0 or (newest and told >= limit):
                 break
+            offset += count
         kept = [
             payment
             for payment in found.values()
@@ -636,22 +361,6 @@ class NwcWallet:
         kept.sort(key=lambda payment: (payment.created_at, payment.payment_id), reverse=newest)
         return kept[:limit]
 
-    async def _pages(self, since: float, *, unpaid: bool) -> AsyncIterator[list[Transaction]]:
-        """What the wallet lists, newest first; small pages, for relays bound the size of an answer."""
-        offset = 0
-        for _ in range(_MOST_PAGES):
-            asked = nip47_methods.ListTransactions(
-                since=int(since) or None, limit=PAGE, offset=offset or None, unpaid=unpaid
-            )
-            try:
-                page, count = nip47_methods.read_transactions(await self._ask(LIST_TRANSACTIONS, asked.params()))
-            except Nip47Invalid as error:
-                raise WalletError(f"the wallet's list cannot be read: {error}") from None
-            if count == 0:
-                return
-            yield page
-            offset += count
-
     async def _payment_of(self, entry: Transaction) -> Payment | None:
         """A transaction as a payment; ``None`` for an invoice that nobody has paid."""
         if entry.type is TransactionType.INCOMING:
@@ -659,83 +368,9 @@ class NwcWallet:
         row = self._records.of_hash(self._store, entry.payment_hash)
         if row is None:
             return _foreign(entry)
-        return (await self._learn_sent(row, entry) or row).payment()
-
-    async def _find(self, payment_hash: str) -> Transaction | None:
-        """What the wallet knows of an invoice or payment; ``None``: nothing. Raises ``WalletError``."""
-        await self._need(LOOKUP_INVOICE, "looking up an invoice")
-        try:
-            result = await self._client.ask(LOOKUP_INVOICE, {"payment_hash": payment_hash}, LOOK_SECONDS * 2)
-            return Transaction.read({"payment_hash": payment_hash, **result})
-        except Refused as error:
-            if error.failure.code is ErrorCode.NOT_FOUND:
-                return None
-            raise error_of(error.failure) from None
-        except (NotAsked, NoAnswer):
-            raise unreachable() from None
-        except Nip47Invalid as error:
-            raise WalletError(f"the wallet's answer cannot be read: {error}") from None
+        return (await self._payer.learn(row, entry) or row).payment()
 
     # --- learning ---------------------------------------------------------------------------------------------
-
-    async def _learn_sent(self, row: SentRow, found: Transaction, *, answered: bool = False) -> SentRow | None:
-        """Take what the wallet says of a payment of ours.
-
-        "Failed" may be said of an earlier payment of the same invoice: it counts only when our request was answered,
-        was seen at work, or has lapsed.
-        """
-        if found.type is not TransactionType.OUTGOING:
-            return row
-        state = _STATES.get(found.state or TransactionState.PENDING, PaymentState.PENDING)
-        if state is PaymentState.FAILED and not answered and self._clock.now() < row.asked_until:
-            return row
-        if state is PaymentState.PENDING:
-            return await self._note(
-                row, state, fee=Msat(found.fees_paid) if found.fees_paid else None, created_at=found.created_at or None
-            )
-        return await self._note(
-            row,
-            state,
-            fee=Msat(found.fees_paid),
-            preimage=found.preimage,
-            created_at=found.created_at or None,
-            settled_at=float(found.settled_at or self._clock.now()),
-        )
-
-    async def _note(
-        self,
-        row: SentRow,
-        state: PaymentState,
-        *,
-        fee: Msat | None,
-        preimage: str | None = None,
-        created_at: float | None = None,
-        settled_at: float | None = None,
-    ) -> SentRow | None:
-        if row.state is PaymentState.SETTLED or (
-            row.state is state and fee in (None, row.fee) and row.asked_until == 0
-        ):
-            return row
-
-        def write(tx: Any) -> bool:
-            changed = self._records.note(
-                tx, row.key, state, fee=fee, preimage=preimage, created_at=created_at, settled_at=settled_at
-            )
-            if state is PaymentState.PENDING:
-                # It has arrived: from now on the wallet speaks of this very payment.
-                self._records.ask_again(tx, row.key, 0.0)
-            return changed
-
-        changed = await self._store.write(write)
-        now = self._records.by_key(self._store, row.key)
-        if changed and now is not None and now.state is not PaymentState.PENDING:
-            self._announce(now.payment())
-        self._ring()
-        return now
-
-    def _ring(self) -> None:
-        self._bell.set()
-        self._bell = trio.Event()
 
     async def _heard(self, notification: Notification) -> None:
         """A notification: what was sent settles a row, what was received is told to who listens."""
@@ -776,10 +411,9 @@ class NwcWallet:
             await trio.sleep(POLL_SECONDS)
             try:
                 for row in self._records.pending(self._store):
-                    if row.key not in self._attempts:
-                        await self._look(row)
-                notifies = self._service is not None and bool(self._service.notifications)
-                wait = SWEEP_SECONDS if notifies else POLL_SECONDS
+                    if not self._payer.is_busy(row):
+                        await self._payer.look(row)
+                wait = SWEEP_SECONDS if self._link.notifies else POLL_SECONDS
                 if self._listeners and trio.current_time() - swept >= wait:
                     swept = trio.current_time()
                     await self._sweep()
@@ -788,8 +422,7 @@ class NwcWallet:
 
     async def _sweep(self) -> None:
         """The newest transactions: what nobody has told of."""
-        asked = nip47_methods.ListTransactions(limit=PAGE)
-        page, _ = nip47_methods.read_transactions(await self._ask(LIST_TRANSACTIONS, asked.params()))
+        page, _ = await self._link.page(0, 0, unpaid=False)
         since = min((listener.since for listener in self._listeners), default=self._clock.now())
         for entry in reversed(page):
             payment = await self._payment_of(entry)
@@ -812,48 +445,6 @@ class NwcWallet:
         await trio.lowlevel.checkpoint()
         if self._closed:
             raise StoreError(f"the wallet {self._name} is closed")
-
-    async def _learn_service(self) -> ServiceInfo:
-        """Who it is, asked until it has said so."""
-        if self._service is None:
-            published = await self._client.info()
-            listed = () if published is None else published.methods
-            try:
-                service = ServiceInfo.read(await self._client.ask(GET_INFO, {}))
-            except Refused as error:
-                if error.failure.code not in (ErrorCode.NOT_IMPLEMENTED, ErrorCode.RESTRICTED) or not listed:
-                    raise error_of(error.failure) from None
-                service = ServiceInfo()
-            except (NotAsked, NoAnswer):
-                raise unreachable() from None
-            except Nip47Invalid as error:
-                raise WalletError(f"the wallet's answer cannot be read: {error}") from None
-            told = () if published is None else published.notifications
-            self._service = attrs.evolve(
-                service, methods=service.methods or listed, notifications=service.notifications or told
-            )
-        return self._service
-
-    async def _need(self, method: str, what: str) -> None:
-        """Raises ``NotSupported`` where the wallet does not have a method."""
-        methods = (await self._learn_service()).methods
-        if methods and method not in methods:
-            raise NotSupported(f"this wallet does not offer {what} (NWC: {method})", "ask it for a wider connection")
-
-    async def _spendable(self) -> Msat:
-        try:
-            return Msat(nip47_methods.read_balance(await self._ask(GET_BALANCE, {})))
-        except Nip47Invalid as error:
-            raise WalletError(f"the wallet's balance cannot be read: {error}") from None
-
-    async def _ask(self, method: str, params: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Ask what may be asked twice. Raises ``WalletError``."""
-        try:
-            return await self._client.ask(method, params)
-        except Refused as error:
-            raise error_of(error.failure) from None
-        except (NotAsked, NoAnswer):
-            raise unreachable() from None
 
 
 class _Listener:
@@ -895,27 +486,6 @@ class _Listener:
         return self._waiting.popleft()
 
 
-def _read(target: str) -> tuple[str, bolt11.Invoice]:
-    """Raises ``InvoiceInvalid``, ``NotSupported`` for what is an address."""
-    text = target.strip().lower().removeprefix("lightning:") if len(target) <= bolt11.MAX_CHARS else ""
-    try:
-        return text, bolt11.decode(text)
-    except bolt11.Bolt11Invalid as error:
-        if text.startswith(_ADDRESSES):
-            raise NotSupported("Nostr Wallet Connect pays invoices, not addresses", "ask for an invoice") from None
-        raise InvoiceInvalid(f"not an invoice that can be paid: {error}", "ask for a new one") from None
-
-
-def _price(invoice: bolt11.Invoice, amount: Msat | None) -> Msat:
-    """Raises ``InvoiceInvalid``."""
-    price = invoice.amount_msats if amount is None else amount
-    if price is None:
-        raise InvoiceInvalid("the invoice names no amount", "say how much: --amount")
-    if price <= 0 or invoice.amount_msats not in (None, price):
-        raise InvoiceInvalid("the invoice is for another amount than was given")
-    return Msat(price)
-
-
 def _check_invoice(amount: int, description: str, expiry: int) -> bytes:
     """The description's bytes. Raises ``InvoiceInvalid`` for what no invoice has."""
     try:
@@ -927,15 +497,6 @@ def _check_invoice(amount: int, description: str, expiry: int) -> bytes:
     if not 0 < expiry <= 10 * 365 * 86_400:
         raise InvoiceInvalid(f"no invoice is valid for {expiry} s")
     return raw
-
-
-def _ended(row: SentRow) -> Payment:
-    """What ``pay`` returns for a row as it stands. Raises ``PaymentFailed``, ``PaymentUnknown``."""
-    if row.state is PaymentState.FAILED:
-        raise PaymentFailed("the payment has failed", "nothing was charged; ask for a new invoice")
-    if row.state is PaymentState.PENDING and row.asked_until > 0:
-        raise PaymentUnknown("the wallet did not say whether it has paid", "never pay again; look it up")
-    return row.payment()
 
 
 def _received(entry: Transaction) -> Payment | None:
@@ -961,7 +522,7 @@ def _received(entry: Transaction) -> Payment | None:
 
 def _foreign(entry: Transaction) -> Payment:
     """A payment of the wallet's that we have not asked for."""
-    state = _STATES.get(entry.state or TransactionState.PENDING, PaymentState.PENDING)
+    state = STATES.get(entry.state or TransactionState.PENDING, PaymentState.PENDING)
     return Payment(
         payment_id=sent_id(entry.payment_hash),
         payment_hash=entry.payment_hash,

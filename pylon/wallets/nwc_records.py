@@ -101,14 +101,14 @@ class Records:
         text: str,
         asked_until: float,
         at: float,
-    ) -> SentRow:
-        """Note that a payment is about to be asked for; or return what stands in the way.
+    ) -> tuple[SentRow, bool]:
+        """Note that a payment is about to be asked for, and return it and true; or what stands in the way and false.
 
         That is the row of this key, or the one of this hash that has not failed. A key that has failed pays no more.
         """
         there = self.by_key(tx, key) or self.open_of(tx, payment_hash)
         if there is not None:
-            return there
+            return there, False
         tx.execute(
             "INSERT INTO nwc_payments (wallet, key, payment_hash, state, amount_msats, fee_msats, invoice, asked_until,"
             " created_at) VALUES (?, ?, ?, 'pending', ?, ?, ?, ?, ?)",
@@ -119,7 +119,7 @@ class Records:
         )
         row = self.by_key(tx, key)
         assert row is not None, "it was written just now"
-        return row
+        return row, True
 
     def ask_again(self, tx: Tx, key: str, asked_until: float) -> None:
         tx.execute(

@@ -51,6 +51,7 @@ from pylon.errors import (
     InsufficientFunds,
     InvoiceExpired,
     InvoiceInvalid,
+    PaymentUnknown,
     RelayError,
     StoreError,
     WalletError,
@@ -128,6 +129,27 @@ class _Guest:
         return True
 
 
+class _Witness:
+    """The wallet as the purse uses it; notes why it refused to pay, which the purse tells in words only."""
+
+    def __init__(self, wallet: Wallet, why: dict[str, str]) -> None:
+        self._wallet = wallet
+        self._why = why
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._wallet, name)
+
+    async def pay(self, target: str, *, amount: Msat | None = None, max_fee: Msat, idempotency_key: str) -> Payment:
+        named = {} if amount is None else {"amount": amount}
+        try:
+            return await self._wallet.pay(target, max_fee=max_fee, idempotency_key=idempotency_key, **named)
+        except PaymentUnknown:
+            raise
+        except WalletError as error:
+            self._why[idempotency_key] = error.code
+            raise
+
+
 class WalletService:
     """See the module. ``run`` serves until cancelled; it may be run again."""
 
@@ -148,7 +170,8 @@ class WalletService:
         self._pool = pool
         self._clock = clock
         self._rng = rng
-        self._purse = Purse(wallet, store, clock, limits=connection_limits(clock, limits))
+        self._why: dict[str, str] = {}
+        self._purse = Purse(_Witness(wallet, self._why), store, clock, limits=connection_limits(clock, limits))
         self._answers = Answers(wallet, store, clock, alias)
         self._guests: dict[str, _Guest] = {}
         self._under_way: set[str] = set()
@@ -471,16 +494,21 @@ class WalletService:
         now = intents.get(tx, intent.id)
         if now.state is IntentState.PENDING:
             return
-        self._answer_all(tx, now, own_fault=isinstance(outcome, Failed) and outcome.ours)
+        self._answer_all(
+            tx,
+            now,
+            own_fault=isinstance(outcome, Failed) and outcome.ours,
+            detail=self._why.pop(intent.idempotency_key, ""),
+        )
         if isinstance(outcome, Settled) and intent.state is IntentState.PENDING:
             guest = self._guests.get(connections.by_scope(tx, now.scope).client)
             if guest is not None:
                 told = outgoing(tx, self._store, now, now.fee_msats or Msat(0))
                 self._notify(tx, guest, PAYMENT_SENT, told)
 
-    def _answer_all(self, tx: Tx, intent: Intent, own_fault: bool = False) -> None:
+    def _answer_all(self, tx: Tx, intent: Intent, own_fault: bool = False, detail: str = "") -> None:
         """Answer every request that waits for this payment, once its outcome is known."""
-        answer = self._outcome(tx, intent, own_fault)
+        answer = self._outcome(tx, intent, own_fault, detail)
         if answer is None:
             return
         now = tx.clock.now()
@@ -491,19 +519,18 @@ class WalletService:
                 response = self._response(guest, waiting.id, PAY_INVOICE, waiting.encryption, answer)
                 outbox.add(tx, response, guest.connection.relays, "nwc.response", guest.connection.client, at=now)
 
-    def _outcome(self, source: Reads, intent: Intent, own_fault: bool = False) -> Mapping[str, Any] | Failure | None:
+    def _outcome(
+        self, source: Reads, intent: Intent, own_fault: bool = False, detail: str = ""
+    ) -> Mapping[str, Any] | Failure | None:
         match intent.state:
             case IntentState.SETTLED:
                 preimage = intents.preimage(source, self._store.vault, intent.id)
+                fee = intent.fee_msats or 0
                 # A wallet that keeps the proof to itself has paid all the same.
-                return (
-                    {"preimage": preimage or "", "fees_paid": intent.fee_msats or 0}
-                    if preimage is None
-                    else Paid(preimage, intent.fee_msats or 0).result()
-                )
+                return {"preimage": "", "fees_paid": fee} if preimage is None else Paid(preimage, fee).result()
             case IntentState.FAILED:
                 code = ErrorCode.INSUFFICIENT_BALANCE if own_fault else ErrorCode.PAYMENT_FAILED
-                return Failure(code, intent.error or "the payment has failed")
+                return Failure(code, intent.error or "the payment has failed", detail)
             case _:
                 return None
 

@@ -7,10 +7,13 @@ from functools import partial
 
 import pytest
 
+from protocols import bolt11
+from pylon.errors import NoRoute, PaymentFailed, WrongNetwork
 from pylon.money import sats
 from pylon.wallets.port import PaymentState
 from pylon.wallets.simnet import Fault, FaultKind
-from tests.pylon.wallets.conformance import House, WalletConformance
+from tests.pylon.wallets.conformance import FEE_CAP, House, WalletConformance, key
+from tests.pylon.wallets.conformance_house import charged_once, needs, nothing_moves, signed_elsewhere
 from tests.pylon.wallets.nwc_world import PATIENCE, open_world
 
 
@@ -54,3 +57,47 @@ class TestConformance(WalletConformance):
                 open_invoice=open_invoice,
             )
         assert sum(world.ledger.accounts().values()) == 0
+
+    # What NWC cannot tell, or a service with a purse does otherwise.
+
+    async def test_an_invoice_of_another_network(self, house: House):
+        """Whether there is a way to a payee is known only by trying: it is not quoted."""
+        for prefix in bolt11.NETWORKS:
+            text = signed_elsewhere(prefix, house.clock.now())
+            async with nothing_moves(house):
+                with pytest.raises(NoRoute if prefix == house.prefix else WrongNetwork):
+                    await house.payer.pay(text, max_fee=FEE_CAP, idempotency_key=key("1"))
+                if prefix != house.prefix:
+                    with pytest.raises(WrongNetwork):
+                        await house.payer.quote(text)
+
+    async def test_no_route(self, house: House):
+        """A purse takes no failed payment up again: its invoice is spent, the key is not."""
+        issued = await self.invoice(house)
+        needs(house.unroute_next)()
+        async with nothing_moves(house):
+            for expected in (NoRoute, PaymentFailed):
+                with pytest.raises(expected):
+                    await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key=key("1"))
+        other = await self.invoice(house, "job-2")
+        async with charged_once(house):
+            await house.payer.pay(other.bolt11, max_fee=FEE_CAP, idempotency_key=key("2"))
+
+    async def test_failed_for_good(self, house: House):
+        issued = await self.invoice(house)
+        needs(house.fail_next)()
+        async with nothing_moves(house):
+            with pytest.raises(PaymentFailed):
+                await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key=key("1"))
+        failed = await house.payer.lookup_payment(issued.payment_hash)
+        assert failed is not None
+        assert (failed.state, failed.preimage, failed.settled_at) == (PaymentState.FAILED, None, None)
+        assert failed.fee == 0
+        async with nothing_moves(house):
+            for name in ("1", "2"):
+                with pytest.raises(PaymentFailed):
+                    await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key=key(name))
+
+    async def test_a_deposit_is_from_outside(self, house: House):
+        """A connection sees what it has caused, and no deposits."""
+        assert await house.payer.payments() == []
