@@ -259,6 +259,24 @@ class ApiConfig:
 
 
 @attrs.frozen(kw_only=True)
+class WalletConfig:
+    """What programs may spend of the home's own sats. What you pay by hand is bounded by the wallet alone."""
+
+    budget_day_sats: int | None = _key(_integer(0, MAX_MSAT // 1_000, "sats"), None)
+    """For any 24 hours, fees included, sats; 0 means nothing. What you buy by hand counts, too."""
+    budget_each_sats: int | None = _key(_integer(0, MAX_MSAT // 1_000, "sats"), None)
+    """For one payment, its fee not included, sats."""
+    payee_day_sats: int | None = _key(_integer(0, MAX_MSAT // 1_000, "sats"), None)
+    """To one payee in any 24 hours, fees included, sats."""
+    max_fee_sats: int | None = _key(_integer(0, MAX_MSAT // 1_000, "sats"), None)
+    """The highest fee of one payment, where that is less than 1 % (at least 2 sat), sats."""
+    reserve_sats: int = _key(_integer(0, MAX_MSAT // 1_000, "sats"), 0)
+    """What stays in the wallet, sats."""
+    approve_above_sats: int | None = _key(_integer(0, MAX_MSAT // 1_000, "sats"), None)
+    """A larger payment waits for your yes (pylon wallet approvals), sats."""
+
+
+@attrs.frozen(kw_only=True)
 class ClaudeConfig:
     """The Claude tunnel. Read and checked; not built yet. A remote may tighten these, never loosen them."""
 
@@ -307,6 +325,7 @@ class Config:
     spark: SparkConfig = attrs.field(factory=SparkConfig)
     provider: ProviderConfig = attrs.field(factory=ProviderConfig)
     api: ApiConfig = attrs.field(factory=ApiConfig)
+    wallet: WalletConfig = attrs.field(factory=WalletConfig)
     claude: ClaudeConfig = attrs.field(factory=ClaudeConfig)
 
 
@@ -329,6 +348,7 @@ _SECTIONS: dict[KeyPath, type] = {
     ("provider",): ProviderConfig,
     ("provider", "deadlines"): DeadlinesConfig,
     ("api",): ApiConfig,
+    ("wallet",): WalletConfig,
     ("claude",): ClaudeConfig,
 }
 
@@ -594,6 +614,15 @@ network = "{network}"{remark}
 # bind = "127.0.0.1:9899"
 # public_name = ""  # "agents.example.com": the world zaps your agents as NAME@agents.example.com
 # zap_max_sats = 1000000
+
+[wallet]
+# What programs may spend of this home's sats; no key, no bound but the wallet. 0 means nothing.
+# budget_day_sats = 1000  # in any 24 hours, fees included
+# budget_each_sats = 100
+# payee_day_sats = 500
+# max_fee_sats = 5
+# reserve_sats = 0
+# approve_above_sats = 100  # more than this waits for: pylon wallet approve
 
 [claude]
 # enabled = true

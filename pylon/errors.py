@@ -43,6 +43,12 @@ class IdentityError(PylonError):
     code = "identity"
 
 
+class PassphraseError(IdentityError):
+    """A passphrase that is wanted and was not given, is another one, or is none."""
+
+    code = "passphrase"
+
+
 class NotRunning(PylonError):
     """No daemon answers in this home."""
 
@@ -84,6 +90,12 @@ class BundleError(PylonError):
     """A sealed bundle that does not open, or a payload that cannot be sealed into one."""
 
     code = "bundle"
+
+
+class BackupError(PylonError):
+    """A home's backup that cannot be written, or does not open; or a home that cannot take one."""
+
+    code = "backup"
 
 
 class RelayError(PylonError):

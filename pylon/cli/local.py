@@ -7,6 +7,7 @@ from typing import Any
 
 from pylon.cli.client import Progress, call
 from pylon.cli.output import State, note, warn
+from pylon.cli.unlock import unlock
 from pylon.errors import IdentityError, NotRunning
 
 
@@ -44,7 +45,6 @@ async def _run_here(state: State, verb: str, params: dict[str, Any], online: boo
     from pylon.daemon.runtime import open_home_store, open_runtime
     from pylon.daemon.verbs import Verbs
     from pylon.daemon.wallets import open_wallets
-    from pylon.identity import load as load_identity
     from pylon.wallets.purse import Purse
 
     loaded = configuration.load(state.home.config)
@@ -59,13 +59,16 @@ async def _run_here(state: State, verb: str, params: dict[str, Any], online: boo
 
     async with AsyncExitStack() as stack:
         stack.enter_context(hold_home(state.home))
+        keys = unlock(state)  # whoever has to be asked is: nothing runs yet that would have to wait
         if online:
             mode = "host" if verb == "agent.tick" else "buyer"
-            runtime = await stack.enter_async_context(open_runtime(state.home, config, mode=mode, clock=clock))
+            runtime = await stack.enter_async_context(
+                open_runtime(state.home, config, mode=mode, clock=clock, keys=keys)
+            )
             verbs = Verbs.of(runtime)
         else:
-            identity = load_identity(state.home)
-            store = await stack.enter_async_context(open_home_store(state.home, clock))
+            identity = keys.identity
+            store = await stack.enter_async_context(open_home_store(state.home, clock, keys.vault))
             wallets = await stack.enter_async_context(open_wallets(state.home, config, identity, clock))
             hosting = assemble(
                 config,

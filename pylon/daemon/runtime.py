@@ -26,11 +26,11 @@ from pylon.daemon.embedded_relay import EmbeddedRelay
 from pylon.daemon.hosting import Hosting, assemble
 from pylon.daemon.housekeeping import keep_house
 from pylon.daemon.wallets import Wallets, open_wallets
-from pylon.errors import ConfigError, ModelMissing, NotFound, brief
+from pylon.errors import ConfigError, ModelMissing, NotFound, SealError, brief
+from pylon.host.deeds import Deeds
 from pylon.host.host import Host
 from pylon.host.seedlock import SeedLocks
-from pylon.identity import Identity
-from pylon.identity import load as load_identity
+from pylon.identity import Identity, Unlocked, unlock
 from pylon.inference.llamacpp import EmbeddedLlama
 from pylon.inference.models import ModelFile, find, from_file, installed, models_directory
 from pylon.inference.port import Backend, Deadlines
@@ -44,8 +44,11 @@ from pylon.relays.pool import RelayPool
 from pylon.relays.publisher import Publisher
 from pylon.relays.websocket import connect
 from pylon.store.database import Store, open_store
+from pylon.store.intents import Intent
 from pylon.store.vault import Vault
 from pylon.supervision import ChildSpec, ChildStatus, Supervisor
+from pylon.wallets.limits import home_limits
+from pylon.wallets.nwc_service import WalletService
 from pylon.wallets.port import Wallet
 from pylon.wallets.purse import Purse
 
@@ -85,9 +88,8 @@ class Runtime:
 
 
 @asynccontextmanager
-async def open_home_store(home: Home, clock: Clock) -> AsyncIterator[Store]:
-    """The home's database, with the vault's key from ``keys/``. Raises ``IdentityError``, ``StoreError``."""
-    vault = Vault.load(home.data_key)
+async def open_home_store(home: Home, clock: Clock, vault: Vault) -> AsyncIterator[Store]:
+    """The home's database, sealed with the vault's key. Raises ``StoreError``."""
     async with open_store(home.database, vault=vault, clock=clock) as store:
         yield store
 
@@ -110,6 +112,7 @@ async def open_runtime(
     serve_http: bool = False,
     clock: Clock | None = None,
     rng: random.Random | None = None,
+    keys: Unlocked | None = None,
 ) -> AsyncIterator[Runtime]:
     """Start everything that the home runs; leaving the block stops it.
 
@@ -117,13 +120,15 @@ async def open_runtime(
         ``ModelMissing``; ``buyer`` does neither. Whoever runs can be asked to buy by hand.
     :param quote_seconds: how long a chosen provider may take to quote.
     :param backend: what answers, instead of the embedded engine.
+    :param keys: the home, opened; a home without a passphrase opens here.
     :param serve_http: whether to serve the HTTP API, if the configuration does not say no.
     """
     clock, rng = clock or SystemClock(), rng or random.Random()
     sell = mode in ("provider", "both")
-    identity = load_identity(home)
+    keys = unlock(home) if keys is None else keys
+    identity = keys.identity
     async with AsyncExitStack() as stack:
-        store = await stack.enter_async_context(open_home_store(home, clock))
+        store = await stack.enter_async_context(open_home_store(home, clock, keys.vault))
         # Who gives everything away needs no wallet, on any network.
         wallets = (
             await stack.enter_async_context(open_wallets(home, config, identity, clock))
@@ -156,7 +161,7 @@ async def open_runtime(
             wallets.learn_seeds(hosting.agents.seed_of_wallet)
             if wallets.look_after is not None:
                 supervisor.start(ChildSpec("wallets", wallets.look_after))
-            account = Account("", identity.nostr, Purse(wallet, store, clock), await wallet.info())
+            account = Account("", identity.nostr, _purse(wallet, store, clock, config), await wallet.info())
             buyer = Buyer(
                 accounts=_accounts(account, hosting.agents.account),
                 store=store,
@@ -166,7 +171,10 @@ async def open_runtime(
                 settings=BuyerSettings(config.network, keeper.invoice_prefix, quote_seconds=quote_seconds),
             )
             supervisor.start(ChildSpec("buyer", buyer.run))
-            supervisor.start(ChildSpec("withdrawals", functools.partial(_keep_withdrawals, hosting, account.purse)))
+            reconcile = functools.partial(_reconcile, hosting, account.purse, buyer, locks is not None)
+            supervisor.start(ChildSpec("reconciler", reconcile))
+            service = WalletService(wallet, store, pool, clock, rng, limits=home_limits(config.wallet))
+            supervisor.start(ChildSpec("wallet-connect", service.run))
             if serve_http and config.api.enabled:
                 bound = await nursery.start(_serve_api(home, config, hosting))
                 hosting.pay.address = public_address(config, bound)
@@ -225,9 +233,25 @@ async def _keep_receipts(hosting: Hosting) -> None:
         await trio.sleep(_RECEIPTS_EVERY)
 
 
-async def _keep_withdrawals(hosting: Hosting, own: Purse) -> None:
-    """See to what the operator has paid, and an earlier life has not seen the end of."""
-    await hosting.withdrawals.run(lambda owner: hosting.agents.purse(owner) if owner else own)
+async def _reconcile(hosting: Hosting, own: Purse, buyer: Buyer, hosts: bool) -> None:
+    """See to the payments that nobody sees to, and to those that an earlier life has not seen the end of."""
+    await hosting.withdrawals.reconciler.run(
+        lambda owner: hosting.agents.purse(owner) if owner else own,
+        lambda intent: _is_driven(intent, buyer, hosting.deeds if hosts else None),
+    )
+
+
+def _is_driven(intent: Intent, buyer: Buyer, deeds: Deeds | None) -> bool:
+    """Whether the record that an intent pays for is there, and has its driver."""
+    try:
+        return buyer.pays(intent.cause) or (deeds is not None and deeds.pays(intent.cause))
+    except SealError:
+        return False
+
+
+def _purse(wallet: Wallet, store: Store, clock: Clock, config: Config) -> Purse:
+    """The home's own."""
+    return Purse(wallet, store, clock, limits=home_limits(config.wallet))
 
 
 def _accounts(home: Account, agents: Accounts | None = None) -> Accounts:

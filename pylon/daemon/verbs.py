@@ -21,19 +21,21 @@ from pylon.daemon import books
 from pylon.daemon.agents import AgentVerbs
 from pylon.daemon.control import Method, Notify
 from pylon.daemon.runtime import Runtime
-from pylon.daemon.wallets import Fundable
+from pylon.daemon.wallet_connections import ConnectVerbs
+from pylon.daemon.wallet_money import WALLET_VERBS, WalletVerbs
+from pylon.daemon.wallet_verbs import WalletGuard
+from pylon.daemon.withdrawals import Withdrawals
 from pylon.errors import NotFound, PylonError, UsageError
-from pylon.money import MAX_MSAT, Msat, format_msat, sats
+from pylon.money import MAX_MSAT, Msat
 from pylon.provider.earnings import earnings, recent
+from pylon.store import ledger
 from pylon.store.database import Store
-from pylon.wallets.port import PaymentState, Wallet
+from pylon.wallets.port import Wallet
 from pylon.wallets.purse import Purse
 
 MAX_PROMPT_CHARS = 32_000
 STATUS_AGENTS = 100
 """Agents that ``status`` tells of, one by one; of the others it tells how many there are."""
-MAX_FUNDING = Msat(MAX_MSAT // 1_000)
-"""What the simnet faucet gives at once."""
 
 
 @attrs.frozen
@@ -69,16 +71,22 @@ class Verbs:
             "job.submit": self.job_submit,
             "job.list": self.job_list,
             "job.status": self.job_status,
-            "wallet.balance": self.wallet_balance,
-            "wallet.fund": self.wallet_fund,
             "earnings": self.earnings,
             "books": self.books,
+            **WalletGuard(self.store, self.clock).table(),
+            **self._wallet_verbs(),
+            **ConnectVerbs(
+                self.config, self.store, self.clock, None if self.runtime is None else self.runtime.pool.urls
+            ).table(),
         }
         if self.agents is not None:
             verbs |= self.agents.table()
         if self.runtime is not None:
             verbs["status"] = self.status
         return verbs
+
+    def _relays(self) -> list[str] | None:
+        return None if self.runtime is None else self.runtime.pool.urls
 
     # --- jobs -------------------------------------------------------------------------------------------------
 
@@ -158,35 +166,6 @@ class Verbs:
 
     # --- money ------------------------------------------------------------------------------------------------
 
-    async def wallet_balance(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
-        wallet = self._wallet()
-        balance, info = await wallet.balance(), await wallet.info()
-        return {
-            "network": self.config.network,
-            "settled_msats": balance.settled,
-            "pending_msats": balance.pending_out,
-            "spendable_msats": balance.spendable,
-            "known_at": balance.known_at,
-            "node_pubkey": info.node_pubkey,
-            "note": info.note,
-        }
-
-    async def wallet_fund(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
-        """Test sats from the network's faucet, from outside; on Spark's regtest they come with the next blocks."""
-        wallet = self._wallet()
-        usual = sats(100_000 if self.config.network == "simnet" else 50_000)
-        amount = Msat(_whole({"amount_msats": usual, **params}, "amount_msats", 1, MAX_MSAT))
-        if amount > MAX_FUNDING:
-            raise UsageError(f"the faucet gives at most {format_msat(MAX_FUNDING)} at once", "ask for less")
-        if not isinstance(wallet, Fundable):
-            raise UsageError(f"{self.config.network} has no faucet here", "pay an invoice of this wallet's")
-        payment = await wallet.fund(amount)
-        report = {"funded_msats": payment.amount, "state": payment.state.value, "network": self.config.network}
-        if payment.state is not PaymentState.SETTLED:
-            return {**report, "payment": payment.payment_id}
-        await books.book_deposits(self.store, wallet, self.clock.now())
-        return {**report, **await self.wallet_balance({}, notify)}
-
     async def earnings(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
         found = earnings(self.store, self.clock.now())
         limit = _whole({"limit": 10, **params}, "limit", 0, 10_000)
@@ -204,6 +183,13 @@ class Verbs:
         }
 
     async def books(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
+        """The accounts, and what has left the wallets: by owner and purpose, with ``causes`` by cause.
+
+        ``since``: Unix seconds; what left before is not told, and ``moved`` is what each account has changed by since.
+        """
+        since = params.get("since")
+        if since is not None and (isinstance(since, bool) or not isinstance(since, int | float)):
+            raise UsageError("since must be a time in Unix seconds")
         hosting = None if self.agents is None else self.agents.hosting
         found = await books.audit(
             self.store,
@@ -215,14 +201,46 @@ class Verbs:
         return {
             "accounts": {f"{name}_msats": amount for name, amount in found.balances.items()},
             "wallet_msats": found.wallet_msats,
+            "spent": self._spent(0.0 if since is None else float(since), params.get("causes") is True),
+            **({} if since is None else {"since": since, "moved": self._moved(float(since))}),
+            "remarks": list(found.remarks),
             "problems": list(found.problems),
             "clean": not found.problems,
         }
 
-    def _wallet(self) -> Wallet:
+    def _spent(self, since: float, by_cause: bool) -> list[dict[str, Any]]:
+        names = {row["id"]: row["name"] for row in self.store.read("SELECT id, name FROM agents")}
+        return [
+            {
+                "owner": entry.owner,
+                "name": names.get(entry.owner) or entry.owner[:16],
+                "purpose": entry.purpose,
+                **({"cause": entry.cause} if by_cause else {}),
+                "payments": entry.payments,
+                "amount_msats": entry.msats,
+                "fee_msats": entry.fees,
+            }
+            for entry in ledger.outgoing(self.store, since=since, by_cause=by_cause)
+        ]
+
+    def _moved(self, since: float) -> dict[str, int]:
+        now, then = ledger.balances(self.store), ledger.balances(self.store, until=since)
+        return {f"{name}_msats": amount - then[name] for name, amount in now.items()}
+
+    def _wallet_verbs(self) -> dict[str, Method]:
         if self.wallet is None:
-            raise PylonError("no wallet is open", "this home sells for nothing; set enable_payments = true")
-        return self.wallet
+            return dict.fromkeys(WALLET_VERBS, self._no_wallet)
+        hosting = None if self.agents is None else self.agents.hosting
+        return WalletVerbs(
+            self.config,
+            self.store,
+            Purse(self.wallet, self.store, self.clock),
+            Withdrawals(self.store, self.clock) if hosting is None else hosting.withdrawals,
+            None if hosting is None else hosting.agents,
+        ).table()
+
+    async def _no_wallet(self, params: Mapping[str, Any], notify: Notify) -> None:
+        raise PylonError("no wallet is open", "this home sells for nothing; set enable_payments = true")
 
     # --- the daemon itself ------------------------------------------------------------------------------------
 
@@ -260,6 +278,7 @@ class Verbs:
                 "settled_msats": None if balance is None else balance.settled,
                 "pending_msats": None if balance is None else balance.pending_out,
                 "known_at": None if balance is None else balance.known_at,
+                **WalletGuard(self.store, self.clock).summary(),
             },
             "children": [
                 {"name": child.name, "state": child.state, "starts": child.starts, "last_error": child.last_error}

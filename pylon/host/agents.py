@@ -201,12 +201,18 @@ class Agents:
         tick = source.one("SELECT strangers, allowance_msats FROM ticks WHERE id = ?", (spend.scope,))
         if tick is not None and tick["allowance_msats"] is not None:
             per_scope = Msat(min(per_scope, tick["allowance_msats"], self._strangers_left(source, agent, spend.scope)))
-        common = Budget(per_scope=per_scope, per_day=chosen.budget_day, reserve=sats(chosen.lifecycle.reserve_sats))
+        common = Budget(
+            per_scope=per_scope,
+            per_day=chosen.budget_day,
+            reserve=sats(chosen.lifecycle.reserve_sats),
+            payee_day=chosen.payee_day,
+            approve_above=chosen.approve_above,
+        )
         kind = _PURPOSES.get(spend.purpose)
         if kind is None:
             return common
         if self._approved(source, spend):
-            return attrs.evolve(common, per_scope=None)
+            return attrs.evolve(common, per_scope=None, approve_above=None)
         grant = chosen.grant(kind)
         if grant is None:
             raise BudgetExceeded(f"no grant for {kind.value}", f"pylon agent grant {agent.name} {kind.value}")
@@ -331,6 +337,26 @@ class Agents:
     async def pause(self, agent_id: str, why: str) -> Agent:
         """``paused``, ``stopped``, or empty to let it run again."""
         return await self._mark(agent_id, "paused", why)
+
+    async def take_over(self, agent_id: str, seen: AgentState) -> None:
+        """A state of an earlier epoch was read. Where it knows more than ours (this home was restored from a backup),
+        it is taken; and whoever published it is told that we run the agent now."""
+
+        def job(tx: Tx) -> None:
+            agent, ours = registry.load(tx, agent_id), registry.state(tx, tx.vault, agent_id)
+            restored = settings.get(tx, f"{registry.RESTORED}{agent_id}") is not None
+            newer = seen.tick_count > max(ours.tick_count, agent.ticks)
+            if not (restored or newer) or seen.epoch >= agent.epoch:
+                return
+            tx.execute("DELETE FROM settings WHERE key = ?", (f"{registry.RESTORED}{agent_id}",))
+            if newer:
+                tx.execute("UPDATE agents SET ticks = ? WHERE id = ?", (seen.tick_count, agent_id))
+            mind = attrs.evolve(seen if newer else ours, instance=agent.instance, epoch=agent.epoch)
+            mind = registry.with_settings(mind, agent.settings)
+            self.keep_mind(tx, agent, memory.compact(mind, now=self.clock.now()))
+
+        await self.store.write(job)
+        self._tell(agent_id)
 
     async def park(self, agent_id: str, moved: str) -> Agent:
         """It is run elsewhere now: it stays here, and neither ticks nor spends."""

@@ -28,6 +28,8 @@ from pylon.store.vault import STAMP_BYTES, Vault
 
 STOPPED = "stopped"
 PAUSED = "paused"
+RESTORED = "restored:"
+"""In ``pylon.store.settings``, before the id of an agent that came from a backup of the home, until relays know."""
 SETTINGS = "settings"
 """The field of a state in which they stand."""
 SHORTEST_PREFIX = 8

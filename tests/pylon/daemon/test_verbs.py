@@ -9,7 +9,8 @@ import trio
 from protocols.nip19 import encode_npub
 from protocols.nip90 import FeedbackStatus
 from pylon.config import Config
-from pylon.daemon.verbs import MAX_FUNDING, MAX_PROMPT_CHARS, Verbs, check_prompt
+from pylon.daemon.verbs import MAX_PROMPT_CHARS, Verbs, check_prompt
+from pylon.daemon.wallet_money import MAX_FUNDING, WALLET_VERBS
 from pylon.errors import NotFound, PylonError, UsageError
 from pylon.money import Msat, sats
 from tests.pylon.market import PRICE, open_actor, open_home, until
@@ -44,7 +45,8 @@ async def call(verbs, name, **params):
 
 async def test_the_table(verbs):
     assert set(verbs.table()) == {
-        "job.submit", "job.list", "job.status", "wallet.balance", "wallet.fund", "earnings", "books"
+        "job.submit", "job.list", "job.status", "earnings", "books", *WALLET_VERBS,
+        "wallet.freeze", "wallet.thaw", "wallet.approvals", "wallet.approve", "wallet.deny",
     }  # fmt: skip
 
 

@@ -160,7 +160,7 @@ def test_a_config_has_what_is_set_in_it():
 
 
 def errors():
-    for name in variants("SdkError"):
+    for name in sorted(variants("SdkError")):
         cls = getattr(sdk.SdkError, name)
         names = list(inspect.signature(cls.__init__).parameters)[1:]
         yield cls("what happened") if names == ["values"] else cls(*["what happened"] * len(names))
