@@ -3,8 +3,8 @@
 The SDK is asyncio's and lives behind ``pylon.wallets.bridge``. ``spark_kit`` holds what wallets share, ``spark_link``
 the connection and how it is proven, ``spark_payments`` what pays; here is the rest of the port, invoices above all.
 
-Limits of the SDK, refused or told as such: no invoice by the hash of its description; ``cancel`` keeps the payment from
-ever being taken, but its payer has it back only when its HTLC expires (hours).
+Limits of the SDK, refused or told as such: no invoice by the hash of its description; ``cancel`` keeps a payment from
+ever being taken, but the invoice can still be paid, and who has paid has it back only when the HTLC expires (hours).
 """
 
 from __future__ import annotations
