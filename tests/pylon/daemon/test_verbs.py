@@ -44,7 +44,8 @@ async def call(verbs, name, **params):
 
 async def test_the_table(verbs):
     assert set(verbs.table()) == {
-        "job.submit", "job.list", "job.status", "wallet.balance", "wallet.fund", "earnings", "books"
+        "job.submit", "job.list", "job.status", "wallet.balance", "wallet.fund", "earnings", "books",
+        "wallet.freeze", "wallet.thaw", "wallet.approvals", "wallet.approve", "wallet.deny",
     }  # fmt: skip
 
 
