@@ -116,6 +116,8 @@ def _greeting(runtime: Runtime) -> list[str]:
     lines = [f"Pylon runs as {runtime.identity.npub} in {runtime.home.root}"]
     if config.network == "simnet":
         lines.append("network: simnet. These sats are not money: a file on this machine says who has how many.")
+    if not identity.is_protected(runtime.home):
+        lines.append("no passphrase protects the keys of this home: pylon identity passphrase sets one")
     lines.extend(f"relay: {url}" for url in runtime.pool.urls)
     if runtime.provider is not None:
         price = "free" if not config.enable_payments else format_msat(Msat(runtime.provider.terms.price))
