@@ -1,4 +1,4 @@
-"""Bech32 (BIP-173) for texts of any length, and the 5-bit words that it consists of.
+"""Bech32 (BIP-173) and Bech32m (BIP-350) for texts of any length, and the 5-bit words that they consist of.
 
 What the ``bech32`` package does, word for word, without a loop over single bits: an invoice has three hundred words,
 and every job makes one and reads two.
@@ -13,6 +13,8 @@ CHARSET = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
 
 _GENERATOR = (0x3B6A57B2, 0x26508E6D, 0x1EA119FA, 0x3D4233DD, 0x2A1462B3)
 _CHECKSUM_WORDS = 6
+_BECH32, _BECH32M = 1, 0x2BC830A3
+"""What the register holds after a right checksum."""
 _LONGEST_HRP = 83
 _NONE = 255
 
@@ -43,15 +45,15 @@ def _polymod(hrp: str, words: bytes) -> int:
     return register
 
 
-def encode(hrp: str, words: Sequence[int]) -> str:
+def encode(hrp: str, words: Sequence[int], *, bech32m: bool = False) -> str:
     """The text with this human-readable part (ASCII, lower case) and these words (0 to 31), checksum added."""
     data = bytes(words)
-    register = _polymod(hrp, data + bytes(_CHECKSUM_WORDS)) ^ 1
+    register = _polymod(hrp, data + bytes(_CHECKSUM_WORDS)) ^ (_BECH32M if bech32m else _BECH32)
     data += bytes(register >> 5 * (_CHECKSUM_WORDS - 1 - place) & 31 for place in range(_CHECKSUM_WORDS))
     return f"{hrp}1{data.translate(_CHARACTER_OF_WORD).decode()}"
 
 
-def decode(text: str) -> tuple[str, list[int]] | None:
+def decode(text: str, *, bech32m: bool = False) -> tuple[str, list[int]] | None:
     """Human-readable part and words, the checksum checked and taken off; ``None`` for what is not bech32."""
     if not text.isascii() or not text.isprintable() or " " in text:
         return None
@@ -62,7 +64,9 @@ def decode(text: str) -> tuple[str, list[int]] | None:
     words = rest.encode().translate(_WORD_OF_CHARACTER)
     if not separator or not 1 <= len(hrp) <= _LONGEST_HRP or len(words) < _CHECKSUM_WORDS or _NONE in words:
         return None
-    return None if _polymod(hrp, words) != 1 else (hrp, list(words[:-_CHECKSUM_WORDS]))
+    if _polymod(hrp, words) != (_BECH32M if bech32m else _BECH32):
+        return None
+    return hrp, list(words[:-_CHECKSUM_WORDS])
 
 
 def to_words(data: bytes) -> list[int]:

@@ -187,6 +187,13 @@ class WalletFrozen(WalletError):
     code = "frozen"
 
 
+class WalletUnreachable(WalletError):
+    """The wallet's network did not answer, before anything was asked of it that moves money."""
+
+    code = "wallet_unreachable"
+    exit_code = 1
+
+
 class PaymentUnknown(WalletError):
     """The wallet did not say: the payment may still settle. Never pay again; look it up."""
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import click
 
-from pylon.cli.amounts import SATS
+from pylon.cli.amounts import BOUND, SATS
 from pylon.cli.output import FileDescriptor, note, plain
 from pylon.cli.times import DURATION
 from pylon.errors import PylonError, UsageError
@@ -123,6 +123,8 @@ DEFAULTS = {
     "autonomy": "bounded",
     "budget-day": f"{DAY_BUDGET:,}",
     "budget-tick": "100",
+    "payee-day": "none",
+    "approve-above": "none",
     "reserve": "0",
     "stranger-budget": "100",
     "low-balance-days": "7",
@@ -163,6 +165,8 @@ _SETTINGS: tuple[tuple[str, click.ParamType[Any], str | None, str], ...] = (
     ),
     ("budget-day", SATS, "SATS", "The most that it may spend in any 24 hours; 0 means nothing."),
     ("budget-tick", SATS, "SATS", "The most that one tick may spend."),
+    ("payee-day", BOUND, "SATS", "The most that it may pay to one payee in any 24 hours, or none: no such bound."),
+    ("approve-above", BOUND, "SATS", "A larger payment waits for pylon wallet approve, or none: none does."),
     ("reserve", SATS, "SATS", "What it may never spend of its balance."),
     ("stranger-budget", SATS, "SATS", "The most for thoughts that strangers cause, in any 24 hours."),
     (
@@ -191,6 +195,8 @@ def settings_of(options: Mapping[str, Any]) -> dict[str, Any]:
         autonomy=options["autonomy"],
         budget_day_sats=options["budget_day"],
         budget_tick_sats=options["budget_tick"],
+        payee_day_sats=options["payee_day"],
+        approve_above_sats=options["approve_above"],
         reserve_sats=options["reserve"],
         stranger_budget_sats=options["stranger_budget"],
         about=options["about"],

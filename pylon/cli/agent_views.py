@@ -142,6 +142,9 @@ def details(agent: Json, now: float) -> str:
     lines = labelled(rows)
     if agent["approvals"]:
         lines.append(f"{_count(agent['approvals'], 'action')} waiting: pylon agent approvals {agent['name']}")
+    if agent.get("payments_waiting"):
+        lines.append(f"{_count(agent['payments_waiting'], 'payment')} waiting: pylon wallet approvals")
+    lines += _section("Nearly gone", [_nearly(entry, now) for entry in budgets.get("warnings", ())])
     lines += _section("Grants", [grant_words(grant) for grant in agent["grants"]])
     lines += _section("Goals", goals(agent.get("goal_list", ()), now))
     lines += _section("Trouble", [_child(child) for child in agent["children"] if _is_trouble(child)])
@@ -159,7 +162,17 @@ def _balance(agent: Json, now: float) -> str:
 def _budget(budgets: Json) -> str:
     text = f"{in_sats(budgets['tick_msats'])} a tick, {in_sats(budgets['day_msats'])} a day"
     text += f" ({in_sats(budgets['spent_day_msats'])} spent)"
+    if budgets.get("payee_day_msats") is not None:
+        text += f"; {in_sats(budgets['payee_day_msats'])} a day to one payee"
+    if budgets.get("approve_above_msats") is not None:
+        text += f"; more than {in_sats(budgets['approve_above_msats'])} at once waits for you"
     return text + (f"; {in_sats(budgets['reserve_msats'])} stay" if budgets["reserve_msats"] else "")
+
+
+def _nearly(warning: Json, now: float) -> str:
+    """A budget that was nearly gone: ``day: 850 of 1,000 sat, 2h ago``."""
+    used = f"{in_sats(warning['used_msats'])} of {in_sats(warning['bound_msats'])}"
+    return f"{line(warning['budget'], 40)}: {used}, {ago(warning['at'], now)}"
 
 
 def _section(title: str, rows: list[str]) -> list[str]:

@@ -48,5 +48,13 @@ class WholeSats(click.ParamType[int]):
         return number
 
 
+class Bound(WholeSats):
+    """``25``, ``25sat`` -> 25, or ``none``: what is not bounded unless somebody says so."""
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int | str:  # type: ignore[override]
+        return "none" if str(value).strip().lower() == "none" else super().convert(value, param, ctx)
+
+
 AMOUNT = Amount()
+BOUND = Bound()
 SATS = WholeSats()

@@ -138,11 +138,10 @@ def _text(report: dict[str, Any], phrase: str | None) -> str:
             "pylon identity backup FILE does it in one sealed file."
         )
     lines.append(f"passphrase: {'yes' if report['passphrase'] else OPEN}")
-    if report["network"] == "simnet":
-        lines.append("Next: pylon start")
+    if report["network"] == "mainnet":
+        lines.append("Next: an API key of Breez' for the wallet, see [spark] in the configuration; then pylon start")
     else:
-        lines.append(
-            f"The wallet of {report['network']} is not built yet; a home with pretended sats is: "
-            "pylon --home DIR init --network simnet"
-        )
+        lines.append("Next: pylon start")
+    if report["network"] not in ("simnet", "mainnet"):
+        lines.append("Its wallet is on Spark's regtest and wants the internet; what works without: --network simnet")
     return "\n".join(lines)

@@ -86,6 +86,7 @@ def render(report: dict[str, Any]) -> str:
         lines.append(f"Network:  {report['network']}{remark}")
     if wallet:
         lines.append(f"Wallet:   {_wallet(wallet)}")
+        lines += _guard(wallet)
     lines.append(
         f"Jobs:     {stats.get('jobs_completed', 'unknown')} completed, {in_sats(stats.get('earnings_msats'))} earned"
     )
@@ -125,6 +126,20 @@ def _wallet(wallet: dict[str, Any]) -> str:
     if isinstance(known_at, (int, float)) and (age := int(time.time() - known_at)) >= 5:
         text += f" (known {_duration(age)} ago)"
     return text
+
+
+def _guard(wallet: dict[str, Any]) -> list[str]:
+    """The freeze, what waits for the operator, and budgets that are nearly gone."""
+    lines = []
+    if wallet.get("frozen") is not None:
+        reason = _table(wallet["frozen"]).get("reason")
+        lines.append(f"FROZEN:   nobody spends{f' ({reason})' if reason else ''}; pylon wallet thaw ends it")
+    if wallet.get("approvals"):
+        lines.append(f"Waiting:  {wallet['approvals']} payments, for your yes: pylon wallet approvals")
+    for entry in map(_table, _list(wallet, "warnings")):
+        used = f"{in_sats(entry.get('used_msats'))} of {in_sats(entry.get('bound_msats'))}"
+        lines.append(f"Budget:   {entry.get('budget')} is nearly gone, {used}")
+    return lines
 
 
 def _relay(entry: Any) -> str:

@@ -50,7 +50,7 @@ from pylon.machine import Effect
 from pylon.money import Msat
 from pylon.relays.pool import Received, RelayPool
 from pylon.relays.subscription import OVERLAP
-from pylon.store import cursors, inbox, intents
+from pylon.store import cursors, freeze, inbox, intents
 from pylon.store.database import Store, Tx
 from pylon.store.records import RecordTable, Step
 from pylon.together import handle_together
@@ -188,7 +188,8 @@ class Buyer:
         :param params: what else the request asks for (NIP-90).
         :param purchase_id: with it, a purchase that is there already is returned as it stands, and nothing begun.
 
-        Raises ``NotFound`` for an owner that is not there, ``ValueError`` for an id that another owner has used.
+        Raises ``NotFound`` for an owner that is not there, ``WalletFrozen``, ``ValueError`` for an id that another
+        owner has used.
         """
         self._accounts(owner)
         fresh = Purchase(
@@ -205,7 +206,10 @@ class Buyer:
         )
 
         def admit(tx: Tx) -> bool:
-            return tx.one("SELECT 1 FROM purchases WHERE id = ?", (fresh.id,)) is None
+            if tx.one("SELECT 1 FROM purchases WHERE id = ?", (fresh.id,)) is not None:
+                return False
+            freeze.check(tx)
+            return True
 
         begun = await self._driver.begin(fresh, machine.Begun(), admit)
         if begun is None:
@@ -241,6 +245,11 @@ class Buyer:
                     assert record is not None, "nothing deletes a purchase"
                     return record
                 await changed.receive()
+
+    def pays(self, purchase_id: str) -> bool:
+        """Whether it is paying for this purchase, and sees to the payment's end. Raises ``SealError``."""
+        record = self.records.load(self._store, purchase_id)
+        return record is not None and record.state is PurchaseState.PAYING
 
     # --- who listens ------------------------------------------------------------------------------------------
 
@@ -307,6 +316,9 @@ class Buyer:
             account = self._accounts(record.owner)
         except NotFound as error:
             return machine.NoneLeft(error.message)
+        frozen = freeze.mark(self._store)
+        if frozen is not None:
+            return machine.NoneLeft(frozen.words)
         own = account.secret.public.hex
         found = [] if record.tried else self._market.remembered()
         offers = self._fitting(record, own, found)

@@ -39,6 +39,9 @@ def settings(base: AgentSettings, params: Mapping[str, Any]) -> AgentSettings:
     for name in ("budget_day_sats", "budget_tick_sats"):
         if params.get(name) is not None:
             changed[name] = whole(params, name, 0, MAX_SATS)
+    for name in ("payee_day_sats", "approve_above_sats"):
+        if params.get(name) is not None:
+            changed[name] = None if params[name] == "none" else whole(params, name, 0, MAX_SATS)
     for name, least, most in (("max_steps", 0, 64), ("thought_tokens", 16, 100_000)):
         if params.get(name) is not None:
             changed[name] = whole(params, name, least, most)

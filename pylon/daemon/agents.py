@@ -6,6 +6,7 @@ where the verb is named after them: ``spawn`` (once), ``reveal``, ``export``.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from pylon.daemon import agent_params as reading
 from pylon.daemon import agent_views as views
 from pylon.daemon.control import Method, Notify
 from pylon.daemon.hosting import Hosting
+from pylon.daemon.wallet_verbs import warning_json
 from pylon.errors import NotFound, PylonError, UsageError, WalletError
 from pylon.files import write_private
 from pylon.host import memory, migration, registry
@@ -34,8 +36,10 @@ from pylon.host.ticking import TickRecord
 from pylon.money import MAX_MSAT, Msat, format_msat, sats
 from pylon.paths import Home
 from pylon.relays.pool import RelayPool
-from pylon.store import intents
+from pylon.store import approvals, intents
 from pylon.store.database import Store
+from pylon.wallets import budgets
+from pylon.wallets.budgets import Warned
 from pylon.wallets.port import Balance, Wallet
 from pylon.wallets.purse import Purse
 
@@ -53,6 +57,8 @@ class _Facts:
     goals: int
     approvals: int
     spent_day: Msat
+    payments_waiting: int
+    warnings: Sequence[Warned]
 
 
 @attrs.frozen
@@ -145,6 +151,8 @@ class AgentVerbs:
         balances = await self._balances(agents)
         names, now = [agent.id for agent in agents], self.agents.clock.now()
         lifecycles, rows = registry.lifecycles(self.store, agents), registry.summaries(self.store, names)
+        nearly_gone = budgets.warnings(self.store, now)
+        waiting = Counter(intent.owner for intent in approvals.waiting(self.store))
         return {
             agent.id: _Facts(
                 lifecycle=lifecycles[agent.id],
@@ -155,6 +163,8 @@ class AgentVerbs:
                 spent_day=intents.committed(self.store, agent.id, since=now - DAY)
                 if rows[agent.id]["pays"]
                 else Msat(0),
+                payments_waiting=waiting[agent.id],
+                warnings=nearly_gone.get(agent.id, ()),
             )
             for agent in agents
         }
@@ -206,10 +216,14 @@ class AgentVerbs:
                 "spent_day_msats": facts.spent_day,
                 "stranger_day_msats": sats(chosen.schedule.stranger_budget_sats),
                 "reserve_msats": sats(chosen.lifecycle.reserve_sats),
+                "payee_day_msats": chosen.payee_day,
+                "approve_above_msats": chosen.approve_above,
+                "warnings": [warning_json(warned) for warned in facts.warnings],
             },
             "grants": [views.grant_json(grant) for grant in chosen.grants],
             "goals": facts.goals,
             "approvals": facts.approvals,
+            "payments_waiting": facts.payments_waiting,
             "lud16": self.agents.address(agent.name),
             "last_error": troubled[0].last_error if troubled else self._why_failed(agent),
             "children": [

@@ -17,7 +17,7 @@ from pylon.daemon.control import serve_control
 from pylon.daemon.coredumps import forbid_core_dumps
 from pylon.daemon.logs import start_logging
 from pylon.daemon.process import hold_home, until_signal
-from pylon.daemon.runtime import Runtime, open_runtime, require_simnet
+from pylon.daemon.runtime import Runtime, open_runtime
 from pylon.daemon.verbs import Verbs
 from pylon.errors import brief
 from pylon.groups import cause
@@ -47,8 +47,6 @@ def run_daemon(
     ``backend`` answers instead of the embedded engine. ``unlock`` opens the home, and may ask somebody for its
     passphrase; without it, only a file or a credential gives one.
     """
-    if config.enable_payments or mode == "host":
-        require_simnet(config, "start")
     forbid_core_dumps()
     with hold_home(home, pid_file=True):
         keys = _unattended(home) if unlock is None else unlock()
@@ -74,7 +72,7 @@ async def _serve(
     async with open_runtime(home, config, mode=mode, backend=backend, serve_http=True, keys=keys) as runtime:
         async with trio.open_nursery() as nursery:
             await nursery.start(functools.partial(serve_control, on_error=_tell_fault), home, Verbs.of(runtime).table())
-            for line in _greeting(runtime):
+            for line in await _greeting(runtime):
                 say(line)
             log.info("ready")
             nursery.start_soon(_check_books, runtime, say)
@@ -111,11 +109,14 @@ async def _check_books(runtime: Runtime, say: Callable[[str], None]) -> None:
         say(f"warning: books: {problem}")
 
 
-def _greeting(runtime: Runtime) -> list[str]:
+async def _greeting(runtime: Runtime) -> list[str]:
     config = runtime.config
     lines = [f"Pylon runs as {runtime.identity.npub} in {runtime.home.root}"]
     if config.network == "simnet":
         lines.append("network: simnet. These sats are not money: a file on this machine says who has how many.")
+    elif runtime.wallet is not None:
+        note = (await runtime.wallet.info()).note
+        lines.append(f"network: {config.network}" + (f". {note}" if note else ""))
     if not identity.is_protected(runtime.home):
         lines.append("no passphrase protects the keys of this home: pylon identity passphrase sets one")
     lines.extend(f"relay: {url}" for url in runtime.pool.urls)

@@ -119,10 +119,21 @@ class Agents:
         purse = self._purses.get(agent_id)
         if purse is None:
             agent = registry.load(self.store, agent_id)
-            wallet = self.keeper.wallet(self.keys(agent_id).wallet.reveal(), agent.name or agent_id[:16])
+            wallet = self.keeper.wallet(self._wallet_secret(agent_id), agent.name or agent_id[:16])
             purse = Purse(wallet, self.store, self.clock, owner=agent_id, limits=self.limits)
             self._purses[agent_id] = purse
         return purse
+
+    def _wallet_secret(self, agent_id: str) -> bytes:
+        """What the keeper opens an agent's wallet with."""
+        if self.keeper.seeded:
+            return nip06.seed(registry.phrase(self.store, self.store.vault, agent_id))
+        return self.keys(agent_id).wallet.reveal()
+
+    def seed_of_wallet(self, wallet_id: str) -> bytes | None:
+        """The BIP-39 seed of an agent's wallet, by its public id; ``None`` for a wallet that is no agent's."""
+        phrase = registry.phrase_of_wallet(self.store, self.store.vault, wallet_id)
+        return None if phrase is None else nip06.seed(phrase)
 
     def wallet(self, agent_id: str) -> Wallet:
         return self.purse(agent_id).wallet
@@ -134,7 +145,8 @@ class Agents:
             name=agent.name or owner[:16],
             network=self.keeper.network,
             kind=self.keeper.kind,
-            node_pubkey=agent.wallet,
+            # On Spark it is the service that signs invoices, for everybody.
+            node_pubkey="" if self.keeper.seeded else agent.wallet,
         )
         return Account(
             owner=owner,
@@ -189,12 +201,18 @@ class Agents:
         tick = source.one("SELECT strangers, allowance_msats FROM ticks WHERE id = ?", (spend.scope,))
         if tick is not None and tick["allowance_msats"] is not None:
             per_scope = Msat(min(per_scope, tick["allowance_msats"], self._strangers_left(source, agent, spend.scope)))
-        common = Budget(per_scope=per_scope, per_day=chosen.budget_day, reserve=sats(chosen.lifecycle.reserve_sats))
+        common = Budget(
+            per_scope=per_scope,
+            per_day=chosen.budget_day,
+            reserve=sats(chosen.lifecycle.reserve_sats),
+            payee_day=chosen.payee_day,
+            approve_above=chosen.approve_above,
+        )
         kind = _PURPOSES.get(spend.purpose)
         if kind is None:
             return common
         if self._approved(source, spend):
-            return attrs.evolve(common, per_scope=None)
+            return attrs.evolve(common, per_scope=None, approve_above=None)
         grant = chosen.grant(kind)
         if grant is None:
             raise BudgetExceeded(f"no grant for {kind.value}", f"pylon agent grant {agent.name} {kind.value}")
@@ -240,6 +258,8 @@ class Agents:
         phrase = nip06.new_mnemonic(words) if phrase is None else phrase
         secrets = keys_of(phrase)
         phrase = nip06.check_mnemonic(phrase)
+        secret = nip06.seed(phrase) if self.keeper.seeded else secrets.wallet.reveal()
+        wallet_id = self.keeper.wallet_id(secret)
         now = self.clock.now()
         mind = mind or AgentState()
         for goal in goals:
@@ -252,7 +272,7 @@ class Agents:
                 id=secrets.nostr.public.hex,
                 name=chosen.name,
                 created_at=now,
-                wallet=self.keeper.wallet_id(secrets.wallet.reveal()),
+                wallet=wallet_id,
                 epoch=epoch,
                 instance=instance,
                 paused="",

@@ -209,6 +209,12 @@ def phrase(source: Reads, vault: Vault, agent_id: str) -> str:
     return vault.open(row["phrase"], f"agents.phrase:{agent_id}")
 
 
+def phrase_of_wallet(source: Reads, vault: Vault, wallet: str) -> str | None:
+    """The phrase of the agent with this wallet; ``None`` where no agent has it. Raises ``SealError``."""
+    row = source.one("SELECT id FROM agents WHERE wallet = ?", (wallet,))
+    return None if row is None else phrase(source, vault, row["id"])
+
+
 def state(source: Reads, vault: Vault, agent_id: str) -> AgentState:
     """What it holds in mind. Raises ``SealError``."""
     return _state(source, vault, agent_id, lambda text: text)

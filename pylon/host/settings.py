@@ -101,6 +101,10 @@ class AgentSettings:
     budget_tick_sats: int = 100
     budget_day_sats: int = 1_000
     """For any 24 hours. 0 means nothing."""
+    payee_day_sats: int | None = None
+    """To one payee in any 24 hours; ``None``: no such bound."""
+    approve_above_sats: int | None = None
+    """A larger payment waits for the operator; ``None``: none does. An approved action waits no more."""
     thought_tokens: int = 400
     """The longest reply that is bought."""
     max_steps: int = 5
@@ -121,8 +125,8 @@ class AgentSettings:
             raise ConfigError(
                 f"a heartbeat of {self.heartbeat} s", f"give {_LEAST_HEARTBEAT} to {_MOST_HEARTBEAT:,} seconds"
             )
-        for name in ("budget_tick_sats", "budget_day_sats", "max_steps"):
-            if getattr(self, name) < 0:
+        for name in ("budget_tick_sats", "budget_day_sats", "payee_day_sats", "approve_above_sats", "max_steps"):
+            if (getattr(self, name) or 0) < 0:
                 raise ConfigError(f"{name} = {getattr(self, name)}", "give 0 or more")
         for name, most in _MOST.items():
             if len(getattr(self, name)) > most:
@@ -137,6 +141,14 @@ class AgentSettings:
     @property
     def budget_day(self) -> Msat:
         return sats(self.budget_day_sats)
+
+    @property
+    def payee_day(self) -> Msat | None:
+        return None if self.payee_day_sats is None else sats(self.payee_day_sats)
+
+    @property
+    def approve_above(self) -> Msat | None:
+        return None if self.approve_above_sats is None else sats(self.approve_above_sats)
 
     def grant(self, action: ActionKind) -> Grant | None:
         """The operator's leave for ``action``, if there is one."""

@@ -16,7 +16,7 @@ from protocols.nip01 import Event
 from protocols.nip_sa_state import AgentState, Goal
 from pylon.compute.buyer import Buyer
 from pylon.compute.purchase import Purchase, PurchaseState
-from pylon.errors import NotFound, PylonError
+from pylon.errors import NotFound, PylonError, WalletFrozen
 from pylon.host import memory, policy, prompt, publishing, registry, replies, schedule, ticking, triggers
 from pylon.host.acting import Action, ActionState
 from pylon.host.agents import Agents
@@ -230,6 +230,13 @@ class Ticks:
         heard = self._heard(tick)
         allowed = self._allowed(agent, tick, heard)
         scene = self._scene(tick, agent, heard, allowed, balance.spendable, bid)
+        try:
+            await self._ask(tick, agent, scene, bid)
+        except WalletFrozen as error:
+            return error.message
+        return ""
+
+    async def _ask(self, tick: TickRecord, agent: Agent, scene: prompt.Scene, bid: Msat) -> None:
         schema = prompt.schema(scene, agent.settings.thought_tokens)
         await self._buyer.buy(
             prompt.render(scene, _PROMPT_CHARS),
@@ -241,7 +248,6 @@ class Ticks:
             params=(("json_schema", schema), ("temperature", replies.TEMPERATURE)),
             purchase_id=tick.purchase,
         )
-        return ""
 
     def _scene(
         self,

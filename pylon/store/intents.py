@@ -7,14 +7,18 @@ Rules
 2. Reserving the same again gives the row that is there: nothing is paid twice by asking twice. A failed intent is
    not taken up again, since nothing would be reserved for it: ask for another invoice.
 3. *Pending* covers "on its way" and "not known"; both count against budgets. Only the wallet makes it *failed*.
-4. *Settled* is the end. A wallet that first said "failed" and later "settled" is believed the second time, as the
-   money is gone.
+4. *Settled* is the end: a wallet that says later that it failed is not believed, the audit names it. A wallet that
+   first said "failed" and later "settled" is believed the second time, as the money is gone: it is booked, under a
+   cause of its own, for what it was meant to pay may have gone on and paid another.
 5. A *withdrawal* is the operator's: no budget counts it.
+6. An address has no payment hash: its intent has the SHA-256 of its idempotency key instead.
+7. An intent that *waits* for the operator's yes is pending, and is not sent (``pylon.store.approvals``).
 """
 
 from __future__ import annotations
 
 import enum
+import hashlib
 import sqlite3
 import uuid
 from typing import NoReturn
@@ -31,12 +35,14 @@ _NAMESPACE = uuid.UUID("6f0d6a86-6a1c-5a0e-9d29-8f0b6d6f5c11")
 _LONGEST_ERROR = 500
 _COLUMNS = (
     "id, owner, cause, scope, purpose, payment_hash, state, amount_msats, max_fee_msats, fee_msats, idempotency_key,"
-    " error, created_at, updated_at"
+    " error, created_at, updated_at, payee, target, approval, lapses_at"
 )
 _RESERVED = (
     "CASE state WHEN 'settled' THEN amount_msats + fee_msats WHEN 'pending' THEN amount_msats + max_fee_msats"
     " ELSE 0 END"
 )
+_LATE = ":late:"
+"""Between the cause and the hash of a payment that settled after it had failed."""
 PURCHASE = "purchase"
 ZAP = "zap"
 INVOICE = "invoice"
@@ -49,6 +55,25 @@ class IntentState(enum.StrEnum):
     PENDING = "pending"
     SETTLED = "settled"
     FAILED = "failed"
+
+
+class TargetForm(enum.StrEnum):
+    """What an intent pays."""
+
+    INVOICE = "invoice"
+    OPEN = "open"
+    """An invoice that names no amount: the payer does."""
+    ADDRESS = "address"
+
+
+class Approval(enum.StrEnum):
+    """What the operator says to a payment that needs a yes."""
+
+    NONE = ""
+    """It needs none."""
+    WAITING = "waiting"
+    GIVEN = "given"
+    DENIED = "denied"
 
 
 @attrs.frozen
@@ -76,6 +101,21 @@ class Intent:
     error: str | None
     created_at: float
     updated_at: float
+    payee: str = ""
+    """Node key (hex) or address; empty where it is not known."""
+    target: TargetForm = TargetForm.INVOICE
+    approval: Approval = Approval.NONE
+    lapses_at: float | None = None
+    """When the question to the operator lapses, Unix seconds."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is not to be sent before the operator has said yes."""
+        return self.state is IntentState.PENDING and self.approval is Approval.WAITING
+
+    def lapsed(self, now: float) -> bool:
+        """Whether it waits, and nobody has said anything in time."""
+        return self.waits and self.lapses_at is not None and now >= self.lapses_at
 
     @property
     def reserved(self) -> Msat:
@@ -120,8 +160,14 @@ def reserve(
     owner: str = "",
     scope: str = "",
     purpose: str = PURCHASE,
+    payee: str = "",
+    target: TargetForm = TargetForm.INVOICE,
+    asks_until: float | None = None,
 ) -> Intent:
     """Write the intent to pay ``invoice``, or return the one of this cause and hash, pending or settled.
+
+    :param invoice: or an address; then ``payment_hash`` is that of ``address_key``.
+    :param asks_until: it waits for the operator's yes, until then; ``None``: it needs none.
 
     Raises ``AlreadyPaid`` where the cause has another intent that is open or settled, or the invoice was paid for
     another cause; ``PaymentFailed`` where this payment has failed; ``InvoiceInvalid`` where the hash is used by
@@ -143,28 +189,57 @@ def reserve(
         amount_msats=amount,
         max_fee_msats=max_fee,
         fee_msats=None,
-        idempotency_key=str(uuid.uuid5(_NAMESPACE, f"{cause}:{payment_hash}")),
+        idempotency_key=_key(owner, cause, payment_hash, invoice, target),
         error=None,
         created_at=at,
         updated_at=at,
+        payee=payee,
+        target=target,
+        approval=Approval.NONE if asks_until is None else Approval.WAITING,
+        lapses_at=asks_until,
     )
     tx.execute(
         "INSERT INTO intents (id, owner, cause, scope, purpose, payment_hash, state, amount_msats, max_fee_msats,"
-        " idempotency_key, invoice, created_at, updated_at) VALUES (?, ?, ?, ?, ?, ?, 'pending', ?, ?, ?, ?, ?, ?)",
+        " idempotency_key, invoice, created_at, updated_at, payee, target, approval, lapses_at)"
+        " VALUES (?, ?, ?, ?, ?, ?, 'pending', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             *(intent.id, owner, cause, scope, purpose, payment_hash, amount, max_fee, intent.idempotency_key),
             *(vault.seal(invoice, f"intents.invoice:{intent.id}"), at, at),
+            *(payee, target.value, intent.approval.value, asks_until),
         ),
     )
-    _touch(tx, owner)
+    touch(tx, intent)
     return intent
+
+
+def address_key(owner: str, cause: str, address: str) -> str:
+    """The idempotency key of a payment to an address: a UUID in text."""
+    return str(uuid.uuid5(_NAMESPACE, f"{owner}\0{cause}\0{address}"))
+
+
+def hash_of_key(key: str) -> str:
+    """What an intent for an address has instead of a payment hash: SHA-256 of its idempotency key, hex."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def _late_cause(intent: Intent) -> str:
+    """The cause of a payment that had failed and has not: its own alone."""
+    return intent.cause if _LATE in intent.cause else f"{intent.cause}{_LATE}{intent.payment_hash[:16]}"
+
+
+def _key(owner: str, cause: str, payment_hash: str, text: str, target: TargetForm) -> str:
+    if target is not TargetForm.ADDRESS:
+        return str(uuid.uuid5(_NAMESPACE, f"{cause}:{payment_hash}"))
+    key = address_key(owner, cause, text)
+    if hash_of_key(key) != payment_hash:
+        raise InvoiceInvalid("a payment to an address has the hash of its key")
+    return key
 
 
 def settle(tx: Tx, vault: Vault, intent_id: str, *, amount: Msat, fee: Msat, preimage: str | None, at: float) -> Intent:
     """The wallet says: settled, ``amount`` and ``fee`` have left. Again: nothing changes, and the first word counts
-    (only a preimage that was missing is added). So book with the returned intent's amounts.
-
-    Raises ``StoreError`` for an intent that had failed and whose cause another intent has taken since.
+    (only a preimage that was missing is added). So book with the returned intent's amounts, and its cause: one that
+    had failed before has a cause of its own from now on, for another may have been paid in its stead.
     """
     intent = get(tx, intent_id)
     if amount <= 0 or fee < 0:
@@ -174,21 +249,15 @@ def settle(tx: Tx, vault: Vault, intent_id: str, *, amount: Msat, fee: Msat, pre
         if sealed is not None:
             tx.execute("UPDATE intents SET preimage = ? WHERE id = ? AND preimage IS NULL", (sealed, intent_id))
         return intent
+    cause, remark = intent.cause, None
     if intent.state is IntentState.FAILED:
-        other = tx.one(
-            "SELECT id FROM intents WHERE owner = ? AND cause = ? AND state <> 'failed'", (intent.owner, intent.cause)
-        )
-        if other is not None:
-            raise StoreError(
-                f"{intent.cause} is paid twice: {intent.payment_hash[:16]} was reported as failed, and settled",
-                "run `pylon books --check`; the wallet's support may want to know",
-            )
+        cause, remark = _late_cause(intent), "settled after it was reported as failed"
     tx.execute(
-        "UPDATE intents SET state = 'settled', amount_msats = ?, fee_msats = ?, preimage = ?, error = NULL,"
+        "UPDATE intents SET state = 'settled', cause = ?, amount_msats = ?, fee_msats = ?, preimage = ?, error = ?,"
         " updated_at = ? WHERE id = ?",
-        (amount, fee, sealed, at, intent_id),
+        (cause, amount, fee, sealed, remark, at, intent_id),
     )
-    _touch(tx, intent.owner)
+    touch(tx, intent)
     return get(tx, intent_id)
 
 
@@ -202,7 +271,22 @@ def fail(tx: Tx, intent_id: str, *, error: str, at: float) -> Intent:
             "UPDATE intents SET state = 'failed', error = ?, updated_at = ? WHERE id = ?",
             (error[:_LONGEST_ERROR], at, intent_id),
         )
-        _touch(tx, intent.owner)
+        touch(tx, intent)
+    return get(tx, intent_id)
+
+
+def reopen(tx: Tx, intent_id: str, *, at: float) -> Intent:
+    """The wallet says of a failed payment: on its way after all. It counts again, under a cause of its own.
+
+    Anything but a failed one stays as it is.
+    """
+    intent = get(tx, intent_id)
+    if intent.state is IntentState.FAILED:
+        tx.execute(
+            "UPDATE intents SET state = 'pending', cause = ?, error = ?, updated_at = ? WHERE id = ?",
+            (_late_cause(intent), "on its way after it was reported as failed", at, intent_id),
+        )
+        touch(tx, intent)
     return get(tx, intent_id)
 
 
@@ -252,22 +336,24 @@ def spent_in(source: Reads, scope: str) -> Msat:
     )
 
 
-def committed(source: Reads, owner: str, *, since: float, purpose: str | None = None) -> Msat:
+def committed(source: Reads, owner: str, *, since: float, purpose: str | None = None, payee: str | None = None) -> Msat:
     """What a rolling budget has to count: settled after ``since`` with fees, and all that is pending, however old.
 
-    Of one ``purpose``, or of all but withdrawals.
+    Of one ``purpose``, or of all but withdrawals; to one ``payee``, or to anybody.
     """
-    which, named = ("purpose <> ?", WITHDRAWAL) if purpose is None else ("purpose = ?", purpose)
+    which, named = ("purpose <> ?", [WITHDRAWAL]) if purpose is None else ("purpose = ?", [purpose])
+    if payee is not None:
+        which, named = f"payee = ? AND payee <> '' AND {which}", [payee, *named]
     settled = _sum(
         source,
         f"SELECT SUM({_RESERVED}) AS n FROM intents"
         f" WHERE owner = ? AND state = 'settled' AND updated_at > ? AND {which}",
-        (owner, since, named),
+        (owner, since, *named),
     )
     pending = _sum(
         source,
         f"SELECT SUM({_RESERVED}) AS n FROM intents WHERE owner = ? AND state = 'pending' AND {which}",
-        (owner, named),
+        (owner, *named),
     )
     return Msat(settled + pending)
 
@@ -290,8 +376,17 @@ def pending(source: Reads, owner: str | None = None) -> list[Intent]:
     return [_intent(row) for row in rows]
 
 
+def failed(source: Reads, since: float, limit: int = 1_000) -> list[Intent]:
+    """What has failed after ``since``, the latest first."""
+    rows = source.read(
+        f"SELECT {_COLUMNS} FROM intents WHERE state = 'failed' AND updated_at > ? ORDER BY updated_at DESC LIMIT ?",
+        (since, limit),
+    )
+    return [_intent(row) for row in rows]
+
+
 def invoice(source: Reads, vault: Vault, intent_id: str) -> str:
-    """The invoice of an intent. Raises ``NotFound``, ``SealError``."""
+    """The invoice of an intent, or its address. Raises ``NotFound``, ``SealError``."""
     row = source.one("SELECT invoice FROM intents WHERE id = ?", (intent_id,))
     if row is None:
         raise NotFound(f"there is no payment intent {intent_id}")
@@ -311,10 +406,12 @@ def _sum(source: Reads, sql: str, params: tuple[object, ...]) -> Msat:
     return Msat(0 if row is None or row["n"] is None else row["n"])
 
 
-def _touch(tx: Tx, owner: str) -> None:
+def touch(tx: Tx, intent: Intent) -> None:
+    """Wake who listens for changes: of any intent, of its owner's, of this very one."""
     tx.touch("intents")
-    if owner:
-        tx.touch(f"intents:{owner}")
+    tx.touch(f"intent:{intent.id}")
+    if intent.owner:
+        tx.touch(f"intents:{intent.owner}")
 
 
 def _refuse(payment_hash: str, amount: int) -> NoReturn:
@@ -353,4 +450,8 @@ def _intent(row: sqlite3.Row) -> Intent:
         error=row["error"],
         created_at=row["created_at"],
         updated_at=row["updated_at"],
+        payee=row["payee"],
+        target=TargetForm(row["target"]),
+        approval=Approval(row["approval"]),
+        lapses_at=row["lapses_at"],
     )

@@ -12,6 +12,8 @@ import attrs
 
 from pylon.errors import StoreError
 from pylon.store.schema_agents import AGENTS
+from pylon.store.schema_nwc import NWC
+from pylon.store.schema_purse import PURSE
 from pylon.store.schema_zaps import ZAPS
 
 APPLICATION_ID = 0x50594C4E
@@ -164,6 +166,8 @@ MIGRATIONS: tuple[Migration, ...] = (
     Migration("m002_owners", _SECOND),
     Migration("m003_agents", AGENTS),
     Migration("m004_zaps", ZAPS),
+    Migration("m005_purse", PURSE),
+    Migration("m006_wallet_connect", NWC),
 )
 
 

@@ -1,95 +1,61 @@
 """The purse: every payment of an owner passes through it, nobody pays around it.
 
 1. ``reserve``, inside the caller's transaction: an intent row is the budget reservation. One open intent per cause,
-   one per payment hash, ever. The budgets are read and checked in that same transaction, so that of many who ask at
-   once no more are let through than the budget carries.
-2. ``send`` calls the wallet, once the intent is committed. The call is shielded: a cancelled caller must not cut a
-   payment in half. Whatever is not a clear yes or no is *unknown*. An intent has one driver: nobody sends or
-   reconciles it while another does and has not recorded what came of it.
+   one per payment hash, ever. The freeze and the budgets (``pylon.wallets.budgets``) are read and checked in that same
+   transaction, so that of many who ask at once no more are let through than the budget carries.
+2. ``send`` calls the wallet, once the intent is committed, unless the operator's yes is still wanted or spending is
+   frozen by then. The call is shielded: a cancelled caller must not cut a payment in half. Whatever is not a clear yes
+   or no is *unknown*. An intent has one driver: nobody sends or reconciles it while another does and has not recorded
+   what came of it.
 3. ``record``, inside the caller's transaction: the outcome, and its entries in the ledger.
-4. ``reconcile`` asks the wallet what became of an intent, at start and until it knows.
+4. ``reconcile`` asks the wallet what became of an intent, at start and until it knows; also while spending is frozen.
+   What the wallet has never heard of is sent then, under the same key, if it may be.
 
-What budgets count: amount and fee of what has settled, amount and highest fee of what is pending. 0 means that nothing
-may be spent; a budget that cannot be read refuses. A withdrawal is the operator's own: no budget bounds it, and it
-counts against none.
+A budget of 0 means that nothing may be spent; one that cannot be read refuses, and so does a freeze that does not
+read. A withdrawal is the operator's own: no budget bounds it, and it counts against none. A freeze stops it, too.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import weakref
 
 import attrs
 import trio
 
+from protocols import bolt11
 from pylon.clock import Clock
 from pylon.errors import (
     AlreadyPaid,
     BudgetExceeded,
     InsufficientFunds,
+    InvoiceInvalid,
     PaymentUnknown,
     SealError,
     StoreError,
     WalletError,
     brief,
 )
-from pylon.money import Msat, format_msat, max_fee
-from pylon.store import intents, ledger
+from pylon.money import Msat, max_fee
+from pylon.store import freeze, intents, ledger
 from pylon.store.database import Reads, Store, Tx
-from pylon.store.intents import PURCHASE, WITHDRAWAL, Intent
+from pylon.store.intents import PURCHASE, WITHDRAWAL, Approval, Intent, IntentState, TargetForm
+from pylon.wallets import budgets
+from pylon.wallets.budgets import DAY, UNBOUNDED, Budget, Limits, Spend
 from pylon.wallets.port import Payment, PaymentState, Wallet
+
+__all__ = ["DAY", "Budget", "Failed", "Limits", "Outcome", "Purse", "Settled", "Spend", "Unknown", "book_outcome"]
 
 log = logging.getLogger(__name__)
 
 SEND_DEADLINE = 60.0
 """Seconds after which a wallet's silence is *unknown*."""
-DAY = 86_400.0
-"""What a budget of a day covers: any 24 hours."""
-
-
-@attrs.frozen
-class Spend:
-    """What somebody wants to pay."""
-
-    owner: str
-    cause: str
-    scope: str
-    purpose: str
-    amount: Msat
-    """Without the fee. 0 where it is only asked how much could be paid."""
-    max_fee: Msat
-
-    @property
-    def most(self) -> Msat:
-        """All that it may take from the wallet."""
-        return Msat(self.amount + self.max_fee)
-
-
-@attrs.frozen
-class Budget:
-    """The bounds of one payment, as they stand. ``None``: no bound; 0: nothing. Raises ``ValueError``."""
-
-    per_scope: Msat | None
-    """For everything of its scope, fees included. A payment of no scope is alone in its own."""
-    per_day: Msat | None
-    """For everything of its owner in any 24 hours, fees included."""
-    reserve: Msat = Msat(0)
-    """What the owner must still hold when all that is reserved is gone."""
-    each: Msat | None = None
-    """For the amount of this payment alone, fee not included."""
-    purpose_day: Msat | None = None
-    """For everything of this purpose in any 24 hours, fees included."""
-
-    def __attrs_post_init__(self) -> None:
-        for bound in (self.per_scope, self.per_day, self.reserve, self.each, self.purpose_day):
-            if bound is not None and (type(bound) is not int or bound < 0):
-                raise ValueError("a budget is a whole number of millisatoshi, 0 or more")
-        if self.reserve is None:
-            raise ValueError("a reserve is an amount: 0 for none")
-
-
-Limits = Callable[[Reads, Spend], Budget]
-"""The budget of a payment, read in the transaction that reserves it. Whatever it raises refuses the payment."""
+ASK_SECONDS = DAY
+"""How long the operator is waited for at most."""
+_LEAST_LIFE = 5.0
+"""Seconds an invoice must still live when the operator says yes."""
+_LISTEN_SECONDS = 30.0
+"""How long ``reconcile`` waits for the operator before it says that nothing is known yet."""
 
 
 @attrs.frozen
@@ -112,12 +78,20 @@ class Failed:
 
 @attrs.frozen
 class Unknown:
-    """May still settle. Counts as spent until the wallet says otherwise."""
+    """May still settle. Counts as spent until the wallet says otherwise.
+
+    ``moving``: the wallet itself says that it is on its way.
+    """
 
     reason: str
+    moving: bool = False
 
 
 Outcome = Settled | Failed | Unknown
+
+
+_under_way: weakref.WeakKeyDictionary[Store, set[str]] = weakref.WeakKeyDictionary()
+"""Intents that are being sent, by the store that they are in: no two calls at once, whoever makes them."""
 
 
 class Purse:
@@ -141,24 +115,42 @@ class Purse:
         *,
         cause: str,
         bolt11: str,
-        payment_hash: str,
+        payment_hash: str | None = None,
         amount: Msat,
         scope: str = "",
         purpose: str = PURCHASE,
+        highest_fee: Msat | None = None,
     ) -> Intent:
         """Write the intent to pay; the same again gives the intent that is there, and takes nothing from any budget.
 
-        Raises ``BudgetExceeded``, ``StoreError`` where a budget cannot be read, and what ``intents.reserve`` raises:
+        :param bolt11: an invoice, or an address that the wallet pays to.
+        :param payment_hash: of the invoice; ``None`` for an address.
+        :param amount: what the invoice names; where it names none, or for an address, what is to be paid.
+        :param highest_fee: a bound of the caller's own, beside that of the budget.
+
+        An intent that ``waits`` is reserved, and not sent before the operator has said yes. Raises ``WalletFrozen``,
+        ``BudgetExceeded``, ``StoreError`` where a budget cannot be read, and what ``intents.reserve`` raises:
         ``AlreadyPaid`` where the cause or the hash has an intent already.
         """
+        target = _read_target(bolt11, payment_hash, amount)
+        if payment_hash is None:
+            payment_hash = intents.hash_of_key(intents.address_key(self.owner, cause, bolt11))
         there = intents.standing(tx, owner=self.owner, cause=cause, payment_hash=payment_hash, amount=amount)
+        if there is None or there.state is not IntentState.SETTLED:
+            freeze.check(tx)
         if there is not None:
             return there
-        spend = Spend(self.owner, cause, scope, purpose, amount, max_fee(amount))
+        fee = max_fee(amount) if highest_fee is None else Msat(max(0, highest_fee))
+        spend = Spend(self.owner, cause, scope, purpose, amount, fee, target.payee)
         budget = self._budget(tx, spend)
-        if budget is not None:
-            self._check(tx, spend, budget)
-        return intents.reserve(
+        spend = attrs.evolve(spend, max_fee=fee if budget.max_fee is None else min(fee, budget.max_fee))
+        now = self._clock.now()
+        rooms = budgets.rooms(tx, spend, budget, now)
+        budgets.check(spend, budget, rooms)
+        asks_until = None
+        if budget.approve_above is not None and amount > budget.approve_above:
+            asks_until = min(now + ASK_SECONDS, target.expires_at - _LEAST_LIFE)
+        intent = intents.reserve(
             tx,
             self._store.vault,
             owner=self.owner,
@@ -169,30 +161,35 @@ class Purse:
             invoice=bolt11,
             amount=amount,
             max_fee=spend.max_fee,
-            at=self._clock.now(),
+            at=now,
+            payee=target.payee,
+            target=target.form,
+            asks_until=asks_until,
         )
+        budgets.warn(tx, spend, rooms, now)
+        return intent
 
     def affordable(self, source: Reads, *, scope: str = "", purpose: str = PURCHASE, spendable: Msat) -> Msat:
         """The highest price that, with the highest fee for it, passes all budgets now; 0 if there is none.
 
         :param spendable: what the wallet says it can spend.
 
-        Nothing is reserved: of two who ask at once, both may be told the same. Raises ``StoreError``.
+        Nothing is reserved: of two who ask at once, both may be told the same; and the budget of a payee is not asked,
+        for there is none yet. Raises ``WalletFrozen``, ``StoreError``.
         """
+        freeze.check(source)
         spend = Spend(self.owner, "", scope, purpose, Msat(0), Msat(0))
         try:
             budget = self._budget(source, spend)
         except BudgetExceeded as error:
             log.warning("nothing may be spent: %s", error.message)
             return Msat(0)
-        rooms = [] if budget is None else self._rooms(source, spend, budget)
-        most = _highest_price(min([spendable, *(room.left for room in rooms)]))
-        return most if budget is None or budget.each is None else min(most, budget.each)
+        return budgets.highest_price(budget, budgets.rooms(source, spend, budget, self._clock.now()), spendable)
 
-    def _budget(self, source: Reads, spend: Spend) -> Budget | None:
-        """What bounds a payment; ``None`` where nothing does."""
+    def _budget(self, source: Reads, spend: Spend) -> Budget:
+        """What bounds a payment. Raises ``BudgetExceeded``, ``StoreError``."""
         if self._limits is None or spend.purpose == WITHDRAWAL:
-            return None
+            return UNBOUNDED
         try:
             budget = self._limits(source, spend)
             if isinstance(budget, Budget):
@@ -206,76 +203,116 @@ class Purse:
             why = brief(error)
         raise BudgetExceeded(f"the budget of {spend.purpose} {spend.cause} cannot be read ({why})", "pylon doctor")
 
-    def _check(self, tx: Tx, spend: Spend, budget: Budget) -> None:
-        """Raises ``BudgetExceeded`` where a budget does not carry ``spend``."""
-        if budget.each is not None and spend.amount > budget.each:
-            raise BudgetExceeded(
-                f"{format_msat(spend.amount)} are more than the {format_msat(budget.each)}"
-                f" that one {spend.purpose} may cost"
-            )
-        for room in self._rooms(tx, spend, budget):
-            if spend.most > room.left:
-                raise BudgetExceeded(
-                    f"{format_msat(spend.most)} with the highest fee are more than {room.name} leaves:"
-                    f" {format_msat(Msat(max(room.left, 0)))}"
-                )
-
-    def _rooms(self, source: Reads, spend: Spend, budget: Budget) -> list[_Room]:
-        """What each budget still leaves, fees included; below zero where more is gone than it allows."""
-        rooms: list[_Room] = []
-        since = self._clock.now() - DAY
-        if budget.per_scope is not None:
-            gone = intents.spent_in(source, spend.scope)
-            rooms.append(_Room("the budget of this tick" if spend.scope else "its budget", budget.per_scope - gone))
-        if budget.per_day is not None:
-            gone = intents.committed(source, self.owner, since=since)
-            rooms.append(_Room("the budget of 24 hours", budget.per_day - gone))
-        if budget.purpose_day is not None:
-            gone = intents.committed(source, self.owner, since=since, purpose=spend.purpose)
-            rooms.append(_Room(f"the budget of 24 hours for {spend.purpose}", budget.purpose_day - gone))
-        if budget.reserve > 0:
-            holds = ledger.held(source, self.owner) - intents.reserved(source, self.owner)
-            rooms.append(_Room(f"the reserve of {format_msat(budget.reserve)}", holds - budget.reserve))
-        return rooms
-
     async def send(self, intent: Intent, bolt11: str) -> Outcome:
-        """Call the wallet for a committed intent. Never raises for anything that the wallet does."""
+        """Call the wallet for a committed intent, if it may be sent. Never raises for anything that the wallet does.
+
+        Raises ``StoreError`` where the record cannot be read: then nothing was sent.
+        """
         with trio.CancelScope(shield=True, deadline=trio.current_time() + SEND_DEADLINE):
+            # Nothing is awaited between this look and the call.
+            said = self._on_record(intent) or self._held_back(intent)
+            if said is not None:
+                return said
+            under_way = _under_way.setdefault(self._store, set())
+            if intent.id in under_way:
+                return Unknown("it is being sent already")
+            under_way.add(intent.id)
             try:
-                payment = await self.wallet.pay(
-                    bolt11, max_fee=Msat(intent.max_fee_msats), idempotency_key=intent.idempotency_key
-                )
-            except PaymentUnknown as error:
-                return Unknown(error.message)
-            except AlreadyPaid as error:
-                return await self._paid_by_whom(intent, error)
-            except WalletError as error:
-                return Failed(error.message, ours=isinstance(error, InsufficientFunds))
-            except Exception as error:
-                log.warning("the wallet broke while paying %s: %s", intent.payment_hash[:16], brief(error))
-                return Unknown(f"the wallet broke off ({type(error).__name__})")
-            return _outcome(intent, payment)
+                return await self._call(intent, bolt11)
+            finally:
+                under_way.discard(intent.id)
         return Unknown(f"the wallet did not answer within {SEND_DEADLINE:.0f} s")
+
+    async def _call(self, intent: Intent, bolt11: str) -> Outcome:
+        """The one place where a wallet is asked to pay."""
+        # An invoice that names its amount is asked for no other.
+        named = {} if intent.target is TargetForm.INVOICE else {"amount": intent.amount_msats}
+        try:
+            payment = await self.wallet.pay(
+                bolt11, max_fee=Msat(intent.max_fee_msats), idempotency_key=intent.idempotency_key, **named
+            )
+        except PaymentUnknown as error:
+            return Unknown(error.message)
+        except AlreadyPaid as error:
+            return await self._paid_by_whom(intent, error)
+        except WalletError as error:
+            return Failed(error.message, ours=isinstance(error, InsufficientFunds))
+        except Exception as error:
+            log.warning("the wallet broke while paying %s: %s", intent.payment_hash[:16], brief(error))
+            return Unknown(f"the wallet broke off ({type(error).__name__})")
+        return _outcome(intent, payment)
 
     async def _paid_by_whom(self, intent: Intent, error: AlreadyPaid) -> Outcome:
         """A wallet that has forgotten our key says "already paid" of our own payment too: ask before believing it."""
         try:
-            payment = await self.wallet.lookup_payment(intent.payment_hash)
+            payment = await self._lookup(intent)
         except Exception as broken:
             return Unknown(f"already paid, and the wallet cannot tell by whom ({type(broken).__name__})")
         return Failed(error.message) if payment is None else _outcome(intent, payment)
 
-    async def reconcile(self, intent: Intent, bolt11: str) -> Outcome:
-        """What became of an intent. Pays it only where the wallet has never heard of it, under the same key."""
+    async def _lookup(self, intent: Intent) -> Payment | None:
+        if intent.target is TargetForm.ADDRESS:
+            return await self.wallet.lookup_key(intent.idempotency_key)
+        return await self.wallet.lookup_payment(intent.payment_hash)
+
+    async def look(self, intent: Intent) -> Outcome | None:
+        """What became of an intent, by the record or else by the wallet; ``None``: the wallet has never heard of it.
+
+        Sends nothing; asks the wallet also while spending is frozen. Raises ``StoreError``.
+        """
+        return self._on_record(intent) or await self.ask(intent)
+
+    async def ask(self, intent: Intent) -> Outcome | None:
+        """What the wallet says of an intent, whatever the record says; ``None``: it has never heard of it."""
         with trio.move_on_after(SEND_DEADLINE):
             try:
-                payment = await self.wallet.lookup_payment(intent.payment_hash)
+                payment = await self._lookup(intent)
             except Exception as error:
                 return Unknown(f"the wallet cannot tell ({type(error).__name__})")
-            if payment is not None:
-                return _outcome(intent, payment)
-            return await self.send(intent, bolt11)
+            return None if payment is None else _outcome(intent, payment)
         return Unknown(f"the wallet did not answer within {SEND_DEADLINE:.0f} s")
+
+    async def reconcile(self, intent: Intent, bolt11: str) -> Outcome:
+        """What became of an intent. Pays it only where the wallet has never heard of it, under the same key, and only
+        where it may: one that waits for the operator is waited for, a while. Raises ``StoreError``.
+        """
+        found = await self.look(intent)
+        if found is not None:
+            return found
+        await self._decided(intent)
+        return await self.send(intent, bolt11)
+
+    def _on_record(self, intent: Intent) -> Outcome | None:
+        """What the record says by now, which is more than the caller may know; ``None`` while it is pending."""
+        now = intents.get(self._store, intent.id)
+        match now.state:
+            case IntentState.SETTLED:
+                proof = intents.preimage(self._store, self._store.vault, now.id)
+                return Settled(now.amount_msats, Msat(now.fee_msats or 0), proof)
+            case IntentState.FAILED:
+                # Nobody whom we might pay instead would fare any better with our own operator.
+                return Failed(now.error or "it has failed", ours=now.approval in (Approval.DENIED, Approval.WAITING))
+            case IntentState.PENDING:
+                return None
+
+    def _held_back(self, intent: Intent) -> Outcome | None:
+        """Why an intent must not be sent now; ``None``: it may be."""
+        now = intents.get(self._store, intent.id)
+        if now.lapsed(self._clock.now()):
+            return Failed("the operator did not approve it in time", ours=True)
+        if now.waits:
+            return Unknown("it waits for the operator's yes: pylon wallet approvals")
+        frozen = freeze.mark(self._store)
+        return None if frozen is None else Unknown(f"{frozen.words} ({freeze.REMEDY})")
+
+    async def _decided(self, intent: Intent) -> None:
+        """Wait for what the operator says to an intent that waits, for a while."""
+        with self._store.listen(f"intent:{intent.id}") as changed, trio.move_on_after(_LISTEN_SECONDS):
+            while True:
+                now = intents.get(self._store, intent.id)
+                if not now.waits or now.lapsed(self._clock.now()):
+                    return
+                await changed.receive()
 
     def record(self, tx: Tx, intent: Intent, outcome: Outcome) -> None:
         """Write the outcome down. Recording the same outcome again changes nothing."""
@@ -305,23 +342,27 @@ def book_outcome(tx: Tx, intent: Intent, outcome: Outcome, at: float) -> None:
 
 
 @attrs.frozen
-class _Room:
-    """What one budget still leaves."""
+class _Target:
+    """What is known of a target beside its text."""
 
-    name: str
-    left: int
+    form: TargetForm
+    payee: str = ""
+    expires_at: float = float("inf")
 
 
-def _highest_price(room: int) -> Msat:
-    """The highest price that fits into ``room`` together with the highest fee for it."""
-    least, most = 0, max(room, 0)
-    while least < most:
-        price = Msat((least + most + 1) // 2)
-        if price + max_fee(price) <= room:
-            least = price
-        else:
-            most = price - 1
-    return Msat(least)
+def _read_target(text: str, payment_hash: str | None, amount: Msat) -> _Target:
+    """Read what is to be paid, and hold it against what the caller says of it. Raises ``InvoiceInvalid``."""
+    try:
+        invoice = bolt11.decode(text)
+    except bolt11.Bolt11Invalid:
+        # No invoice; whether it is an address of its own network, or nothing, only the wallet can tell.
+        return _Target(TargetForm.ADDRESS, text) if payment_hash is None else _Target(TargetForm.INVOICE)
+    if invoice.payment_hash != payment_hash:
+        raise InvoiceInvalid("the invoice has another payment hash than was said")
+    if invoice.amount_msats not in (None, amount):
+        raise InvoiceInvalid(f"the invoice asks for another amount than {amount} msat")
+    form = TargetForm.OPEN if invoice.amount_msats is None else TargetForm.INVOICE
+    return _Target(form, invoice.payee, float(invoice.expires_at))
 
 
 def _outcome(intent: Intent, payment: Payment) -> Outcome:
@@ -333,4 +374,4 @@ def _outcome(intent: Intent, payment: Payment) -> Outcome:
         case PaymentState.FAILED:
             return Failed("the wallet reports that the payment failed")
         case PaymentState.PENDING:
-            return Unknown("the payment is still on its way")
+            return Unknown("the payment is still on its way", moving=True)

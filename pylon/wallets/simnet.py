@@ -2,8 +2,9 @@
 
 Everything else is as it is with money: invoices are real BOLT 11 (prefix ``lnsb``, which no real network pays), signed
 by the wallet's node key; a payer learns the preimage only by paying; fees are charged; payments stay pending, time out
-and fail, where a test injects that. Wallets of all processes that open the same file can pay each other; a payee
-learns of a payment at once in the same process, and within 50 ms in another one.
+and fail, where a test injects that. A wallet also has an address like Spark's, and one like Bitcoin's for deposits,
+both marked as simnet's (``pylon.wallets.simnet_address``). Wallets of all processes that open the same file can pay
+each other; a payee learns of a payment at once in the same process, and within 50 ms in another one.
 """
 
 from __future__ import annotations
@@ -22,17 +23,30 @@ from protocols import bolt11, entropy
 from pylon.clock import Clock
 from pylon.errors import InvoiceInvalid, PaymentFailed, StoreError, WrongNetwork
 from pylon.money import Msat
-from pylon.wallets.port import Balance, IssuedInvoice, Payment, PaymentEvents, PaymentState, WalletInfo
-from pylon.wallets.simnet_ledger import Fault, FaultKind, FeeModel, LedgerFile, Side
+from pylon.wallets.port import (
+    Addresses,
+    Balance,
+    Can,
+    IssuedInvoice,
+    Payment,
+    PaymentEvents,
+    PaymentState,
+    Target,
+    WalletInfo,
+)
+from pylon.wallets.simnet_address import NETWORK, bitcoin_address, bitcoin_owner, read_target, spark_address
+from pylon.wallets.simnet_ledger import HOLD_SECONDS, LedgerFile
+from pylon.wallets.simnet_model import Fault, FaultKind, FeeModel, Side
 
-__all__ = ["Fault", "FaultKind", "FeeModel", "Side", "SimnetLedger", "SimnetWallet"]
+__all__ = ["NETWORK", "PREFIX", "Fault", "FaultKind", "FeeModel", "Side", "SimnetLedger", "SimnetWallet"]
 
-NETWORK = "simnet"
 PREFIX = "sb"
+NOTE = "simnet sats are not money"
 POLL_SECONDS = 0.02
 _BRISK_POLL_SECONDS = 0.004
 _BRISK_SECONDS = 1.0
 """How long after issuing an invoice the ledger is asked more often: most are paid at once, or not for a while."""
+_BLOCK_SECONDS = 600
 
 
 class SimnetLedger:
@@ -85,6 +99,15 @@ class SimnetLedger:
     def accounts(self) -> dict[str, Msat]:
         """Balances by node key, with ``fees`` and ``outside`` (minus what the faucet gave). They sum to zero."""
         return self._file.accounts()
+
+    async def deposit(self, address: str, amount: Msat) -> Payment:
+        """As if ``amount`` had been sent on chain to a wallet's Bitcoin address: it comes from nowhere.
+
+        Raises ``InvoiceInvalid`` for what is no such address, ``NoRoute`` where no wallet of this ledger has it.
+        """
+        await trio.lowlevel.checkpoint()
+        owner = bitcoin_owner(address)
+        return self._file.deposit(owner, amount, self._look_now(), "deposit")
 
     async def balances(self, wallets: Collection[str] | None = None) -> dict[str, Balance]:
         """What these wallets hold (by node key), or all of the ledger, in one look; unknown ones are left out."""
@@ -193,7 +216,14 @@ class SimnetWallet:
 
     async def info(self) -> WalletInfo:
         await self._begin()
-        return WalletInfo(name=self.name, network=NETWORK, kind="simnet", node_pubkey=self.node_pubkey)
+        return WalletInfo(
+            name=self.name,
+            network=NETWORK,
+            kind="simnet",
+            node_pubkey=self.node_pubkey,
+            can=frozenset(Can),
+            note=NOTE,
+        )
 
     async def balance(self) -> Balance:
         now = await self._begin()
@@ -209,56 +239,71 @@ class SimnetWallet:
         self, amount: Msat, description: str, expiry_seconds: int, key: str, *, hash_description: bool = False
     ) -> IssuedInvoice:
         """See ``Wallet.receive``. A description over 639 bytes travels as its hash. Raises ``InvoiceInvalid``."""
-        now = await self._begin()
-        known = self._file.invoice_by_key(self.node_pubkey, key)
-        if known is not None:
-            return known
-        try:
-            raw = description.encode()
-        except UnicodeEncodeError:
-            raise InvoiceInvalid("the description is not Unicode text") from None
-        preimage = entropy.random_bytes(32)
-        payment_hash = hashlib.sha256(preimage).hexdigest()
-        plain = not hash_description and len(raw) <= bolt11.MAX_FIELD_BYTES
-        try:
-            text = bolt11.encode(
-                prefix=PREFIX,
-                amount_msats=amount,
-                timestamp=int(now),
-                payment_hash=payment_hash,
-                payment_secret=entropy.random_bytes(32).hex(),
-                description=description if plain else None,
-                description_hash=None if plain else hashlib.sha256(raw).hexdigest(),
-                expiry=expiry_seconds,
-                node_secret=self._node_secret,
-            )
-        except bolt11.Bolt11Invalid as error:
-            raise InvoiceInvalid(f"no such invoice can be made: {error}") from None
-        issued = IssuedInvoice(
-            bolt11=text, payment_hash=payment_hash, amount=amount, expires_at=float(int(now) + expiry_seconds)
-        )
-        self._ledger._brisk_until = trio.current_time() + _BRISK_SECONDS
-        return self._file.add_invoice(self.node_pubkey, key, issued, preimage.hex(), description, now)
+        return await self._issue(amount, description, expiry_seconds, key, hash_description=hash_description)
 
-    async def quote(self, bolt11: str) -> Msat:
+    async def receive_any(self, description: str, expiry_seconds: int, key: str) -> IssuedInvoice:
+        """An invoice that names no amount (``IssuedInvoice.amount`` is 0): the payer chooses. Idempotent by ``key``."""
+        return await self._issue(None, description, expiry_seconds, key)
+
+    async def hold(
+        self, amount: Msat, description: str, expiry_seconds: int, key: str, payment_hash: str
+    ) -> IssuedInvoice:
+        """See ``Wallet.hold``. Unanswered, a payment goes back 6 hours after it arrived.
+
+        Raises ``InvoiceInvalid``, also for a hash or a key that another invoice has.
+        """
+        issued = await self._issue(amount, description, expiry_seconds, key, payment_hash=payment_hash)
+        if issued.payment_hash != payment_hash.lower():
+            raise InvoiceInvalid("this key is that of an invoice with another payment hash", "take a new key")
+        return issued
+
+    async def settle(self, preimage: str) -> None:
+        now = await self._begin()
+        try:
+            secret = bytes.fromhex(preimage)
+        except ValueError:
+            raise PaymentFailed("nothing is held for what is no preimage") from None
+        self._file.settle(self.node_pubkey, secret, now)
+
+    async def cancel(self, payment_hash: str) -> None:
+        """See ``Wallet.cancel``. Raises ``InvoiceInvalid`` where this wallet has no such hold invoice."""
+        now = await self._begin()
+        self._file.cancel(self.node_pubkey, payment_hash.lower(), now)
+
+    async def addresses(self) -> Addresses:
         await self._begin()
-        payment_hash = _payable(bolt11).payment_hash
-        invoice = self._file.route(self.node_pubkey, payment_hash, bolt11)
-        return self._file.fees().fee(Msat(invoice["msats"]))
+        return Addresses(spark=spark_address(self.node_pubkey), bitcoin=bitcoin_address(self.node_pubkey))
 
-    async def pay(self, bolt11: str, *, max_fee: Msat, idempotency_key: str) -> Payment:
-        """See ``Wallet.pay``. Cancelled, it leaves the payment to end by itself, as a network does."""
+    async def decode(self, target: str) -> Target:
+        await self._begin()
+        return read_target(target)
+
+    async def quote(self, target: str, *, amount: Msat | None = None) -> Msat:
+        await self._begin()
+        return self._file.course(self.node_pubkey, _payable(target), amount).fee
+
+    async def pay(self, target: str, *, amount: Msat | None = None, max_fee: Msat, idempotency_key: str) -> Payment:
+        """See ``Wallet.pay``. Cancelled, it leaves the payment to end by itself, as a network does.
+
+        One that a hold invoice holds is returned pending.
+        """
         now = await self._begin()
-        payment_hash = _payable(bolt11).payment_hash
-        attempt = self._file.pay(self.node_pubkey, payment_hash, bolt11, max_fee=max_fee, key=idempotency_key, now=now)
+        attempt = self._file.pay(
+            self.node_pubkey, _payable(target), amount=amount, max_fee=max_fee, key=idempotency_key, now=now
+        )
         if attempt.error is not None:
             raise attempt.error
         payment = attempt.payment
         assert payment is not None, "an attempt without an error has a payment"
-        while attempt.waits_until is not None and payment.state is PaymentState.PENDING:
-            await trio.sleep(max(attempt.waits_until - self._clock.now(), 0.001))
-            self._file.resolve_due(self._clock.now())
+        ends_at = attempt.waits_until
+        while ends_at is not None and payment.state is PaymentState.PENDING:
+            await trio.sleep(max(ends_at - self._clock.now(), 0.001))
+            now = self._clock.now()
+            self._file.resolve_due(now)
             payment = self._file.payment(payment.payment_id)
+            if now >= ends_at:
+                # Still pending, it has arrived at a hold invoice.
+                break
         if payment.state is PaymentState.FAILED:
             raise PaymentFailed("the payment has failed", "nothing was charged; ask for a new invoice")
         return payment
@@ -267,13 +312,19 @@ class SimnetWallet:
         await self._begin()
         return self._file.sent(self.node_pubkey, payment_hash)
 
+    async def lookup_key(self, idempotency_key: str) -> Payment | None:
+        await self._begin()
+        return self._file.sent_under(self.node_pubkey, idempotency_key)
+
     async def lookup_invoice(self, payment_hash: str) -> IssuedInvoice | None:
         await self._begin()
         return self._file.invoice(self.node_pubkey, payment_hash)
 
-    async def payments(self, *, since: float = 0.0, limit: int = 1_000) -> list[Payment]:
+    async def payments(
+        self, *, since: float = 0.0, limit: int = 1_000, completed: bool = False, newest: bool = False
+    ) -> list[Payment]:
         await self._begin()
-        return self._file.payments(self.node_pubkey, since, limit)
+        return self._file.payments(self.node_pubkey, since, limit, completed=completed, newest=newest)
 
     def events(self) -> AbstractAsyncContextManager[PaymentEvents]:
         return _Listener(self)
@@ -284,6 +335,50 @@ class SimnetWallet:
         # Only where somebody listens to this very wallet: the bell wakes the listeners of all.
         if self._listeners and not self._ledger._closed:
             self._ledger._ring()
+
+    async def _issue(
+        self,
+        amount: Msat | None,
+        description: str,
+        expiry_seconds: int,
+        key: str,
+        *,
+        hash_description: bool = False,
+        payment_hash: str | None = None,
+    ) -> IssuedInvoice:
+        """An invoice with a preimage of ours, or one for the payment hash that is given."""
+        now = await self._begin()
+        known = self._file.invoice_by_key(self.node_pubkey, key)
+        if known is not None:
+            return known
+        try:
+            raw = description.encode()
+        except UnicodeEncodeError:
+            raise InvoiceInvalid("the description is not Unicode text") from None
+        preimage = None if payment_hash is not None else entropy.random_bytes(32)
+        hashed = hashlib.sha256(preimage).hexdigest() if preimage is not None else (payment_hash or "").lower()
+        plain = not hash_description and len(raw) <= bolt11.MAX_FIELD_BYTES
+        try:
+            text = bolt11.encode(
+                prefix=PREFIX,
+                amount_msats=amount,
+                timestamp=int(now),
+                payment_hash=hashed,
+                payment_secret=entropy.random_bytes(32).hex(),
+                description=description if plain else None,
+                description_hash=None if plain else hashlib.sha256(raw).hexdigest(),
+                expiry=expiry_seconds,
+                min_final_cltv=bolt11.DEFAULT_MIN_FINAL_CLTV if preimage else int(HOLD_SECONDS) // _BLOCK_SECONDS,
+                node_secret=self._node_secret,
+            )
+        except bolt11.Bolt11Invalid as error:
+            raise InvoiceInvalid(f"no such invoice can be made: {error}") from None
+        issued = IssuedInvoice(
+            bolt11=text, payment_hash=hashed, amount=amount or Msat(0), expires_at=float(int(now) + expiry_seconds)
+        )
+        self._ledger._brisk_until = trio.current_time() + _BRISK_SECONDS
+        secret = None if preimage is None else preimage.hex()
+        return self._file.add_invoice(self.node_pubkey, key, issued, secret, description, now)
 
     async def _begin(self) -> float:
         """The one checkpoint of a call that does not wait: cancelled here, nothing has happened."""
@@ -363,14 +458,11 @@ class _Listener:
         return self._waiting.popleft()
 
 
-def _payable(text: str) -> bolt11.Invoice:
-    """An invoice that names its amount, on this network."""
-    try:
-        invoice = bolt11.decode(text)
-    except bolt11.Bolt11Invalid as error:
-        raise InvoiceInvalid(f"not a Lightning invoice: {error}") from None
-    if invoice.prefix != PREFIX:
-        raise WrongNetwork(f"an invoice of {invoice.network}: this wallet is on simnet", "use a wallet of that network")
-    if invoice.amount_msats is None:
-        raise InvoiceInvalid("the invoice names no amount", "ask the payee for one that does")
-    return invoice
+def _payable(text: str) -> Target:
+    """A target on this network."""
+    target = read_target(text)
+    if target.network != NETWORK:
+        raise WrongNetwork(
+            f"{target.kind} of {target.network}: this wallet is on simnet", "use a wallet of that network"
+        )
+    return target

@@ -5,19 +5,17 @@ opens the file is a peer: nobody owns it. What happens later (a payment kept pen
 and done by whoever looks next; so all processes see the same past.
 
 Double entry over ``accounts``: one account per wallet, ``fees``, and ``outside``, which is negative by what the faucet
-has given. They sum to zero, always. Amounts are millisatoshi, times are Unix seconds.
+has given. They sum to zero, always. What is pending, held by a hold invoice included, has not left the payer's account.
+Amounts are millisatoshi, times are Unix seconds.
 """
 
 from __future__ import annotations
 
-import enum
+import hashlib
 import json
-import os
 import random
 import sqlite3
-import tempfile
-from collections.abc import Callable, Collection, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import attrs
@@ -27,96 +25,24 @@ from pylon.errors import (
     FeeTooHigh,
     InsufficientFunds,
     InvoiceExpired,
+    InvoiceInvalid,
     NoRoute,
+    PaymentFailed,
     PaymentUnknown,
-    StoreError,
     WalletError,
 )
 from pylon.money import MAX_MSAT, Msat, format_msat
-from pylon.wallets.port import Direction, IssuedInvoice, Payment, PaymentState
+from pylon.wallets.port import Direction, IssuedInvoice, Payment, PaymentState, Target, TargetKind
+from pylon.wallets.simnet_file import LedgerConnection
+from pylon.wallets.simnet_model import Fault, FaultKind, FeeModel, Side
 
-APPLICATION_ID = 0x50795349
-"""``PRAGMA application_id`` of a simnet ledger."""
-SCHEMA_VERSION = 1
-BUSY_SECONDS = 10.0
+__all__ = ["Attempt", "Course", "Fault", "FaultKind", "FeeModel", "LedgerFile", "Side"]
+
 FEES = "fees"
 OUTSIDE = "outside"
 
-_SCHEMA = """
-CREATE TABLE accounts (
-    account TEXT PRIMARY KEY, name TEXT NOT NULL, label TEXT NOT NULL, opened_at REAL NOT NULL,
-    msats INTEGER NOT NULL, CHECK (msats >= 0 OR account = 'outside')
-) STRICT, WITHOUT ROWID;
-CREATE TABLE invoices (
-    payment_hash TEXT PRIMARY KEY, wallet TEXT NOT NULL REFERENCES accounts, key TEXT NOT NULL,
-    bolt11 TEXT NOT NULL, preimage TEXT NOT NULL, msats INTEGER NOT NULL CHECK (msats > 0),
-    description TEXT NOT NULL, created_at REAL NOT NULL, expires_at REAL NOT NULL,
-    received_msats INTEGER NOT NULL DEFAULT 0, settled_at REAL, UNIQUE (wallet, key)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE payments (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, wallet TEXT NOT NULL REFERENCES accounts, direction TEXT NOT NULL,
-    state TEXT NOT NULL, payment_hash TEXT NOT NULL, key TEXT, msats INTEGER NOT NULL, fee_msats INTEGER NOT NULL,
-    created_at REAL NOT NULL, settled_at REAL, preimage TEXT, bolt11 TEXT, description TEXT NOT NULL,
-    outside INTEGER NOT NULL DEFAULT 0, waits INTEGER NOT NULL DEFAULT 0, resolves_at REAL, resolves_to TEXT,
-    CHECK ((state = 'settled') = (settled_at IS NOT NULL)), CHECK ((state = 'pending') = (resolves_at IS NOT NULL))
-) STRICT;
-CREATE UNIQUE INDEX payments_once ON payments (payment_hash) WHERE direction = 'sent' AND state <> 'failed';
-CREATE UNIQUE INDEX payments_key ON payments (wallet, key) WHERE direction = 'sent';
-CREATE INDEX payments_time ON payments (wallet, created_at, id);
-CREATE INDEX payments_due ON payments (resolves_at) WHERE state = 'pending';
-CREATE TABLE news (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT, wallet TEXT NOT NULL, payment INTEGER NOT NULL REFERENCES payments
-) STRICT;
-CREATE INDEX news_wallet ON news (wallet, seq);
-CREATE TABLE faults (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, wallet TEXT, side TEXT NOT NULL, kind TEXT NOT NULL,
-    seconds REAL NOT NULL, jitter REAL NOT NULL, ends TEXT NOT NULL, remaining INTEGER NOT NULL
-) STRICT;
-CREATE TABLE fee_model (base_msats INTEGER NOT NULL, parts_per_million INTEGER NOT NULL) STRICT;
-INSERT INTO fee_model VALUES (0, 5000);
-INSERT INTO accounts VALUES ('fees', 'fees', '', 0, 0), ('outside', 'outside', '', 0, 0);
-"""
-
-
-class FaultKind(enum.StrEnum):
-    NO_ROUTE = "no_route"
-    """``NoRoute``; nothing is recorded."""
-    FAIL = "fail"
-    """``PaymentFailed``, with a failed payment in the history."""
-    PENDING = "pending"
-    """``pay`` returns it pending; it ends ``seconds`` later."""
-    DELAY = "delay"
-    """``pay`` waits ``seconds`` for the end."""
-    TIMEOUT = "timeout"
-    """``PaymentUnknown`` at once; the payment ends ``seconds`` later: with 0, it has settled already."""
-
-
-class Side(enum.StrEnum):
-    PAYER = "payer"
-    PAYEE = "payee"
-
-
-@attrs.frozen
-class Fault:
-    """What shall go wrong with the next payments. ``jitter`` adds up to so many seconds, drawn from the rng."""
-
-    kind: FaultKind
-    seconds: float = attrs.field(default=0.0, validator=attrs.validators.ge(0))
-    ends: PaymentState = attrs.field(
-        default=PaymentState.SETTLED, validator=attrs.validators.in_((PaymentState.SETTLED, PaymentState.FAILED))
-    )
-    jitter: float = attrs.field(default=0.0, validator=attrs.validators.ge(0))
-
-
-@attrs.frozen
-class FeeModel:
-    """What a payer is charged beside the amount: a base and a share, rounded up to whole millisatoshi."""
-
-    base: Msat = attrs.field(default=Msat(0), validator=attrs.validators.ge(Msat(0)))
-    parts_per_million: int = attrs.field(default=5_000, validator=attrs.validators.ge(0))
-
-    def fee(self, amount: Msat) -> Msat:
-        return Msat(self.base - (-amount * self.parts_per_million // 1_000_000))
+HOLD_SECONDS = 6 * 3_600.0
+"""How long a payment waits at a hold invoice before it goes back to the payer: 36 blocks, as its CLTV would say."""
 
 
 @attrs.frozen
@@ -130,46 +56,33 @@ class Attempt:
     """What to raise although the transaction was committed."""
 
 
-class LedgerFile:
-    """An open ledger. Raises ``StoreError`` for a file that is none, and where SQLite does.
+@attrs.frozen
+class Course:
+    """What a payment would do: whom it pays, how much, for what fee."""
 
-    ``on_commit`` is called after each change made through this object.
-    """
+    payee: str
+    amount: Msat
+    fee: Msat
+    invoice: sqlite3.Row | None
+    """``None`` for an address."""
+
+    @property
+    def of_invoice(self) -> tuple[str, str | None, str]:
+        """Payment hash, invoice and description, as they are written down."""
+        invoice = self.invoice
+        return (
+            ("", None, "") if invoice is None else tuple(invoice[k] for k in ("payment_hash", "bolt11", "description"))
+        )
+
+
+class LedgerFile(LedgerConnection):
+    """An open ledger. See ``LedgerConnection``. ``rng`` draws the jitter of faults."""
 
     def __init__(
         self, path: Path, *, rng: random.Random, durable: bool = True, on_commit: Callable[[], None] = lambda: None
     ) -> None:
-        self.path = path
+        super().__init__(path, durable=durable, on_commit=on_commit)
         self._rng = rng
-        self._on_commit = on_commit
-        try:
-            if not path.exists():
-                _create(path)
-            # `rw`: should the file vanish meanwhile, no empty one takes its place.
-            uri = f"{path.absolute().as_uri()}?mode=rw"
-            self._db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=BUSY_SECONDS)
-        except (sqlite3.Error, OSError) as error:
-            raise StoreError(f"cannot open the simnet ledger {path}: {error}") from error
-        try:
-            with self._errors():
-                self._check_kind()
-                self._db.row_factory = sqlite3.Row
-                self._db.execute("PRAGMA foreign_keys = ON")
-                self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'OFF'}")
-                self._seen = self._data_version()
-        except BaseException:
-            self._db.close()
-            raise
-
-    def close(self) -> None:
-        self._db.close()
-
-    def changed_elsewhere(self) -> bool:
-        """Has another connection committed since this was asked last? Costs microseconds."""
-        with self._errors():
-            version = self._data_version()
-        changed, self._seen = version != self._seen, version
-        return changed
 
     # --- wallets and the faucet -------------------------------------------------------------------------------
 
@@ -211,16 +124,17 @@ class LedgerFile:
             ).fetchall()
         return {row["account"]: (Msat(row["msats"]), Msat(row["leaving"])) for row in rows}
 
-    def deposit(self, wallet: str, amount: Msat, now: float) -> Payment:
+    def deposit(self, wallet: str, amount: Msat, now: float, what: str = "faucet") -> Payment:
         """The faucet: play money from nowhere, recorded as from outside."""
         with self._transaction():
+            self._check_account(wallet)
             given = -self.balance(OUTSIDE)[0]
             if amount <= 0 or given + amount > MAX_MSAT:
                 raise WalletError(
                     f"the simnet faucet cannot give {format_msat(amount)}", "ask for an amount that exists"
                 )
             self._transfer(OUTSIDE, wallet, amount)
-            return self._record_received(wallet, amount, now, "faucet", None)
+            return self._record_received(wallet, amount, now, what, None)
 
     # --- invoices ---------------------------------------------------------------------------------------------
 
@@ -231,20 +145,62 @@ class LedgerFile:
         return self._issued("wallet = ? AND payment_hash = ?", wallet, payment_hash)
 
     def add_invoice(
-        self, wallet: str, key: str, invoice: IssuedInvoice, preimage: str, description: str, now: float
+        self, wallet: str, key: str, invoice: IssuedInvoice, preimage: str | None, description: str, now: float
     ) -> IssuedInvoice:
-        """The invoice of this key: the one given, or the one that was there first."""
+        """The invoice of this key: the one given, or the one that was there first.
+
+        One without a preimage is a hold invoice. Raises ``InvoiceInvalid`` where another has its payment hash.
+        """
         row = (
             *(invoice.payment_hash, wallet, key, invoice.bolt11, preimage, invoice.amount),
-            *(description, now, invoice.expires_at),
+            *(description, now, invoice.expires_at, preimage is None),
         )
         with self._transaction():
+            known = self.invoice_by_key(wallet, key)
+            if known is not None:
+                return known
+            if self._db.execute("SELECT 1 FROM invoices WHERE payment_hash = ?", row[:1]).fetchone() is not None:
+                raise InvoiceInvalid("another invoice has this payment hash", "take a new preimage")
             self._db.execute(
-                "INSERT INTO invoices VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 0, NULL) ON CONFLICT (wallet, key) DO NOTHING",
+                "INSERT INTO invoices (payment_hash, wallet, key, bolt11, preimage, msats, description, created_at,"
+                " expires_at, hold) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 row,
             )
-            issued = self.invoice_by_key(wallet, key)
-        return issued or invoice
+        return invoice
+
+    def settle(self, wallet: str, preimage: bytes, now: float) -> None:
+        """Let the payee have what its hold invoice holds. ``PaymentFailed`` where it holds nothing."""
+        self.resolve_due(now)
+        payment_hash = hashlib.sha256(preimage).hexdigest()
+        with self._transaction():
+            invoice = self._hold_invoice(wallet, payment_hash)
+            if invoice is not None and invoice["settled_at"] is not None:
+                return
+            sent = None if invoice is None else self._held(payment_hash)
+            if sent is None:
+                raise PaymentFailed("nothing is held for this preimage", "it was not paid, or it was given back")
+            self._db.execute(
+                "UPDATE invoices SET preimage = ?, held_msats = 0 WHERE payment_hash = ?",
+                (preimage.hex(), payment_hash),
+            )
+            self._settle(sent, now)
+
+    def cancel(self, wallet: str, payment_hash: str, now: float) -> None:
+        """Let nobody pay a hold invoice any more, and give back what it holds. ``AlreadyPaid`` once it is settled."""
+        self.resolve_due(now)
+        with self._transaction():
+            invoice = self._hold_invoice(wallet, payment_hash)
+            if invoice is None:
+                raise InvoiceInvalid("this wallet has no hold invoice with this payment hash")
+            if invoice["settled_at"] is not None:
+                raise AlreadyPaid("the hold invoice is settled")
+            if invoice["cancelled_at"] is not None:
+                return
+            sent = self._held(payment_hash)
+            if sent is not None:
+                self._give_back(sent, now)
+            else:
+                self._db.execute("UPDATE invoices SET cancelled_at = ? WHERE payment_hash = ?", (now, payment_hash))
 
     # --- fees and faults --------------------------------------------------------------------------------------
 
@@ -272,51 +228,73 @@ class LedgerFile:
 
     # --- payments ---------------------------------------------------------------------------------------------
 
-    def route(self, wallet: str, payment_hash: str, bolt11: str) -> sqlite3.Row:
-        """The payee's invoice. ``NoRoute`` where none of this ledger issued just this text, or this wallet itself."""
-        with self._errors():
-            row: sqlite3.Row | None = self._db.execute(
-                "SELECT * FROM invoices WHERE payment_hash = ? AND bolt11 = ?", (payment_hash, bolt11.lower())
-            ).fetchone()
-        if row is None:
-            raise NoRoute("no wallet of this simnet ledger issued this invoice", "do both sides share one ledger?")
-        if row["wallet"] == wallet:
-            raise NoRoute("a simnet wallet cannot pay itself", "pay from another wallet")
-        return row
+    def course(self, wallet: str, target: Target, amount: Msat | None) -> Course:
+        """Where a payment of this target goes. ``target`` is one of simnet.
 
-    def pay(self, wallet: str, payment_hash: str, bolt11: str, *, max_fee: Msat, key: str, now: float) -> Attempt:
+        ``InvoiceInvalid`` for an amount that is missing, or another than is named; ``NoRoute`` where none of this
+        ledger issued just this invoice, or has this address, or it is this wallet itself.
+        """
+        if amount is None:
+            amount = target.amount
+        if amount is None:
+            raise InvoiceInvalid("it names no amount", "say how much to pay")
+        if amount != (amount if target.amount is None else target.amount):
+            raise InvoiceInvalid(f"it names {format_msat(target.amount or Msat(0))}, not {format_msat(amount)}")
+        if not 0 < amount <= MAX_MSAT:
+            raise InvoiceInvalid("the amount must be positive, and not more than exists")
+        invoice: sqlite3.Row | None = None
+        if target.kind is TargetKind.BOLT11:
+            with self._errors():
+                invoice = self._db.execute(
+                    "SELECT * FROM invoices WHERE payment_hash = ? AND bolt11 = ?", (target.payment_hash, target.text)
+                ).fetchone()
+            if invoice is None:
+                raise NoRoute("no wallet of this simnet ledger issued this invoice", "do both sides share one ledger?")
+            payee, fee = invoice["wallet"], self.fees().fee(amount)
+        else:
+            # As on Spark: what stays within costs nothing.
+            payee, fee = target.payee, Msat(0)
+            self._check_account(payee)
+        if payee == wallet:
+            raise NoRoute("a simnet wallet cannot pay itself", "pay from another wallet")
+        return Course(payee, amount, fee, invoice)
+
+    def pay(self, wallet: str, target: Target, *, amount: Msat | None, max_fee: Msat, key: str, now: float) -> Attempt:
         """Pay, or report what became of it, in one transaction. Raises ``WalletError`` where nothing has moved."""
         self.resolve_due(now)
         with self._transaction():
-            known = self._known(wallet, payment_hash, key)
+            known = self._known(wallet, target.payment_hash, key)
             if known is not None:
                 return known
-            invoice = self.route(wallet, payment_hash, bolt11)
-            if now >= invoice["expires_at"]:
+            course = self.course(wallet, target, amount)
+            if course.invoice is not None and course.invoice["cancelled_at"] is not None:
+                raise PaymentFailed(
+                    "the payee takes no payment of this invoice any more", "ask the payee for a new one"
+                )
+            if course.invoice is not None and now >= course.invoice["expires_at"]:
                 raise InvoiceExpired("the invoice has expired", "ask the payee for a new one")
-            amount = Msat(invoice["msats"])
-            fee = self.fees().fee(amount)
-            if fee > max_fee:
-                raise FeeTooHigh(f"the fee is {format_msat(fee)}, at most {format_msat(max_fee)} were allowed")
+            needed = Msat(course.amount + course.fee)
+            if course.fee > max_fee:
+                raise FeeTooHigh(f"the fee is {format_msat(course.fee)}, at most {format_msat(max_fee)} were allowed")
             settled, pending = self.balance(wallet)
-            if settled - pending < amount + fee:
-                raise InsufficientFunds(amount + fee, settled - pending)
-            fault = self._take_fault(wallet, invoice["wallet"])
+            if settled - pending < needed:
+                raise InsufficientFunds(needed, settled - pending)
+            fault = self._take_fault(wallet, course.payee)
             if fault is None:
-                return Attempt(self._send(wallet, invoice, fee, key, now, now, PaymentState.SETTLED))
+                return Attempt(self._send(wallet, course, key, now, now, PaymentState.SETTLED))
             ends_at = now + fault.seconds + (self._rng.uniform(0.0, fault.jitter) if fault.jitter else 0.0)
             match fault.kind:
                 case FaultKind.NO_ROUTE:
                     return Attempt(None, error=NoRoute("no route to the payee (injected fault)"))
                 case FaultKind.FAIL:
-                    return Attempt(self._send(wallet, invoice, fee, key, now, now, PaymentState.FAILED))
+                    return Attempt(self._send(wallet, course, key, now, now, PaymentState.FAILED))
                 case FaultKind.TIMEOUT:
-                    payment = self._send(wallet, invoice, fee, key, now, ends_at, fault.ends)
+                    payment = self._send(wallet, course, key, now, ends_at, fault.ends)
                     return Attempt(payment, error=PaymentUnknown("the payment timed out (injected fault)"))
                 case FaultKind.PENDING:
-                    return Attempt(self._send(wallet, invoice, fee, key, now, ends_at, fault.ends))
+                    return Attempt(self._send(wallet, course, key, now, ends_at, fault.ends))
                 case FaultKind.DELAY:
-                    payment = self._send(wallet, invoice, fee, key, now, ends_at, fault.ends, waits=True)
+                    payment = self._send(wallet, course, key, now, ends_at, fault.ends, waits=True)
                     return Attempt(payment, waits_until=ends_at)
 
     def payment(self, payment_id: str) -> Payment:
@@ -325,6 +303,8 @@ class LedgerFile:
 
     def sent(self, wallet: str, payment_hash: str) -> Payment | None:
         """The last payment of this invoice by this wallet; one that has not failed comes first."""
+        if not payment_hash:
+            return None
         with self._errors():
             row = self._db.execute(
                 "SELECT * FROM payments WHERE wallet = ? AND payment_hash = ? AND direction = 'sent'"
@@ -333,10 +313,17 @@ class LedgerFile:
             ).fetchone()
         return None if row is None else _payment(row)
 
-    def payments(self, wallet: str, since: float, limit: int) -> list[Payment]:
+    def sent_under(self, wallet: str, key: str) -> Payment | None:
+        with self._errors():
+            row = self._sent_under(wallet, key)
+        return None if row is None else _payment(row)
+
+    def payments(self, wallet: str, since: float, limit: int, *, completed: bool, newest: bool) -> list[Payment]:
+        wanted, order = " AND state = 'settled'" if completed else "", "DESC" if newest else "ASC"
         with self._errors():
             rows = self._db.execute(
-                "SELECT * FROM payments WHERE wallet = ? AND created_at >= ? ORDER BY created_at, id LIMIT ?",
+                f"SELECT * FROM payments WHERE wallet = ? AND created_at >= ?{wanted}"
+                f" ORDER BY created_at {order}, id {order} LIMIT ?",
                 (wallet, since, limit),
             ).fetchall()
         return [_payment(row) for row in rows]
@@ -350,7 +337,8 @@ class LedgerFile:
         with self._errors():
             rows = self._db.execute(
                 "SELECT max(n.seq) AS seq, p.* FROM news n JOIN payments p ON p.id = n.payment"
-                " WHERE n.wallet = ? AND n.seq > ? AND p.state <> 'pending' GROUP BY p.id ORDER BY 1",
+                " WHERE n.wallet = ? AND n.seq > ? AND p.wallet = n.wallet AND p.state <> 'pending'"
+                " GROUP BY p.id ORDER BY 1",
                 (wallet, after),
             ).fetchall()
         return [(row["seq"], _payment(row)) for row in rows]
@@ -358,7 +346,8 @@ class LedgerFile:
     def changed_wallets(self, after: int) -> tuple[int, list[str]]:
         """Wallets that the news after that number are about, in order of their last, and the number of the last news.
 
-        A payment that is sent and stays pending is news here, for it changes what can be spent.
+        A payment that is sent and stays pending is news here, for it changes what can be spent; and so is what arrives
+        at a wallet's hold invoice, or is given back from there.
         """
         with self._errors():
             rows = self._db.execute(
@@ -374,30 +363,56 @@ class LedgerFile:
 
     def resolve_due(self, now: float) -> None:
         """End the pending payments whose moment has come, whoever has made them."""
-        due = self.next_due()
-        if due is None or due > now:
-            return
-        with self._transaction():
-            for row in self._db.execute(
-                "SELECT * FROM payments WHERE state = 'pending' AND resolves_at <= ? ORDER BY resolves_at, id", (now,)
-            ).fetchall():
-                self._end(row)
+        # Again: what arrived at a hold invoice may have been given back since.
+        while (due := self.next_due()) is not None and due <= now:
+            with self._transaction():
+                for row in self._db.execute(
+                    "SELECT * FROM payments WHERE state = 'pending' AND resolves_at <= ? ORDER BY resolves_at, id",
+                    (now,),
+                ).fetchall():
+                    self._end(row)
 
     # --- within a transaction ---------------------------------------------------------------------------------
 
-    def _known(self, wallet: str, payment_hash: str, key: str) -> Attempt | None:
-        mine = self._db.execute(
-            "SELECT * FROM payments WHERE wallet = ? AND key = ? AND direction = 'sent'", (wallet, key)
-        ).fetchone()
+    def _known(self, wallet: str, payment_hash: str | None, key: str) -> Attempt | None:
+        mine = self._sent_under(wallet, key)
         if mine is not None:
             return Attempt(_payment(mine), waits_until=mine["resolves_at"] if mine["waits"] else None)
-        other = self._db.execute(
-            "SELECT state FROM payments WHERE payment_hash = ? AND direction = 'sent' AND state <> 'failed'",
-            (payment_hash,),
-        ).fetchone()
+        other = self._paying(payment_hash or "")
         if other is not None:
             raise AlreadyPaid("the invoice is paid" if other["state"] == "settled" else "the invoice is being paid")
         return None
+
+    def _sent_under(self, wallet: str, key: str) -> sqlite3.Row | None:
+        row: sqlite3.Row | None = self._db.execute(
+            "SELECT * FROM payments WHERE wallet = ? AND key = ? AND direction = 'sent'", (wallet, key)
+        ).fetchone()
+        return row
+
+    def _paying(self, payment_hash: str) -> sqlite3.Row | None:
+        """The one payment of an invoice that has not failed."""
+        row: sqlite3.Row | None = self._db.execute(
+            "SELECT * FROM payments WHERE payment_hash = ? AND payment_hash <> '' AND direction = 'sent'"
+            " AND state <> 'failed'",
+            (payment_hash,),
+        ).fetchone()
+        return row
+
+    def _held(self, payment_hash: str) -> sqlite3.Row | None:
+        row = self._paying(payment_hash)
+        return row if row is not None and row["held"] else None
+
+    def _hold_invoice(self, wallet: str, payment_hash: str) -> sqlite3.Row | None:
+        row: sqlite3.Row | None = self._db.execute(
+            "SELECT * FROM invoices WHERE payment_hash = ? AND wallet = ? AND hold", (payment_hash, wallet)
+        ).fetchone()
+        return row
+
+    def _check_account(self, wallet: str) -> None:
+        with self._errors():
+            row = self._db.execute("SELECT 1 FROM accounts WHERE account = ?", (wallet,)).fetchone()
+        if row is None or wallet in (FEES, OUTSIDE):
+            raise NoRoute("no wallet of this simnet ledger has this address", "do both sides share one ledger?")
 
     def _take_fault(self, payer: str, payee: str) -> Fault | None:
         row = self._db.execute(
@@ -413,8 +428,7 @@ class LedgerFile:
     def _send(
         self,
         wallet: str,
-        invoice: sqlite3.Row,
-        fee: Msat,
+        course: Course,
         key: str,
         now: float,
         ends_at: float,
@@ -424,13 +438,10 @@ class LedgerFile:
     ) -> Payment:
         """Reserve the money; move it, or let it go, if the end has come already."""
         inserted = self._db.execute(
-            "INSERT INTO payments (wallet, direction, state, payment_hash, key, msats, fee_msats, created_at, bolt11,"
-            " description, waits, resolves_at, resolves_to) VALUES (?, 'sent', 'pending', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-            " RETURNING *",
-            (
-                *(wallet, invoice["payment_hash"], key, invoice["msats"], fee, now, invoice["bolt11"]),
-                *(invoice["description"], waits, ends_at, ends),
-            ),
+            "INSERT INTO payments (wallet, direction, state, payee, key, msats, fee_msats, created_at, payment_hash,"
+            " bolt11, description, waits, resolves_at, resolves_to)"
+            " VALUES (?, 'sent', 'pending', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING *",
+            (wallet, course.payee, key, course.amount, course.fee, now, *course.of_invoice, waits, ends_at, ends),
         ).fetchone()
         if ends_at <= now:
             self._end(inserted)
@@ -439,25 +450,64 @@ class LedgerFile:
         return self.payment(inserted["id"])
 
     def _end(self, sent: sqlite3.Row) -> None:
+        """What was written down to happen to a pending payment happens, at the moment that was written down."""
         at = sent["resolves_at"]
         if sent["resolves_to"] == PaymentState.FAILED:
-            self._db.execute(
-                "UPDATE payments SET state = 'failed', fee_msats = 0, resolves_at = NULL WHERE id = ?", (sent["id"],)
-            )
-            self._announce(sent["wallet"], sent["id"])
+            self._give_back(sent, at)
             return
         invoice = self._db.execute(
-            "UPDATE invoices SET received_msats = msats, settled_at = ? WHERE payment_hash = ? RETURNING *",
-            (at, sent["payment_hash"]),
+            "SELECT hold, cancelled_at FROM invoices WHERE payment_hash = ?", (sent["payment_hash"],)
         ).fetchone()
-        self._transfer(sent["wallet"], invoice["wallet"], sent["msats"])
-        self._transfer(sent["wallet"], FEES, sent["fee_msats"])
+        if invoice is None or not invoice["hold"]:
+            self._settle(sent, at)
+        elif invoice["cancelled_at"] is not None:
+            self._give_back(sent, at)
+        else:
+            self._hold(sent, at)
+
+    def _hold(self, sent: sqlite3.Row, at: float) -> None:
+        """It has arrived at a hold invoice, and waits; some time it goes back by itself."""
         self._db.execute(
-            "UPDATE payments SET state = 'settled', settled_at = ?, preimage = ?, resolves_at = NULL WHERE id = ?",
-            (at, invoice["preimage"], sent["id"]),
+            "UPDATE payments SET held = 1, waits = 0, resolves_at = ?, resolves_to = 'failed' WHERE id = ?",
+            (at + HOLD_SECONDS, sent["id"]),
+        )
+        self._db.execute(
+            "UPDATE invoices SET held_msats = ? WHERE payment_hash = ?", (sent["msats"], sent["payment_hash"])
         )
         self._announce(sent["wallet"], sent["id"])
-        self._record_received(invoice["wallet"], sent["msats"], at, invoice["description"], invoice)
+        self._announce(sent["payee"], sent["id"])
+
+    def _give_back(self, sent: sqlite3.Row, at: float) -> None:
+        """The payment has failed. A hold invoice that it was held by is cancelled by that."""
+        self._db.execute(
+            "UPDATE payments SET state = 'failed', fee_msats = 0, resolves_at = NULL, held = 0 WHERE id = ?",
+            (sent["id"],),
+        )
+        self._announce(sent["wallet"], sent["id"])
+        if sent["held"]:
+            self._db.execute(
+                "UPDATE invoices SET held_msats = 0, cancelled_at = ? WHERE payment_hash = ?",
+                (at, sent["payment_hash"]),
+            )
+            self._announce(sent["payee"], sent["id"])
+
+    def _settle(self, sent: sqlite3.Row, at: float) -> None:
+        """Move the money; the payer learns the preimage, if there is one."""
+        invoice = self._db.execute(
+            "UPDATE invoices SET received_msats = ?, settled_at = ? WHERE payment_hash = ? RETURNING *",
+            (sent["msats"], at, sent["payment_hash"]),
+        ).fetchone()
+        payee = sent["payee"] if invoice is None else invoice["wallet"]
+        self._transfer(sent["wallet"], payee, sent["msats"])
+        self._transfer(sent["wallet"], FEES, sent["fee_msats"])
+        self._db.execute(
+            "UPDATE payments SET state = 'settled', settled_at = ?, preimage = ?, resolves_at = NULL, held = 0"
+            " WHERE id = ?",
+            (at, None if invoice is None else invoice["preimage"], sent["id"]),
+        )
+        self._announce(sent["wallet"], sent["id"])
+        description = "" if invoice is None else invoice["description"]
+        self._record_received(payee, sent["msats"], at, description, invoice)
 
     def _record_received(
         self, wallet: str, amount: Msat, at: float, description: str, invoice: sqlite3.Row | None
@@ -495,41 +545,9 @@ class LedgerFile:
             expires_at=row["expires_at"],
             received=Msat(row["received_msats"]),
             settled_at=row["settled_at"],
+            held=Msat(row["held_msats"]),
+            cancelled=row["cancelled_at"] is not None,
         )
-
-    def _check_kind(self) -> None:
-        (application,) = self._db.execute("PRAGMA application_id").fetchone()
-        if application != APPLICATION_ID:
-            raise StoreError(f"{self.path} is not a simnet ledger", "name another file in [simnet] ledger")
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        if version != SCHEMA_VERSION:
-            raise StoreError(
-                f"the simnet ledger {self.path} has schema version {version}, this Pylon reads {SCHEMA_VERSION}",
-                "run the Pylon that made it, or move the file away: it holds no real money",
-            )
-
-    def _data_version(self) -> int:
-        return int(self._db.execute("PRAGMA data_version").fetchone()[0])
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        with self._errors():
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
-        self._on_commit()
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            raise StoreError(f"simnet ledger {self.path}: {error}") from error
 
 
 def _payment(row: sqlite3.Row) -> Payment:
@@ -546,26 +564,5 @@ def _payment(row: sqlite3.Row) -> Payment:
         bolt11=row["bolt11"],
         description=row["description"],
         outside=bool(row["outside"]),
+        key=row["key"] or "",
     )
-
-
-def _create(path: Path) -> None:
-    """Make a whole ledger beside ``path``, then link it there: whoever opens the path sees all of it or nothing.
-
-    That also spares two processes, starting at once, the switch to WAL mode, which waits for no lock.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    os.close(handle)
-    try:
-        with closing(sqlite3.connect(beside, isolation_level=None)) as db:
-            db.execute("PRAGMA journal_mode = WAL")
-            db.executescript(
-                f"BEGIN; {_SCHEMA} PRAGMA application_id = {APPLICATION_ID};"
-                f" PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
-            )
-        os.link(beside, path)
-    except FileExistsError:
-        pass
-    finally:
-        os.unlink(beside)

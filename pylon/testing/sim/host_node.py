@@ -139,6 +139,10 @@ class MortalKeeper:
     def invoice_prefix(self) -> str:
         return self._keeper.invoice_prefix
 
+    @property
+    def seeded(self) -> bool:
+        return self._keeper.seeded
+
     def wallet(self, secret: bytes, name: str) -> Wallet:
         return _Unreliable(self._keeper.wallet(secret, name), self._node)
 
@@ -163,7 +167,7 @@ class _Unreliable(MortalWallet):
     """A wallet that does not say what it holds, or anything at all, while there is an outage."""
 
     def __init__(self, wallet: Wallet, node: HostNode) -> None:
-        super().__init__(wallet, node)  # type: ignore[arg-type]
+        super().__init__(wallet, node)
         self._host = node
 
     async def _reach(self) -> None:
@@ -178,18 +182,24 @@ class _Unreliable(MortalWallet):
         await self._reach()
         return await super().balance()
 
-    async def payments(self, *, since: float = 0.0, limit: int = 1_000) -> list[Payment]:
+    async def payments(
+        self, *, since: float = 0.0, limit: int = 1_000, completed: bool = False, newest: bool = False
+    ) -> list[Payment]:
         await self._reach()
-        return await super().payments(since=since, limit=limit)
+        return await super().payments(since=since, limit=limit, completed=completed, newest=newest)
 
     async def lookup_payment(self, payment_hash: str) -> Payment | None:
         await self._reach()
         return await super().lookup_payment(payment_hash)
 
-    async def pay(self, bolt11: str, *, max_fee: Msat, idempotency_key: str) -> Payment:
+    async def lookup_key(self, idempotency_key: str) -> Payment | None:
+        await self._reach()
+        return await super().lookup_key(idempotency_key)
+
+    async def pay(self, target: str, *, amount: Msat | None = None, max_fee: Msat, idempotency_key: str) -> Payment:
         if self._host.unreachable and self._host.rng.random() < 0.5:
             await self._reach()
-        payment = await super().pay(bolt11, max_fee=max_fee, idempotency_key=idempotency_key)
+        payment = await super().pay(target, amount=amount, max_fee=max_fee, idempotency_key=idempotency_key)
         await self._reach()
         return payment
 

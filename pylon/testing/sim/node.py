@@ -26,7 +26,16 @@ from pylon.relays.transport import Connect
 from pylon.store.database import Store, open_store
 from pylon.store.vault import Vault
 from pylon.testing.backend import ScriptedBackend
-from pylon.wallets.port import Balance, IssuedInvoice, Payment, PaymentEvents, WalletInfo
+from pylon.wallets.port import (
+    Addresses,
+    Balance,
+    IssuedInvoice,
+    Payment,
+    PaymentEvents,
+    Target,
+    Wallet,
+    WalletInfo,
+)
 from pylon.wallets.purse import Budget, Limits, Purse
 from pylon.wallets.simnet import PREFIX, SimnetLedger, SimnetWallet
 
@@ -229,7 +238,7 @@ class SellerNode(Node):
 class MortalWallet:
     """A node's wallet: a dead node neither asks it nor hears its answer."""
 
-    def __init__(self, wallet: SimnetWallet, node: Node) -> None:
+    def __init__(self, wallet: Wallet, node: Node) -> None:
         self._wallet = wallet
         self._node = node
 
@@ -255,20 +264,43 @@ class MortalWallet:
         issued = self._wallet.receive(amount, description, expiry_seconds, key, hash_description=hash_description)
         return await self._mortal(issued)
 
-    async def quote(self, bolt11: str) -> Msat:
-        return await self._mortal(self._wallet.quote(bolt11))
+    async def hold(
+        self, amount: Msat, description: str, expiry_seconds: int, key: str, payment_hash: str
+    ) -> IssuedInvoice:
+        return await self._mortal(self._wallet.hold(amount, description, expiry_seconds, key, payment_hash))
 
-    async def pay(self, bolt11: str, *, max_fee: Msat, idempotency_key: str) -> Payment:
-        return await self._mortal(self._wallet.pay(bolt11, max_fee=max_fee, idempotency_key=idempotency_key))
+    async def settle(self, preimage: str) -> None:
+        await self._mortal(self._wallet.settle(preimage))
+
+    async def cancel(self, payment_hash: str) -> None:
+        await self._mortal(self._wallet.cancel(payment_hash))
+
+    async def addresses(self) -> Addresses:
+        return await self._mortal(self._wallet.addresses())
+
+    async def decode(self, target: str) -> Target:
+        return await self._mortal(self._wallet.decode(target))
+
+    async def quote(self, target: str, *, amount: Msat | None = None) -> Msat:
+        return await self._mortal(self._wallet.quote(target, amount=amount))
+
+    async def pay(self, target: str, *, amount: Msat | None = None, max_fee: Msat, idempotency_key: str) -> Payment:
+        payment = self._wallet.pay(target, amount=amount, max_fee=max_fee, idempotency_key=idempotency_key)
+        return await self._mortal(payment)
 
     async def lookup_payment(self, payment_hash: str) -> Payment | None:
         return await self._mortal(self._wallet.lookup_payment(payment_hash))
 
+    async def lookup_key(self, idempotency_key: str) -> Payment | None:
+        return await self._mortal(self._wallet.lookup_key(idempotency_key))
+
     async def lookup_invoice(self, payment_hash: str) -> IssuedInvoice | None:
         return await self._mortal(self._wallet.lookup_invoice(payment_hash))
 
-    async def payments(self, *, since: float = 0.0, limit: int = 1_000) -> list[Payment]:
-        return await self._mortal(self._wallet.payments(since=since, limit=limit))
+    async def payments(
+        self, *, since: float = 0.0, limit: int = 1_000, completed: bool = False, newest: bool = False
+    ) -> list[Payment]:
+        return await self._mortal(self._wallet.payments(since=since, limit=limit, completed=completed, newest=newest))
 
     def events(self) -> AbstractAsyncContextManager[PaymentEvents]:
         return self._wallet.events()

@@ -1,21 +1,19 @@
 """What every wallet must do: the rules of ``pylon.wallets.port`` as tests.
 
 A wallet's own test module subclasses ``WalletConformance`` and gives the fixture ``house``: two wallets with money and
-one without, on one network. What a network cannot be made to do (``None`` in the house) is skipped.
+one without, on one network. What a network cannot be made to do (``None`` in the house) is skipped; what a wallet
+cannot do (``WalletInfo.can``) it must refuse, and that is tested in its place.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 
-import attrs
 import pytest
 import trio
 
 from protocols import bolt11
-from pylon.clock import Clock
 from pylon.errors import (
     AlreadyPaid,
     FeeTooHigh,
@@ -28,79 +26,30 @@ from pylon.errors import (
     WalletError,
     WrongNetwork,
 )
-from pylon.money import Msat, max_fee, sats
-from pylon.wallets.port import Direction, Payment, PaymentState, Wallet
+from pylon.money import Msat, max_fee
+from pylon.wallets.port import Can, Direction, Payment, PaymentState, Wallet
+from tests.pylon.wallets.conformance_holds import HoldConformance
+from tests.pylon.wallets.conformance_house import (
+    AMOUNT,
+    FEE_CAP,
+    House,
+    charged_once,
+    key,
+    needs,
+    nothing_moves,
+    settled,
+    signed_elsewhere,
+)
+from tests.pylon.wallets.conformance_targets import TargetConformance
 
-AMOUNT = sats(1_000)
-FEE_CAP = max_fee(AMOUNT)
-
-
-@attrs.frozen
-class House:
-    """Wallets to test with. ``payer`` and ``other`` can pay ``AMOUNT`` some times; ``payee`` has nothing."""
-
-    payer: Wallet
-    other: Wallet
-    payee: Wallet
-    clock: Clock
-    prefix: str
-    """Of invoices of this network."""
-    pass_time: Callable[[float], Awaitable[None]] = trio.sleep
-    delay_next: Callable[[float, PaymentState], None] | None = None
-    """Let the payer's next ``pay`` wait so long before it ends so."""
-    pend_next: Callable[[float, PaymentState], None] | None = None
-    """Let it return the payment pending."""
-    fail_next: Callable[[], None] | None = None
-    unroute_next: Callable[[], None] | None = None
-    time_out_next: Callable[[], None] | None = None
-    """Let it settle, and raise ``PaymentUnknown``."""
+__all__ = ["AMOUNT", "FEE_CAP", "House", "WalletConformance", "key"]
 
 
-def needs(fault: Callable[..., None] | None) -> Callable[..., None]:
-    if fault is None:
-        pytest.skip("this network cannot be made to do that")
-    return fault
-
-
-async def settled(wallet: Wallet) -> Msat:
-    return (await wallet.balance()).settled
-
-
-@asynccontextmanager
-async def nothing_moves(house: House) -> AsyncIterator[None]:
-    before = [await wallet.balance() for wallet in (house.payer, house.other, house.payee)]
-    yield
-    after = [await wallet.balance() for wallet in (house.payer, house.other, house.payee)]
-    assert [(b.settled, b.pending_out) for b in after] == [(b.settled, b.pending_out) for b in before]
-
-
-@asynccontextmanager
-async def charged_once(house: House) -> AsyncIterator[None]:
-    """The payer pays ``AMOUNT`` and a fee within the cap, the payee gets it, both once."""
-    payer, payee = await settled(house.payer), await settled(house.payee)
-    yield
-    assert await settled(house.payee) - payee == AMOUNT
-    assert AMOUNT <= payer - await settled(house.payer) <= AMOUNT + FEE_CAP
-    assert (await house.payer.balance()).pending_out == 0
-
-
-def signed_elsewhere(prefix: str, now: float, *, amount: Msat | None = AMOUNT) -> str:
-    return bolt11.encode(
-        prefix=prefix,
-        amount_msats=amount,
-        timestamp=int(now),
-        payment_hash="11" * 32,
-        payment_secret="22" * 32,
-        description="from a stranger",
-        node_secret=b"\x07" * 32,
-    )
-
-
-class WalletConformance:
+class WalletConformance(TargetConformance, HoldConformance):
     """Subclass it as ``TestSomething`` and define the fixture ``house``."""
 
-    async def invoice(self, house: House, key: str = "job-1", expiry: int = 600):
-        return await house.payee.receive(AMOUNT, "a job", expiry, key)
+    async def invoice(self, house: House, name: str = "job-1", expiry: int = 600):
+        return await house.payee.receive(AMOUNT, "a job", expiry, name)
 
     # Identity and invoices
 
@@ -110,6 +59,7 @@ class WalletConformance:
         assert info.network
         assert info.kind
         assert info.unit_msats >= 1
+        assert info.can <= frozenset(Can)
         assert await house.payee.info() == info
 
     async def test_an_invoice_is_what_was_asked_for(self, house: House):
@@ -143,13 +93,15 @@ class WalletConformance:
         assert read.description_hash == hashlib.sha256(words.encode()).hexdigest()
         assert await house.payee.receive(AMOUNT, words, 600, "zap-1", hash_description=True) == issued
         async with charged_once(house):
-            await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key="1")
+            await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key=key("1"))
         received = [p for p in await house.payee.payments() if p.direction is Direction.RECEIVED]
         assert [p.payment_hash for p in received] == [issued.payment_hash]
 
     async def test_what_it_does_not_know_is_none(self, house: House):
         issued = await self.invoice(house)
         assert await house.payer.lookup_payment("00" * 32) is None
+        assert await house.payer.lookup_payment("") is None
+        assert await house.payer.lookup_key(key("never used")) is None
         assert await house.payer.lookup_invoice("00" * 32) is None
         assert await house.payer.lookup_invoice(issued.payment_hash) is None
         assert await house.payer.lookup_payment(issued.payment_hash) is None
@@ -161,7 +113,7 @@ class WalletConformance:
         issued = await self.invoice(house)
         payer, payee = await house.payer.balance(), await settled(house.payee)
         quoted = await house.payer.quote(issued.bolt11)
-        paid = await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key="purchase-1")
+        paid = await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key=key("purchase-1"))
         assert paid.state is PaymentState.SETTLED
         assert paid.direction is Direction.SENT
         assert (paid.payment_hash, paid.amount) == (issued.payment_hash, AMOUNT)
@@ -175,6 +127,9 @@ class WalletConformance:
         assert after.known_at >= payer.known_at
         assert await settled(house.payee) == payee + AMOUNT
         assert await house.payer.lookup_payment(issued.payment_hash) == paid
+        assert await house.payer.lookup_key(key("purchase-1")) == paid
+        assert paid.key in ("", key("purchase-1"))
+        assert await house.other.lookup_key(key("purchase-1")) is None
         received = await house.payee.lookup_invoice(issued.payment_hash)
         assert received is not None
         assert received.received == AMOUNT
@@ -183,35 +138,35 @@ class WalletConformance:
     async def test_upper_case_is_the_same_invoice(self, house: House):
         issued = await self.invoice(house)
         async with charged_once(house):
-            paid = await house.payer.pay(issued.bolt11.upper(), max_fee=FEE_CAP, idempotency_key="1")
-            assert await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key="1") == paid
+            paid = await house.payer.pay(issued.bolt11.upper(), max_fee=FEE_CAP, idempotency_key=key("1"))
+            assert await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key=key("1")) == paid
 
     async def test_the_same_key_again_reports(self, house: House):
         issued = await self.invoice(house)
         async with charged_once(house):
-            first = await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key="purchase-1")
-            assert await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key="purchase-1") == first
+            first = await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key=key("purchase-1"))
+            assert await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key=key("purchase-1")) == first
 
     async def test_a_used_key_never_pays_another_invoice(self, house: House):
         first, second = await self.invoice(house), await self.invoice(house, "job-2")
         async with charged_once(house):
-            paid = await house.payer.pay(first.bolt11, max_fee=FEE_CAP, idempotency_key="purchase-1")
-            again = await house.payer.pay(second.bolt11, max_fee=FEE_CAP, idempotency_key="purchase-1")
+            paid = await house.payer.pay(first.bolt11, max_fee=FEE_CAP, idempotency_key=key("purchase-1"))
+            again = await house.payer.pay(second.bolt11, max_fee=FEE_CAP, idempotency_key=key("purchase-1"))
         assert again.payment_hash == paid.payment_hash
 
     async def test_the_same_invoice_under_another_key_is_refused(self, house: House):
         issued = await self.invoice(house)
         async with charged_once(house):
-            await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key="purchase-1")
+            await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key=key("purchase-1"))
             with pytest.raises(AlreadyPaid):
-                await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key="purchase-2")
+                await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key=key("purchase-2"))
 
     async def test_a_paid_invoice_takes_no_second_payer(self, house: House):
         issued = await self.invoice(house)
-        await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key="purchase-1")
+        await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key=key("purchase-1"))
         async with nothing_moves(house):
             with pytest.raises(AlreadyPaid):
-                await house.other.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key="purchase-1")
+                await house.other.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key=key("purchase-1"))
 
     @pytest.mark.parametrize("one_key", [True, False], ids=["one key", "a key each"])
     @pytest.mark.parametrize("slow", [True, False], ids=["slow", "quick"])
@@ -222,9 +177,9 @@ class WalletConformance:
         outcomes: list[Payment | WalletError] = []
 
         async def pay(nth: int) -> None:
-            key = "purchase" if one_key else f"purchase-{nth}"
+            under = key("purchase" if one_key else f"purchase-{nth}")
             try:
-                outcomes.append(await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key=key))
+                outcomes.append(await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key=under))
             except AlreadyPaid as error:
                 outcomes.append(error)
 
@@ -246,16 +201,16 @@ class WalletConformance:
             pytest.skip("this wallet charges no fee")
         async with nothing_moves(house):
             with pytest.raises(FeeTooHigh):
-                await house.payer.pay(issued.bolt11, max_fee=Msat(quoted - 1), idempotency_key="1")
+                await house.payer.pay(issued.bolt11, max_fee=Msat(quoted - 1), idempotency_key=key("1"))
         async with charged_once(house):
-            await house.payer.pay(issued.bolt11, max_fee=quoted, idempotency_key="1")
+            await house.payer.pay(issued.bolt11, max_fee=quoted, idempotency_key=key("1"))
 
     async def test_more_than_there_is(self, house: House):
         there_is = await settled(house.payer)
         issued = await house.payee.receive(there_is, "everything, so nothing is left for the fee", 600, "all")
         async with nothing_moves(house):
             with pytest.raises(InsufficientFunds) as caught:
-                await house.payer.pay(issued.bolt11, max_fee=max_fee(there_is), idempotency_key="1")
+                await house.payer.pay(issued.bolt11, max_fee=max_fee(there_is), idempotency_key=key("1"))
         assert caught.value.available_msats == there_is
         assert caught.value.required_msats > there_is
         assert await house.payer.lookup_payment(issued.payment_hash) is None
@@ -265,15 +220,15 @@ class WalletConformance:
         await house.pass_time(61)
         async with nothing_moves(house):
             with pytest.raises(InvoiceExpired):
-                await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key="1")
+                await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key=key("1"))
 
     async def test_a_paid_invoice_stays_paid_when_it_expires(self, house: House):
         issued = await self.invoice(house, expiry=60)
-        paid = await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key="1")
+        paid = await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key=key("1"))
         await house.pass_time(61)
-        assert await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key="1") == paid
+        assert await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key=key("1")) == paid
         with pytest.raises(AlreadyPaid):
-            await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key="2")
+            await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key=key("2"))
 
     @pytest.mark.parametrize("prefix", sorted(bolt11.NETWORKS))
     async def test_an_invoice_of_another_network(self, house: House, prefix: str):
@@ -283,21 +238,17 @@ class WalletConformance:
             with pytest.raises(expected):
                 await house.payer.quote(text)
             with pytest.raises(expected):
-                await house.payer.pay(text, max_fee=FEE_CAP, idempotency_key="1")
-
-    async def test_an_invoice_without_an_amount(self, house: House):
-        text = signed_elsewhere(house.prefix, house.clock.now(), amount=None)
-        async with nothing_moves(house):
-            with pytest.raises(InvoiceInvalid):
-                await house.payer.pay(text, max_fee=FEE_CAP, idempotency_key="1")
+                await house.payer.pay(text, max_fee=FEE_CAP, idempotency_key=key("1"))
 
     @pytest.mark.parametrize("text", ["", "lightning", "lnsb1", "lnbc1\ud800", "q" * 100_000])
     async def test_what_is_no_invoice(self, house: House, text: str):
         async with nothing_moves(house):
             with pytest.raises(InvoiceInvalid):
+                await house.payer.decode(text)
+            with pytest.raises(InvoiceInvalid):
                 await house.payer.quote(text)
             with pytest.raises(InvoiceInvalid):
-                await house.payer.pay(text, max_fee=FEE_CAP, idempotency_key="1")
+                await house.payer.pay(text, max_fee=FEE_CAP, idempotency_key=key("1"))
 
     async def test_a_changed_invoice(self, house: House):
         """Same hash, smaller amount, another signer: who paid that would prove nothing and get nothing."""
@@ -314,7 +265,7 @@ class WalletConformance:
         )
         async with nothing_moves(house):
             with pytest.raises(WalletError):
-                await house.payer.pay(forged, max_fee=FEE_CAP, idempotency_key="1")
+                await house.payer.pay(forged, max_fee=FEE_CAP, idempotency_key=key("1"))
 
     async def test_itself(self, house: House):
         issued = await house.payer.receive(AMOUNT, "to myself", 600, "self")
@@ -322,7 +273,7 @@ class WalletConformance:
             with pytest.raises(NoRoute):
                 await house.payer.quote(issued.bolt11)
             with pytest.raises(NoRoute):
-                await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key="1")
+                await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key=key("1"))
 
     @pytest.mark.parametrize(
         ("amount", "description", "expiry"),
@@ -337,7 +288,7 @@ class WalletConformance:
         issued = await house.payee.receive(AMOUNT, "long " * 500, 600, "long")
         assert bolt11.decode(issued.bolt11).payment_hash == issued.payment_hash
         async with charged_once(house):
-            await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key="1")
+            await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key=key("1"))
 
     # Failing, pending, unknown
 
@@ -346,25 +297,25 @@ class WalletConformance:
         needs(house.unroute_next)()
         async with nothing_moves(house):
             with pytest.raises(NoRoute):
-                await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key="1")
+                await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key=key("1"))
         async with charged_once(house):
-            await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key="1")
+            await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key=key("1"))
 
     async def test_failed_for_good(self, house: House):
         issued = await self.invoice(house)
         needs(house.fail_next)()
         async with nothing_moves(house):
             with pytest.raises(PaymentFailed):
-                await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key="1")
+                await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key=key("1"))
         failed = await house.payer.lookup_payment(issued.payment_hash)
         assert failed is not None
         assert (failed.state, failed.preimage, failed.settled_at) == (PaymentState.FAILED, None, None)
         assert failed.fee == 0
         async with nothing_moves(house):
             with pytest.raises(PaymentFailed):
-                await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key="1")
+                await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key=key("1"))
         async with charged_once(house):
-            paid = await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key="2")
+            paid = await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key=key("2"))
         assert await house.payer.lookup_payment(issued.payment_hash) == paid
 
     @pytest.mark.parametrize("ends", [PaymentState.SETTLED, PaymentState.FAILED])
@@ -372,7 +323,7 @@ class WalletConformance:
         issued = await self.invoice(house)
         needs(house.pend_next)(30.0, ends)
         before = await house.payer.balance()
-        paid = await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key="1")
+        paid = await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key=key("1"))
         assert (paid.state, paid.preimage, paid.settled_at) == (PaymentState.PENDING, None, None)
         during = await house.payer.balance()
         assert during.settled == before.settled
@@ -380,10 +331,10 @@ class WalletConformance:
         assert (await house.payee.balance()).settled == 0
         assert await house.payer.lookup_payment(issued.payment_hash) == paid
         async with nothing_moves(house):
-            assert await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key="1") == paid
+            assert await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key=key("1")) == paid
             for wallet in (house.payer, house.other):
                 with pytest.raises(AlreadyPaid):
-                    await wallet.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key="2")
+                    await wallet.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key=key("2"))
         await house.pass_time(29.0)
         assert await house.payer.lookup_payment(issued.payment_hash) == paid
         await house.pass_time(1.0)
@@ -401,10 +352,10 @@ class WalletConformance:
         there_is = await settled(house.payer)
         most = await house.payee.receive(Msat(there_is * 9 // 10), "most", 600, "most")
         needs(house.pend_next)(30.0, PaymentState.SETTLED)
-        await house.payer.pay(most.bolt11, max_fee=max_fee(there_is), idempotency_key="1")
+        await house.payer.pay(most.bolt11, max_fee=max_fee(there_is), idempotency_key=key("1"))
         more = await house.payee.receive(Msat(there_is // 5), "more", 600, "more")
         with pytest.raises(InsufficientFunds):
-            await house.payer.pay(more.bolt11, max_fee=max_fee(there_is), idempotency_key="2")
+            await house.payer.pay(more.bolt11, max_fee=max_fee(there_is), idempotency_key=key("2"))
 
     @pytest.mark.parametrize("ends", [PaymentState.SETTLED, PaymentState.FAILED])
     async def test_a_slow_payment_is_waited_for(self, house: House, ends: PaymentState):
@@ -413,11 +364,11 @@ class WalletConformance:
         began = house.clock.monotonic()
         if ends is PaymentState.SETTLED:
             async with charged_once(house):
-                await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key="1")
+                await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key=key("1"))
         else:
             async with nothing_moves(house):
                 with pytest.raises(PaymentFailed):
-                    await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key="1")
+                    await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key=key("1"))
         assert house.clock.monotonic() - began >= 4.999
 
     async def test_unknown_is_looked_up(self, house: House):
@@ -425,34 +376,34 @@ class WalletConformance:
         needs(house.time_out_next)()
         async with charged_once(house):
             with pytest.raises(PaymentUnknown):
-                await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key="1")
+                await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key=key("1"))
             found = await house.payer.lookup_payment(issued.payment_hash)
             assert found is not None
             assert found.state is PaymentState.SETTLED
-            assert await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key="1") == found
+            assert await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key=key("1")) == found
 
     async def test_cancelled_before_it_began(self, house: House):
         issued = await self.invoice(house)
         with trio.CancelScope() as scope:
             scope.cancel()
-            await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key="1")
+            await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key=key("1"))
         async with charged_once(house):
             # Whatever came of it, the same call ends in one payment.
             if await house.payer.lookup_payment(issued.payment_hash) is not None:
                 pytest.skip("this wallet had begun")
-            await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key="1")
+            await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key=key("1"))
 
     async def test_cancelled_half_way(self, house: House):
         issued = await self.invoice(house)
         needs(house.delay_next)(5.0, PaymentState.SETTLED)
         async with charged_once(house):
             with trio.move_on_after(2.0) as scope:
-                await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key="1")
+                await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key=key("1"))
             assert scope.cancelled_caught
             pending = await house.payer.lookup_payment(issued.payment_hash)
             assert pending is not None
             assert pending.state is PaymentState.PENDING
-            paid = await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key="1")
+            paid = await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key=key("1"))
             await house.pass_time(4.0)
             found = await house.payer.lookup_payment(issued.payment_hash)
             assert found is not None
@@ -465,7 +416,7 @@ class WalletConformance:
         hashes = []
         for nth in range(3):
             issued = await self.invoice(house, f"job-{nth}")
-            await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key=f"{nth}")
+            await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key=key(f"{nth}"))
             hashes.append(issued.payment_hash)
             await house.pass_time(2.0)
         for wallet, direction in ((house.payer, Direction.SENT), (house.payee, Direction.RECEIVED)):
@@ -478,6 +429,28 @@ class WalletConformance:
             assert len({payment.payment_id for payment in everything}) == len(everything)
             assert await wallet.payments(since=made[1].created_at) == made[1:]
             assert await wallet.payments(since=made[1].created_at, limit=1) == made[1:2]
+
+    async def test_pages_of_the_newest_and_of_what_is_complete(self, house: House):
+        names = ["first", "failed", "last", "pending"]
+        for name in names:
+            issued = await self.invoice(house, name)
+            if name == "failed":
+                needs(house.fail_next)()
+            elif name == "pending":
+                needs(house.pend_next)(1_000.0, PaymentState.SETTLED)
+            with contextlib.suppress(PaymentFailed):
+                await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key=key(name))
+            await house.pass_time(2.0)
+        everything = await house.payer.payments()
+        complete = [payment for payment in everything if payment.state is PaymentState.SETTLED]
+        sent = [payment for payment in everything if payment.direction is Direction.SENT]
+        assert [payment.state for payment in sent] == ["settled", "failed", "settled", "pending"]
+        assert await house.payer.payments(completed=True) == complete
+        assert await house.payer.payments(newest=True) == everything[::-1]
+        assert await house.payer.payments(newest=True, limit=2) == everything[:-3:-1]
+        assert await house.payer.payments(newest=True, completed=True, limit=1) == [sent[2]]
+        assert await house.payer.payments(completed=True, since=sent[1].created_at) == [sent[2]]
+        assert await house.payer.payments(newest=True, since=sent[1].created_at, limit=10) == sent[:0:-1]
 
     async def test_a_deposit_is_from_outside(self, house: House):
         (deposit,) = await house.payer.payments()
@@ -501,7 +474,7 @@ class WalletConformance:
                 await nursery.start(listen, "payer", house.payer)
                 await nursery.start(listen, "payee", house.payee)
                 await nursery.start(listen, "payee again", house.payee)
-                paid = await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key="1")
+                paid = await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key=key("1"))
         assert heard["payer"] == [paid]
         for name in ("payee", "payee again"):
             (received,) = heard[name]
@@ -515,7 +488,7 @@ class WalletConformance:
         needs(house.pend_next)(20.0, PaymentState.SETTLED)
         with trio.fail_after(60):
             async with house.payee.events() as events:
-                await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key="1")
+                await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key=key("1"))
                 began = house.clock.monotonic()
                 heard = await anext(aiter(events))
         assert heard.payment_hash == issued.payment_hash
@@ -526,7 +499,7 @@ class WalletConformance:
         needs(house.pend_next)(20.0, PaymentState.FAILED)
         with trio.fail_after(60):
             async with house.payer.events() as events:
-                await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key="1")
+                await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key=key("1"))
                 heard = await anext(aiter(events))
         assert (heard.payment_hash, heard.state) == (issued.payment_hash, PaymentState.FAILED)
 

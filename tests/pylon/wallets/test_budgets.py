@@ -61,6 +61,8 @@ class Paid:
     state: str = "pending"
     fee: int = 0
     settled_at: float = 0.0
+    late: bool = False
+    """Settled after it was reported as failed."""
 
     @property
     def takes(self) -> int:
@@ -170,7 +172,7 @@ class Budgets(RuleBasedStateMachine):
         paid = self.paid[name]
         before = intents.find(self.tx, hash_of(name))
         ask = {"scope": paid.scope, "purpose": paid.purpose}
-        if paid.state == "failed":
+        if paid.state == "failed" or paid.late:
             with pytest.raises(WalletError):
                 reserve(self.purses[paid.owner], self.tx, name, Msat(paid.amount), **ask)
             return
@@ -194,6 +196,7 @@ class Budgets(RuleBasedStateMachine):
         elif outcome == "settled":
             purse.record(self.tx, intent, Settled(Msat(paid.amount), Msat(fee), None))
             if paid.state != "settled":
+                paid.late = paid.state == "failed"
                 paid.state, paid.fee, paid.settled_at = "settled", fee, now
         elif paid.state == "settled":
             with pytest.raises(StoreError):

@@ -26,6 +26,7 @@ from pylon.money import MAX_MSAT, Msat, max_fee, sats
 from pylon.wallets import simnet_ledger
 from pylon.wallets.port import Direction, Payment, PaymentState
 from pylon.wallets.simnet import Fault, FaultKind, FeeModel, Side, SimnetLedger, SimnetWallet
+from pylon.wallets.simnet_ledger import HOLD_SECONDS
 from tests.pylon.wallets.conformance import AMOUNT, FEE_CAP, House, WalletConformance
 
 SECRETS = {name: hashlib.sha256(name.encode()).digest() for name in ("alice", "bob", "carol")}
@@ -64,6 +65,9 @@ class TestConformance(WalletConformance):
         def inject(kind: FaultKind, seconds: float = 0.0, ends: PaymentState = PaymentState.SETTLED) -> None:
             ledger.inject(Fault(kind, seconds, ends), wallet=alice)
 
+        async def open_invoice(description: str) -> str:
+            return (await bob.receive_any(description, 600, description)).bolt11
+
         yield House(
             payer=alice,
             other=carol,
@@ -75,6 +79,9 @@ class TestConformance(WalletConformance):
             fail_next=partial(inject, FaultKind.FAIL),
             unroute_next=partial(inject, FaultKind.NO_ROUTE),
             time_out_next=partial(inject, FaultKind.TIMEOUT),
+            open_invoice=open_invoice,
+            deposit=ledger.deposit,
+            hold_lapses=HOLD_SECONDS,
         )
         invariants(ledger)
 

@@ -1,0 +1,425 @@
+"""Paying by NWC: one request, and whatever is heard of it, until it is known what became of it.
+
+The rules are those of ``pylon.wallets.nwc``.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import attrs
+import trio
+
+from protocols import bolt11, nip47_methods
+from protocols.nip47 import ErrorCode, Failure
+from protocols.nip47_methods import Transaction, TransactionState, TransactionType
+from pylon.clock import Clock
+from pylon.errors import (
+    AlreadyPaid,
+    FeeTooHigh,
+    InvoiceExpired,
+    InvoiceInvalid,
+    NoRoute,
+    NotSupported,
+    PaymentFailed,
+    PaymentUnknown,
+    WalletError,
+    WrongNetwork,
+)
+from pylon.money import Msat, max_fee
+from pylon.store.database import Store, Tx
+from pylon.wallets.nwc_client import NoAnswer, NotAsked, Refused
+from pylon.wallets.nwc_link import NwcLink, error_of, unreachable
+from pylon.wallets.nwc_records import Records, SentRow
+from pylon.wallets.port import Payment, PaymentState
+
+log = logging.getLogger(__name__)
+
+_FIRST_LOOK = 3.0
+_LONGEST_LOOK = 20.0
+_RETRIES = 3
+_BUSY_SECONDS = 3.0
+_ADDRESSES = ("spark", "sp1", "bc1", "tb1", "bcrt1", "lno1", "lnurl1")
+STATES = {
+    TransactionState.SETTLED: PaymentState.SETTLED,
+    TransactionState.FAILED: PaymentState.FAILED,
+    TransactionState.EXPIRED: PaymentState.FAILED,
+}
+_UNDONE = frozenset(
+    {
+        ErrorCode.RATE_LIMITED,
+        ErrorCode.NOT_IMPLEMENTED,
+        ErrorCode.INSUFFICIENT_BALANCE,
+        ErrorCode.QUOTA_EXCEEDED,
+        ErrorCode.RESTRICTED,
+        ErrorCode.UNAUTHORIZED,
+        ErrorCode.UNSUPPORTED_ENCRYPTION,
+    }
+)
+"""Errors after which nothing has happened."""
+_UNDONE_DETAILS = frozenset(
+    kind.code for kind in (AlreadyPaid, FeeTooHigh, InvoiceExpired, InvoiceInvalid, NoRoute, NotSupported, WrongNetwork)
+)
+"""The same, where a Pylon says more than the protocol has words for."""
+
+
+@attrs.define(eq=False)
+class _Attempt:
+    """A payment that somebody is at."""
+
+    ended: trio.Event = attrs.field(factory=trio.Event)
+    error: WalletError | None = None
+
+
+class Payer:
+    """See the module. ``announce`` is told of every payment that has ended.
+
+    :param network: what the wallet is taken for if it does not say.
+    :param patience: seconds for which a payment is waited for.
+    """
+
+    def __init__(
+        self,
+        link: NwcLink,
+        records: Records,
+        store: Store,
+        clock: Clock,
+        announce: Callable[[Payment], None],
+        *,
+        network: str,
+        patience: float,
+    ) -> None:
+        self._link = link
+        self._records = records
+        self._store = store
+        self._clock = clock
+        self._announce = announce
+        self._network = network
+        self._patience = patience
+        self._attempts: dict[str, _Attempt] = {}
+        self._bell = trio.Event()
+
+    def is_busy(self, row: SentRow) -> bool:
+        """Whether somebody is at it, and looks by himself."""
+        return row.key in self._attempts
+
+    async def pay(self, target: str, *, amount: Msat | None, limit: Msat, key: str) -> Payment:
+        """See ``Wallet.pay``; ``limit`` is for the fee."""
+        text, invoice = read_invoice(target)
+        row, new = self._records.by_key(self._store, key), False
+        if row is None:
+            row, new = await self._begin_payment(text, invoice, price_of(invoice, amount), limit, key)
+        deadline = trio.current_time() + self._patience
+        while row.state is PaymentState.PENDING:
+            attempt = self._attempts.get(row.key)
+            if attempt is None:
+                return await self._drive(row, new)
+            with trio.move_on_at(deadline) as scope:
+                await attempt.ended.wait()
+            if attempt.error is not None:
+                raise attempt.error
+            row = self._records.by_key(self._store, key) or row
+            if scope.cancelled_caught:
+                break
+        return _ended(row)
+
+    async def _begin_payment(
+        self, text: str, invoice: bolt11.Invoice, price: Msat, limit: Msat, key: str
+    ) -> tuple[SentRow, bool]:
+        """Check what can be checked, and note the payment. Returns the row, and whether it is new: then, and by this
+        caller alone, it is asked for without another look. Raises ``WalletError``.
+        """
+        self._refuse_paid(self._records.open_of(self._store, invoice.payment_hash), key)
+        if invoice.expires_at <= self._clock.now():
+            raise InvoiceExpired("the invoice has expired", "ask for a new one")
+        found = await self.check_way(invoice)
+        if found is not None and STATES.get(found.state or TransactionState.PENDING) is not PaymentState.FAILED:
+            raise AlreadyPaid("the wallet has paid this invoice already, or is about to")
+        if limit < max_fee(price):
+            raise FeeTooHigh(
+                f"NWC cannot bound a fee below {max_fee(price)} msat, and {limit} msat are allowed",
+                "allow 1 %, at least 2 sat",
+            )
+        row, new = await self._store.write(
+            lambda tx: self._records.begin(
+                tx,
+                key=key,
+                payment_hash=invoice.payment_hash,
+                amount=price,
+                fee=max_fee(price),
+                text=text,
+                asked_until=self._link.lapses(self._patience),
+                at=self._clock.now(),
+            )
+        )
+        self._refuse_paid(row, key)
+        return row, new
+
+    def _refuse_paid(self, row: SentRow | None, key: str) -> None:
+        if row is not None and row.key != key:
+            raise AlreadyPaid("this invoice is paid, or being paid, under another key")
+
+    async def check_way(self, invoice: bolt11.Invoice) -> Transaction | None:
+        """Raises ``WrongNetwork``, ``NoRoute`` (to itself). Returns what the wallet knows of paying this invoice."""
+        network = (await self._link.service()).network or self._network
+        if network and invoice.network != network:
+            raise WrongNetwork(f"the invoice is for {invoice.network}, the wallet is on {network}")
+        own = self._records.invoice(self._store, invoice.payment_hash)
+        found = None
+        if own is None:
+            try:
+                found = await self._link.find(invoice.payment_hash)
+            except NotSupported:
+                pass  # such a wallet must be believed unasked
+        if own is not None or (found is not None and found.type is TransactionType.INCOMING):
+            raise NoRoute("the invoice is the wallet's own")
+        return found
+
+    async def _drive(self, row: SentRow, new: bool) -> Payment:
+        """Be the one who is at a payment. ``new``: nobody has been before."""
+        attempt = self._attempts[row.key] = _Attempt()
+        try:
+            return await self._attempt(row, new)
+        except WalletError as error:
+            attempt.error = error
+            raise
+        finally:
+            del self._attempts[row.key]
+            attempt.ended.set()
+
+    async def _attempt(self, row: SentRow, new: bool) -> Payment:
+        ask = new
+        if not new:
+            try:
+                found = await self._link.find(row.payment_hash)
+            except WalletError as error:
+                raise PaymentUnknown(f"the wallet cannot tell: {error.message}") from None
+            if found is not None:
+                # It is on its way, and was waited for before.
+                return _ended(await self.learn(row, found) or row)
+            if self._clock.now() >= row.asked_until:
+                ask = True
+                lapses = self._link.lapses(self._patience)
+                await self._store.write(functools.partial(self._records.ask_again, key=row.key, asked_until=lapses))
+        answer = _Attempt()
+        with trio.move_on_after(self._patience):
+            async with trio.open_nursery() as nursery:
+                if ask:
+                    nursery.start_soon(self._ask_to_pay, row, new, answer)
+                nursery.start_soon(self._watch, row)
+                while answer.error is None:
+                    bell = self._bell
+                    known = self._records.by_key(self._store, row.key)
+                    if known is None or known.state is not PaymentState.PENDING:
+                        break
+                    await bell.wait()
+                nursery.cancel_scope.cancel()
+        now = self._records.by_key(self._store, row.key)
+        if now is not None and now.state is not PaymentState.PENDING:
+            return _ended(now)
+        if answer.error is not None:
+            raise answer.error
+        return _ended(now or row)
+
+    async def _ask_to_pay(self, row: SentRow, new: bool, answer: _Attempt) -> None:
+        """Ask, and take what is answered. Sets ``answer.error`` where it did not pay, or may not have."""
+        invoice = bolt11.decode(row.bolt11)
+        asked = nip47_methods.PayInvoice(row.bolt11, row.amount if invoice.amount_msats is None else None)
+        try:
+            result = await self._ask_once(asked)
+        except NotAsked:
+            if new:
+                await self._withdraw(row)
+            answer.error = unreachable() if new else PaymentUnknown("the wallet cannot be reached")
+        except NoAnswer:
+            return  # what is heard otherwise counts
+        except Refused as error:
+            answer.error = await self._refused(row, error.failure)
+        else:
+            await self._paid(row, nip47_methods.Paid.read(result, row.payment_hash), answer)
+        self._ring()
+
+    async def _ask_once(self, asked: nip47_methods.PayInvoice) -> Mapping[str, Any]:
+        for again in range(_RETRIES):
+            try:
+                return await self._link.pay(asked, self._patience)
+            except Refused as error:
+                if error.failure.code is not ErrorCode.RATE_LIMITED or again + 1 == _RETRIES:
+                    raise
+                await trio.sleep(_BUSY_SECONDS)
+        raise AssertionError("the last try raises or returns")
+
+    async def _paid(self, row: SentRow, paid: nip47_methods.Paid, answer: _Attempt) -> None:
+        """The wallet says that it has paid; one look more tells when, and is the only proof if it named no preimage."""
+        found = None
+        try:
+            found = await self._link.find(row.payment_hash)
+        except WalletError as error:
+            log.debug("payment %s: %s", row.payment_hash[:16], error.message)
+        if found is not None and found.state is TransactionState.SETTLED:
+            fee = found.fees_paid or paid.fees_paid or 0
+            await self.learn(
+                row, attrs.evolve(found, fees_paid=fee, preimage=found.preimage or paid.preimage), answered=True
+            )
+        elif paid.preimage is not None:
+            now = self._clock.now()
+            await self._note(
+                row,
+                PaymentState.SETTLED,
+                fee=Msat(paid.fees_paid or 0),
+                preimage=paid.preimage,
+                settled_at=now,
+            )
+        else:
+            answer.error = PaymentUnknown("the wallet says that it has paid, and does not prove it")
+
+    async def _refused(self, row: SentRow, failure: Failure) -> WalletError | None:
+        """What an error in answer to a request to pay means; ``None``: what the wallet knows of it is in the row."""
+        if failure.code in _UNDONE or failure.detail in _UNDONE_DETAILS:
+            await self._withdraw(row)
+            available = 0
+            if failure.code is ErrorCode.INSUFFICIENT_BALANCE:
+                try:
+                    available = await self._link.spendable()
+                except WalletError:
+                    pass
+            return error_of(failure, required=row.amount + row.fee, available=available)
+        try:
+            found = await self._link.find(row.payment_hash)
+        except NotSupported:
+            found = None
+        except WalletError:
+            return PaymentUnknown(f"the wallet reports {failure.code}, and cannot be asked about it")
+        if found is not None and found.type is TransactionType.OUTGOING:
+            state = STATES.get(found.state or TransactionState.PENDING, PaymentState.PENDING)
+            if state is not PaymentState.FAILED:
+                await self.learn(row, found, answered=True)
+                return None
+        elif failure.code is not ErrorCode.PAYMENT_FAILED:
+            return PaymentUnknown(f"the wallet reports {failure.code}: {failure.message}")
+        await self._note(row, PaymentState.FAILED, fee=Msat(0))
+        return PaymentFailed(failure.message or "the payment has failed", "ask for a new invoice")
+
+    async def _withdraw(self, row: SentRow) -> None:
+        await self._store.write(functools.partial(self._records.withdraw, key=row.key))
+
+    async def _watch(self, row: SentRow) -> None:
+        """Look again and again: a response can be lost."""
+        wait = _FIRST_LOOK
+        while True:
+            await trio.sleep(wait)
+            await self.look(row)
+            wait = min(2 * wait, _LONGEST_LOOK)
+
+    async def look(self, row: SentRow) -> SentRow | None:
+        """The row with what the wallet says now, as far as it says anything; ``None``: it has never heard of it."""
+        try:
+            found = await self._link.find(row.payment_hash)
+        except WalletError as error:
+            log.debug("payment %s: %s", row.payment_hash[:16], error.message)
+            return row
+        if found is None or found.type is not TransactionType.OUTGOING:
+            return None
+        return await self.learn(row, found)
+
+    async def report(self, row: SentRow) -> Payment | None:
+        if row.state is not PaymentState.PENDING:
+            return row.payment()
+        found = await self._link.find(row.payment_hash)
+        if found is None or found.type is not TransactionType.OUTGOING:
+            # While a request may still arrive, nobody can say that it was never made.
+            lapsed = self._clock.now() >= row.asked_until and row.key not in self._attempts
+            return None if lapsed else row.payment()
+        return (await self.learn(row, found) or row).payment()
+
+    async def learn(self, row: SentRow, found: Transaction, *, answered: bool = False) -> SentRow | None:
+        """Take what the wallet says of a payment of ours.
+
+        "Failed" may be said of an earlier payment of the same invoice: it counts only when our request was answered,
+        was seen at work, or has lapsed.
+        """
+        if found.type is not TransactionType.OUTGOING:
+            return row
+        state = STATES.get(found.state or TransactionState.PENDING, PaymentState.PENDING)
+        if state is PaymentState.FAILED and not answered and self._clock.now() < row.asked_until:
+            return row
+        if state is PaymentState.PENDING:
+            return await self._note(
+                row, state, fee=Msat(found.fees_paid) if found.fees_paid else None, created_at=found.created_at or None
+            )
+        return await self._note(
+            row,
+            state,
+            fee=Msat(found.fees_paid),
+            preimage=found.preimage,
+            created_at=found.created_at or None,
+            settled_at=float(found.settled_at or self._clock.now()),
+        )
+
+    async def _note(
+        self,
+        row: SentRow,
+        state: PaymentState,
+        *,
+        fee: Msat | None,
+        preimage: str | None = None,
+        created_at: float | None = None,
+        settled_at: float | None = None,
+    ) -> SentRow | None:
+        if row.state is PaymentState.SETTLED or (
+            row.state is state and fee in (None, row.fee) and row.asked_until == 0
+        ):
+            return row
+
+        def write(tx: Tx) -> bool:
+            changed = self._records.note(
+                tx, row.key, state, fee=fee, preimage=preimage, created_at=created_at, settled_at=settled_at
+            )
+            if state is PaymentState.PENDING:
+                # It has arrived: from now on the wallet speaks of this very payment.
+                self._records.ask_again(tx, row.key, 0.0)
+            return changed
+
+        changed = await self._store.write(write)
+        now = self._records.by_key(self._store, row.key)
+        if changed and now is not None and now.state is not PaymentState.PENDING:
+            self._announce(now.payment())
+        self._ring()
+        return now
+
+    def _ring(self) -> None:
+        self._bell.set()
+        self._bell = trio.Event()
+
+
+def read_invoice(target: str) -> tuple[str, bolt11.Invoice]:
+    """Raises ``InvoiceInvalid``, ``NotSupported`` for what is an address."""
+    text = target.strip().lower().removeprefix("lightning:") if len(target) <= bolt11.MAX_CHARS else ""
+    try:
+        return text, bolt11.decode(text)
+    except bolt11.Bolt11Invalid as error:
+        if text.startswith(_ADDRESSES):
+            raise NotSupported("Nostr Wallet Connect pays invoices, not addresses", "ask for an invoice") from None
+        raise InvoiceInvalid(f"not an invoice that can be paid: {error}", "ask for a new one") from None
+
+
+def price_of(invoice: bolt11.Invoice, amount: Msat | None) -> Msat:
+    """Raises ``InvoiceInvalid``."""
+    price = invoice.amount_msats if amount is None else amount
+    if price is None:
+        raise InvoiceInvalid("the invoice names no amount", "say how much: --amount")
+    if price <= 0 or invoice.amount_msats not in (None, price):
+        raise InvoiceInvalid("the invoice is for another amount than was given")
+    return Msat(price)
+
+
+def _ended(row: SentRow) -> Payment:
+    """What ``pay`` returns for a row as it stands. Raises ``PaymentFailed``, ``PaymentUnknown``."""
+    if row.state is PaymentState.FAILED:
+        raise PaymentFailed("the payment has failed", "nothing was charged; ask for a new invoice")
+    if row.state is PaymentState.PENDING and row.asked_until > 0:
+        raise PaymentUnknown("the wallet did not say whether it has paid", "never pay again; look it up")
+    return row.payment()
