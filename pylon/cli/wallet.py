@@ -14,6 +14,7 @@ from pylon.cli.amounts import AMOUNT, SATS
 from pylon.cli.local import run_verb
 from pylon.cli.output import State, emit, in_sats, json_option, note, pass_state
 from pylon.cli.times import DURATION, ago, until
+from pylon.cli.wallet_connect import COMMANDS as CONNECT
 from pylon.cli.wallet_guard import COMMANDS as GUARD
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -29,7 +30,7 @@ def wallet() -> None:
     """Balance, invoices and payments."""
 
 
-for command in GUARD:
+for command in (*GUARD, *CONNECT):
     wallet.add_command(command)
 
 

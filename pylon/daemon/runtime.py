@@ -48,6 +48,7 @@ from pylon.store.intents import Intent
 from pylon.store.vault import Vault
 from pylon.supervision import ChildSpec, ChildStatus, Supervisor
 from pylon.wallets.limits import home_limits
+from pylon.wallets.nwc_service import WalletService
 from pylon.wallets.port import Wallet
 from pylon.wallets.purse import Purse
 
@@ -172,6 +173,8 @@ async def open_runtime(
             supervisor.start(ChildSpec("buyer", buyer.run))
             reconcile = functools.partial(_reconcile, hosting, account.purse, buyer, locks is not None)
             supervisor.start(ChildSpec("reconciler", reconcile))
+            service = WalletService(wallet, store, pool, clock, rng, limits=home_limits(config.wallet))
+            supervisor.start(ChildSpec("wallet-connect", service.run))
             if serve_http and config.api.enabled:
                 bound = await nursery.start(_serve_api(home, config, hosting))
                 hosting.pay.address = public_address(config, bound)

@@ -21,6 +21,7 @@ from pylon.daemon import books
 from pylon.daemon.agents import AgentVerbs
 from pylon.daemon.control import Method, Notify
 from pylon.daemon.runtime import Runtime
+from pylon.daemon.wallet_connections import ConnectVerbs
 from pylon.daemon.wallet_money import WALLET_VERBS, WalletVerbs
 from pylon.daemon.wallet_verbs import WalletGuard
 from pylon.daemon.withdrawals import Withdrawals
@@ -74,12 +75,18 @@ class Verbs:
             "books": self.books,
             **WalletGuard(self.store, self.clock).table(),
             **self._wallet_verbs(),
+            **ConnectVerbs(
+                self.config, self.store, self.clock, None if self.runtime is None else self.runtime.pool.urls
+            ).table(),
         }
         if self.agents is not None:
             verbs |= self.agents.table()
         if self.runtime is not None:
             verbs["status"] = self.status
         return verbs
+
+    def _relays(self) -> list[str] | None:
+        return None if self.runtime is None else self.runtime.pool.urls
 
     # --- jobs -------------------------------------------------------------------------------------------------
 

@@ -69,7 +69,7 @@ def words(error: BaseException) -> str:
     values = getattr(error, "_values", None)
     text = str(values[0]) if values else str(error)
     # gRPC statuses trail their metadata, which says nothing to people and may carry tokens.
-    text = re.sub(r",? details: \[.*|,? metadata: .*", "", text)
+    text = re.sub(r",? details: \[.*|,? metadata: .*", "", text, flags=re.DOTALL)
     text = " ".join(text.split())
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
