@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pylon.cli.agent_options import confirm
-from pylon.cli.output import F, State, emit, home_passphrase_option, json_option, note, pass_state
+from pylon.cli.output import F, FileDescriptor, State, emit, home_passphrase_option, json_option, note, pass_state
 from pylon.cli.unlock import home_passphrase, typed, unlock
 from pylon.errors import UsageError
 
@@ -25,7 +25,7 @@ OPEN = "none: whoever can read these files has the identity and its money (pylon
 
 def descriptor_option(name: str, words: str) -> Callable[[F], F]:
     """A passphrase from an open file."""
-    return click.option(name, type=click.IntRange(0), metavar="N", help=words)
+    return click.option(name, type=FileDescriptor(), metavar="N", help=words)
 
 
 @click.group()

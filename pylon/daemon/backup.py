@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import json
 import os
 import secrets
 import shutil
@@ -34,14 +33,12 @@ from pylon.host.registry import RESTORED
 from pylon.identity import Unlocked
 from pylon.passphrase import Passphrase
 from pylon.paths import Home
-from pylon.store import datakey, intents, settings
+from pylon.store import datakey, freeze, intents, settings
 from pylon.store.database import Tx, open_store
 from pylon.store.datakey import DataKey
 from pylon.store.vault import Vault
 
 VERSION = 1
-FROZEN = "frozen"
-"""In ``pylon.store.settings``: a JSON object with ``reason`` and ``at``, and nobody of this home spends."""
 _REASON = "restored from a backup: look at the books, then thaw"
 _MAX_MANIFEST = 4 << 20
 
@@ -308,7 +305,7 @@ async def _open_and_mark(path: Path, vault: Vault, clock: Clock) -> tuple[int, i
 def _begin_anew(tx: Tx) -> tuple[int, int]:
     """Freeze, mark what is open as unknown, raise the epochs. How many agents and payments there are."""
     now = tx.clock.now()
-    settings.put(tx, FROZEN, json.dumps({"reason": _REASON, "at": now}))
+    freeze.freeze(tx, _REASON, now)
     pending = intents.pending(tx)
     for intent in pending:
         intents.mark_unknown(tx, intent.id, error="the home was restored from a backup", at=now)
