@@ -6,6 +6,8 @@ Relay, wallet services and Lightning nodes are other people's work; homes, walle
 from __future__ import annotations
 
 import hashlib
+import json
+import sys
 
 import bolt11
 import pytest
@@ -18,8 +20,9 @@ from pylon.money import max_fee, sats
 from pylon.provider.sale import SaleState
 from pylon.store import intents
 from tests.e2e.homes import fetch
+from tests.lightning.buyer_process import home_in
 from tests.lightning.market import BACKEND_SAYS, PREFIX, PRICE, Home
-from tests.lightning.processes import channel_msats
+from tests.lightning.processes import Process, channel_msats
 
 pytestmark = [pytest.mark.deep, pytest.mark.lightning]
 
@@ -140,9 +143,11 @@ async def test_a_payment_on_its_way_counts_is_not_repeated_and_settles_late(ligh
     await channels.moved(payer=-PRICE, payee=PRICE)
 
 
-async def test_an_answer_of_the_wallet_that_is_lost_costs_nothing_twice(lightning, connect, relay, tmp_path):
+@pytest.mark.parametrize("lost", [["pay_invoice"], ["pay_invoice", "payment_sent"]], ids=len)
+async def test_an_answer_of_the_wallet_that_is_lost_costs_nothing_twice(lightning, connect, relay, tmp_path, lost):
+    """Then a notification tells, and without one a look at the invoice does."""
     channels = Channels(lightning)
-    home = Home(tmp_path, "home", relay, connect(lightning.payer, pay_invoice=1).connection)
+    home = Home(tmp_path, "home", relay, connect(lightning.payer, **dict.fromkeys(lost, 1)).connection)
     shop = Home(tmp_path, "shop", relay, connect(lightning.payee).connection)
     async with shop.selling() as (provider, sales), home.buying() as (buyer, purchases):
         begun = await buyer.buy("Did you hear?", bid=BID, max_tokens=32)
@@ -175,3 +180,35 @@ async def test_a_payment_that_fails_moves_nothing(lightning, connect, relay, tmp
     assert spent["spent"] == spent["fees"] == spent["wallet"] == 0
     assert unsettled(lightning.payer) == 0
     await channels.moved()
+
+
+async def test_a_buyer_killed_while_it_pays_pays_once(lightning, connect, relay, tmp_path):
+    channels = Channels(lightning)
+    settings = {"relay": relay, "connection": connect(lightning.payer).connection}
+    (tmp_path / "home.json").write_text(json.dumps(settings))
+    shop = Home(tmp_path, "shop", relay, connect(lightning.payee).connection)
+    command = [sys.executable, "-m", "tests.lightning.buyer_process", str(tmp_path)]
+    lightning.payee.settle(False)
+    try:
+        async with shop.selling() as (provider, sales):
+            for life in range(2):
+                with Process(command, tmp_path / f"life-{life}.out") as buyer:
+                    await trio.to_thread.run_sync(buyer.line, "running")
+                    await until(lambda: unsettled(lightning.payer), 30, "a payment is on its way")
+                    await trio.sleep(1)
+                    buyer.process.kill()
+            assert unsettled(lightning.payer) == PRICE // 1_000
+            lightning.payee.settle(True)
+            with Process(command, tmp_path / "life-2.out") as buyer:
+                await trio.to_thread.run_sync(buyer.line, "ended")
+                assert buyer.line("ended") == PurchaseState.ANSWERED, buyer.said()
+            (sale,) = provider.records.where(sales, "1 = 1", ())
+            await delivered(provider, sales, sale.id)
+    finally:
+        lightning.payee.settle(True)
+    await channels.moved(payer=-PRICE, payee=PRICE)
+    home = home_in(tmp_path)
+    async with home.opened() as (purchases, _, _):
+        spent = await audited(purchases, home)
+        assert (spent["spent"], spent["fees"]) == (PRICE, 0)
+        assert intents.committed(purchases, "", since=0.0) == PRICE
