@@ -15,6 +15,8 @@ import pytest
 from protocols import nip06, nip49
 from protocols.nip19 import decode
 from pylon.cli.identity import OPEN
+from pylon.cli.local import run_verb
+from pylon.cli.output import State
 from pylon.daemon.process import hold_home
 from pylon.identity import find, is_protected, load, unlock
 from pylon.passphrase import Passphrase
@@ -277,6 +279,19 @@ def test_a_wrong_one_anywhere_is_exit_1(protected, home):
         assert error(err)["code"] == "passphrase"
         assert "wrong secret" not in err
     assert (home.data_key.read_bytes(), home.mnemonic.read_bytes()) == before
+
+
+def test_a_command_of_several_steps_asks_once(protected, home, terminal, hidden, monkeypatch):
+    terminal()
+    left = hidden(WORDS, "not asked for")
+    for given in ("typed", "descriptor"):
+        state = State()
+        state.home_option = str(home.root)
+        with descriptor(WORDS) as number:
+            state.passphrase_fd = int(number) if given == "descriptor" else None
+            for _ in range(2):
+                assert run_verb(state, "wallet.balance")["settled_msats"] == 0
+    assert left == ["not asked for"]
 
 
 def test_one_that_is_not_wanted_is_said(simnet):
