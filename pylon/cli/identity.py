@@ -270,6 +270,7 @@ def restore(state: State, file: str, force: bool, backup_passphrase_fd: int | No
         "agents": done.agents,
         "unknown_payments": done.unknown,
         "frozen": True,
+        "config": None if done.config is None else str(done.config),
         "kept": None if done.kept is None else str(done.kept),
     }
     emit(state, report, lambda: _restored(report))
@@ -285,6 +286,8 @@ def _restored(report: dict[str, Any]) -> str:
         "passphrase: that of the backup" if report["passphrase"] else f"passphrase: {OPEN}",
         "Spending is frozen. Next: pylon start, pylon books --check, then pylon wallet thaw",
     ]
+    if report["config"] and report["config"].endswith(".restored"):
+        lines.append(f"Its configuration has a data_dir: look at {report['config']}, and rename it to config.toml")
     if report["kept"]:
         lines.append(f"What was here before is kept in {report['kept']}: money may hang on it.")
     return "\n".join(lines)

@@ -18,6 +18,7 @@ from pylon.errors import PylonError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pylon.passphrase import Passphrase
     from pylon.paths import Home
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -30,6 +31,8 @@ class State:
         self.home_option: str | None = None
         self.json = False
         self.passphrase_fd: int | None = None
+        self.passphrase: Passphrase | None = None
+        """Of the home, once it was given: a command of several steps asks once."""
         self._home: Home | None = None
 
     @property

@@ -219,6 +219,9 @@ def play(home, seller, protected, request, relay):
     for line in ("status", "status --json", "agent list", "agent list --json", "agent ticks ada", "identity show",
                  "identity show --json", "wallet balance", "books --check", "earnings --json"):  # fmt: skip
         home.run(*line.split())
+    for line in ("wallet status", "wallet address --json", "wallet invoice 10", "wallet history --csv", "wallet freeze",
+                 "wallet approvals", "wallet thaw"):  # fmt: skip
+        home.run(*line.split())
     home.run("identity", "export", "--ncryptsec", "--password-fd", "{0}", "--log-n", "16", fds=["password"])
     home.run(*f"agent export ada --bundle {node.root}/ada.bundle --passphrase-fd".split(), "{0}", fds=["backup"])
     backup = node.world.directory / "home.backup"
@@ -239,6 +242,11 @@ def play(home, seller, protected, request, relay):
     new = node.world.directory / "restored"
     bring = ("identity", "restore", str(backup), "--backup-passphrase-fd", "{0}")
     home.run(*bring, fds=["backup"], root=new, passphrase=False)
+    # Nobody spends in a restored home, whatever is asked of it.
+    bill = json.loads(seller.run("wallet", "invoice", "10", "--json"))["bolt11"]
+    words = {"passphrase": False} | ({"fds": ["backup"]} if protected else {})
+    own = ["--passphrase-fd", "{0}"] if protected else []
+    home.run(*own, "wallet", "pay", bill, "--yes", root=new, code=4, **words)
     opened = unlock(Home(new), Passphrase(BACKUP_PASSPHRASE) if protected else None)
     assert opened.identity.pubkey == node.pubkey == from_phrase(opened.identity.reveal_phrase()).pubkey
     # A daemon that dies of itself leaves no image of its memory.
