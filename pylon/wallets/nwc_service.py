@@ -216,7 +216,10 @@ class WalletService:
                 if old is not None:
                     old.cancel()
                 old = scope
-                await changed.receive()
+                try:
+                    await changed.receive()
+                except trio.EndOfChannel:
+                    raise StoreError("the store was closed under the wallet's connections") from None
 
     def _welcome(self, known: list[Connection]) -> None:
         for connection in known:
