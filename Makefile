@@ -6,6 +6,7 @@
 #   make check   format, lint, types, and which package may import which
 #   make sim SEED=n    one simulated market, replayed from its seed
 #   make bench   the benchmarks
+#   make lightning     a market that settles over real Lightning channels, on a chain of its own (Debian: apt-get)
 #   make deep    the tests that take long
 #   make clean   remove what make has made
 
@@ -20,7 +21,7 @@ SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_inf
 PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
        $(BIN)/python -m pip
 
-.PHONY: help demo test e2e check sim bench deep clean
+.PHONY: help demo test e2e check sim bench lightning deep clean
 .DELETE_ON_ERROR:
 
 help:
@@ -50,6 +51,10 @@ sim: $(VENV)/.test
 bench: $(VENV)/.test
 	@$(BIN)/pylon models pull >/dev/null
 	@$(BIN)/python -m benchmarks
+
+lightning: $(VENV)/.test
+	@$(BIN)/python -m tests.lightning.install >/dev/null
+	@$(BIN)/python -m pytest tests/lightning -q
 
 deep: $(VENV)/.test
 	@$(BIN)/pylon models pull >/dev/null

@@ -77,7 +77,8 @@ def commands() -> str:
         "| 4 | money refused: by this home's own wallet |\n| 130 | interrupted |",
         "Error codes: " + ", ".join(f"`{code}`" for code in sorted(_codes())) + ".",
         "An AMOUNT is whole sats (`25`, `25sat`, `1,000`) or millisatoshi (`1500msat`).",
-        "Variables: `PYLON_HOME` names the home, `PYLON_DEBUG=1` shows the traceback of what should not have happened,"
+        "Variables: `PYLON_HOME` names the home, `PYLON_PASSPHRASE_FILE` a file with its [passphrase](../keys.md),"
+        " `PYLON_DEBUG=1` shows the traceback of what should not have happened and has the daemon log at debug level,"
         " `PYLON_MODELS` names the directory of models; those of the configuration are in [config.md](config.md).",
     ]
     for context in _walk(click.Context(cli, info_name="pylon")):

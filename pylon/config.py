@@ -57,6 +57,8 @@ class _Kind:
     check: Callable[[Any], Any]
     """The value as it is kept; raises ``ValueError`` or ``TypeError`` where it is not allowed."""
     from_text: Callable[[str], Any] = str
+    secret: bool = False
+    """A value that no message shows."""
 
 
 def _is(kind: type, value: Any) -> Any:
@@ -160,6 +162,7 @@ def _path(value: Any) -> Path:
 
 FLAG = _Kind("true or false", lambda value: _is(bool, value), _flag_from_text)
 TEXT = _Kind("a text", _text)
+SECRET = _Kind("a text", _text, secret=True)
 SOME_TEXT = _Kind("a text that is not empty", _some_text)
 PATH = _Kind("an absolute path (~ is yours)", _path)
 BIND = _Kind('"host:port", port 0 to 65535', _bind)
@@ -192,6 +195,20 @@ class SimnetConfig:
 
     ledger: Path | None = _key(PATH, None)
     """A ledger file shared by several homes; ``None`` is the home's own ``simnet.db``."""
+
+
+@attrs.frozen(kw_only=True)
+class SparkConfig:
+    """The Spark wallets, on every network but simnet."""
+
+    api_key: str = attrs.field(default="", repr=False, metadata={"kind": SECRET})
+    """Breez' API key; mainnet wants one. Better in the environment: ``PYLON_SPARK_API_KEY``."""
+    client_wallets: int = _key(_integer(1, 1_000, "wallets"), 20)
+    """How many wallets hear of payments at once; the others are asked in turn (docs/spark.md)."""
+    sweeps_per_second: float = _key(
+        attrs.evolve(_seconds(1_000), allowed="a number, more than 0 and at most 1000"), 2.0
+    )
+    """How many of the others are asked, a second."""
 
 
 @attrs.frozen(kw_only=True)
@@ -288,7 +305,7 @@ class Config:
     """The keys above all sections."""
 
     network: str = _key(_choice(*NETWORKS), DEFAULT_NETWORK)
-    """Where Lightning payments happen. Only simnet has a wallet yet; its sats are not money."""
+    """Where Lightning payments happen. On simnet sats are not money; testnet and signet are Spark's regtest."""
     relays: tuple[str, ...] = _key(RELAYS, DEFAULT_RELAYS)
     """Relays of the host and the provider, beside the embedded one. On simnet none unless named."""
     enable_payments: bool = _key(FLAG, True)
@@ -305,6 +322,7 @@ class Config:
     """Where everything but ``config.toml`` is kept, instead of the home. ``--home`` and ``PYLON_HOME`` win over it."""
     relay: RelayConfig = attrs.field(factory=RelayConfig)
     simnet: SimnetConfig = attrs.field(factory=SimnetConfig)
+    spark: SparkConfig = attrs.field(factory=SparkConfig)
     provider: ProviderConfig = attrs.field(factory=ProviderConfig)
     api: ApiConfig = attrs.field(factory=ApiConfig)
     wallet: WalletConfig = attrs.field(factory=WalletConfig)
@@ -326,6 +344,7 @@ _SECTIONS: dict[KeyPath, type] = {
     (): Config,
     ("relay",): RelayConfig,
     ("simnet",): SimnetConfig,
+    ("spark",): SparkConfig,
     ("provider",): ProviderConfig,
     ("provider", "deadlines"): DeadlinesConfig,
     ("api",): ApiConfig,
@@ -415,7 +434,8 @@ def load(path: Path, *, environ: Mapping[str, str] = os.environ, flags: Mapping[
             _KINDS[key].check(value)
         except (ValueError, TypeError, OverflowError):
             told = source[key] if source[key] == variable(key) else f"{source[key]}: {'.'.join(key)}"
-            problems.append(f"{told} = {_show(value)}: wanted {_KINDS[key].allowed}")
+            shown = "(not shown)" if _KINDS[key].secret else _show(value)
+            problems.append(f"{told} = {shown}: wanted {_KINDS[key].allowed}")
     if problems:
         raise ConfigError("\n".join(problems), f"mend the value, or leave the key out for its default (in {path})")
 
@@ -567,6 +587,13 @@ network = "{network}"{remark}
 [simnet]
 # A ledger that several homes on this machine share; the default is simnet.db of this home.
 # ledger = "/custom/simnet.db"
+
+[spark]
+# The wallets of every network but simnet. Mainnet wants an API key of Breez', free of charge:
+# https://breez.technology/request-api-key/#contact-us-form-sdk; PYLON_SPARK_API_KEY is the place that no backup copies.
+# api_key = ""
+# client_wallets = 20  # hear of payments at once; the others are asked in turn
+# sweeps_per_second = 2
 
 [provider]
 # name = "Pylon Provider"

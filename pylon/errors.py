@@ -43,6 +43,12 @@ class IdentityError(PylonError):
     code = "identity"
 
 
+class PassphraseError(IdentityError):
+    """A passphrase that is wanted and was not given, is another one, or is none."""
+
+    code = "passphrase"
+
+
 class NotRunning(PylonError):
     """No daemon answers in this home."""
 
@@ -84,6 +90,12 @@ class BundleError(PylonError):
     """A sealed bundle that does not open, or a payload that cannot be sealed into one."""
 
     code = "bundle"
+
+
+class BackupError(PylonError):
+    """A home's backup that cannot be written, or does not open; or a home that cannot take one."""
+
+    code = "backup"
 
 
 class RelayError(PylonError):
@@ -173,6 +185,13 @@ class WalletFrozen(WalletError):
     """The operator has frozen spending; nothing was reserved, nothing will be sent."""
 
     code = "frozen"
+
+
+class WalletUnreachable(WalletError):
+    """The wallet's network did not answer, before anything was asked of it that moves money."""
+
+    code = "wallet_unreachable"
+    exit_code = 1
 
 
 class PaymentUnknown(WalletError):

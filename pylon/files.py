@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
+import stat
 from pathlib import Path
+
+_MOST_OVERWRITTEN = 65_536
 
 
 def write_private(path: Path, content: bytes) -> None:
@@ -26,3 +31,51 @@ def sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def put_private(path: Path, content: bytes, *, replace: bool) -> None:
+    """Write all of ``path``, or nothing: 0600 before the first byte, on disk before it has its name.
+
+    Without ``replace``, a file that is there stays (``FileExistsError``). What is replaced is a secret, too: where no
+    other name holds it, its bytes are overwritten. That helps on a plain disk; a flash drive, a file system that
+    copies on write, or a snapshot may keep them.
+    """
+    draft = path.with_name(f"{draft_prefix(path)}{secrets.token_hex(8)}")
+    before = None
+    try:
+        write_private(draft, content)
+        if replace:
+            with contextlib.suppress(OSError):
+                before = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            os.replace(draft, path)
+        else:
+            os.link(draft, path)
+        sync_directory(path.parent)
+        if before is not None:
+            _overwrite(before)
+    finally:
+        if before is not None:
+            os.close(before)
+        with contextlib.suppress(FileNotFoundError):
+            draft.unlink()
+
+
+def draft_prefix(path: Path) -> str:
+    """How the names of files begin that were to become ``path``: a crash may leave one, whole or not."""
+    return f".{path.name}."
+
+
+def sweep_drafts(path: Path) -> None:
+    """Remove what a crash has left of ``put_private``. Only where nobody else writes ``path`` now."""
+    if path.parent.is_dir():
+        for entry in list(os.scandir(path.parent)):
+            if entry.name.startswith(draft_prefix(path)):
+                os.unlink(entry.path)
+
+
+def _overwrite(descriptor: int) -> None:
+    """Zeros over a file that no name leads to any more."""
+    status = os.fstat(descriptor)
+    if stat.S_ISREG(status.st_mode) and status.st_nlink == 0:
+        os.pwrite(descriptor, bytes(min(status.st_size, _MOST_OVERWRITTEN)), 0)
+        os.fsync(descriptor)

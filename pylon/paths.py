@@ -85,6 +85,11 @@ class Home:
         return self.keys / "data.key"
 
     @property
+    def restoring(self) -> Path:
+        """Where a restore gathers what it then moves to its place."""
+        return self.data / ".restoring"
+
+    @property
     def logs(self) -> Path:
         return self.data / "logs"
 

@@ -11,9 +11,12 @@ import click
 
 from pylon import config as configuration
 from pylon import identity
-from pylon.cli.output import State, emit, json_option, note, pass_state, warn
+from pylon.cli.output import State, emit, home_passphrase_option, json_option, note, pass_state, warn
+from pylon.cli.unlock import home_passphrase
 from pylon.clock import SystemClock
 from pylon.errors import UsageError
+
+OPEN = "none: whoever can read these files has the identity and its money (pylon identity passphrase sets one)"
 
 
 @click.command()
@@ -28,6 +31,7 @@ from pylon.errors import UsageError
 )
 @click.option("-f", "--force", is_flag=True, help="Replace an identity; the old one is kept beside it.")
 @click.option("--show-mnemonic", is_flag=True, help="Print a new phrase even where stdout is no terminal, and in JSON.")
+@home_passphrase_option
 @json_option
 @pass_state
 def init(state: State, network: str | None, import_: bool, words: str, force: bool, show_mnemonic: bool) -> None:
@@ -42,7 +46,16 @@ def init(state: State, network: str | None, import_: bool, words: str, force: bo
     warn(loaded.warnings)
     phrase = _read_phrase() if import_ else None
     with hold_home(home):
-        created = identity.create(home, phrase, words=int(words), force=force, now=SystemClock().now())
+        writes = force or not os.path.lexists(home.mnemonic)
+        created = identity.create(
+            home,
+            phrase,
+            words=int(words),
+            force=force,
+            now=SystemClock().now(),
+            passphrase=home_passphrase(state) if writes else None,
+        )
+        protected = identity.is_protected(home)
         configured = _write_config(home.config, loaded.config.network)
     if not configured:
         loaded = configuration.load(home.config)
@@ -51,12 +64,13 @@ def init(state: State, network: str | None, import_: bool, words: str, force: bo
     if import_ and not created.new:
         note("warning: there was an identity already; nothing was imported (--force replaces it)")
 
-    who = created.identity
+    who = created.public
     report: dict[str, Any] = {
         "created": created.new,
         "npub": who.npub,
         "pubkey": who.pubkey,
         "network": loaded.config.network,
+        "passphrase": protected,
         "paths": {
             "home": str(home.root),
             "config": str(home.config),
@@ -67,7 +81,8 @@ def init(state: State, network: str | None, import_: bool, words: str, force: bo
     }
     shown = None
     if created.new and not import_ and (show_mnemonic or (not state.json and sys.stdout.isatty())):
-        shown = who.reveal_phrase()
+        assert created.identity is not None, "it was made just now"
+        shown = created.identity.reveal_phrase()
     if shown is not None and state.json:
         report["mnemonic"] = shown
     emit(state, report, lambda: _text(report, shown))
@@ -117,13 +132,17 @@ def _text(report: dict[str, Any], phrase: str | None) -> str:
     if report["created"]:
         lines.append(
             f"Back up {paths['identity']} and {paths['data_key']}, out of reach of others: "
-            "without the first, identity and money are lost; without the second, the records of this home."
+            "without the first, identity and money are lost; without the second, the records of this home. "
+            "pylon identity backup FILE does it in one sealed file."
         )
-    if report["network"] == "simnet":
-        lines.append("Next: pylon start")
+    lines.append(f"passphrase: {'yes' if report['passphrase'] else OPEN}")
+    if report["network"] == "mainnet":
+        lines.append("Next: an API key of Breez' for the wallet, see [spark] in the configuration; then pylon start")
     else:
+        lines.append("Next: pylon start")
+    if report["network"] not in ("simnet", "mainnet"):
         lines.append(
-            f"The wallet of {report['network']} is not built yet; a home with pretended sats is: "
+            "Its wallet is on Spark's regtest and wants the internet; what works without: "
             "pylon --home DIR init --network simnet"
         )
     return "\n".join(lines)

@@ -7,6 +7,7 @@ from typing import Any
 
 from pylon.cli.client import Progress, call
 from pylon.cli.output import State, note, warn
+from pylon.cli.unlock import unlock
 from pylon.errors import IdentityError, NotRunning
 
 
@@ -41,10 +42,9 @@ async def _run_here(state: State, verb: str, params: dict[str, Any], online: boo
     from pylon.daemon.agents import AgentVerbs
     from pylon.daemon.hosting import assemble, usual_relays
     from pylon.daemon.process import hold_home
-    from pylon.daemon.runtime import open_home_store, open_runtime, open_wallet, require_simnet
+    from pylon.daemon.runtime import open_home_store, open_runtime
     from pylon.daemon.verbs import Verbs
-    from pylon.identity import load as load_identity
-    from pylon.wallets.keeper import SimnetKeeper
+    from pylon.daemon.wallets import open_wallets
     from pylon.wallets.purse import Purse
 
     loaded = configuration.load(state.home.config)
@@ -59,28 +59,27 @@ async def _run_here(state: State, verb: str, params: dict[str, Any], online: boo
 
     async with AsyncExitStack() as stack:
         stack.enter_context(hold_home(state.home))
+        keys = unlock(state)  # whoever has to be asked is: nothing runs yet that would have to wait
         if online:
             mode = "host" if verb == "agent.tick" else "buyer"
-            runtime = await stack.enter_async_context(open_runtime(state.home, config, mode=mode, clock=clock))
+            runtime = await stack.enter_async_context(
+                open_runtime(state.home, config, mode=mode, clock=clock, keys=keys)
+            )
             verbs = Verbs.of(runtime)
         else:
-            identity = load_identity(state.home)
-            store = await stack.enter_async_context(open_home_store(state.home, clock))
-            wallet, agents = None, None
-            if config.network == "simnet":
-                wallet = await stack.enter_async_context(open_wallet(state.home, config, identity, clock))
-                hosting = assemble(
-                    config,
-                    identity,
-                    store,
-                    SimnetKeeper(wallet.ledger),
-                    clock,
-                    random.Random(),
-                    relays=lambda: usual_relays(config),
-                )
-                agents = AgentVerbs(state.home, config, hosting, Purse(wallet, store, clock))
-            verbs = Verbs(config, clock, store, wallet, agents=agents)
-        table = verbs.table()
-        if verb not in table:
-            require_simnet(config, "hosting agents")
-        return await table[verb](params, notify)
+            identity = keys.identity
+            store = await stack.enter_async_context(open_home_store(state.home, clock, keys.vault))
+            wallets = await stack.enter_async_context(open_wallets(state.home, config, identity, clock))
+            hosting = assemble(
+                config,
+                identity,
+                store,
+                wallets.keeper,
+                clock,
+                random.Random(),
+                relays=lambda: usual_relays(config),
+            )
+            wallets.learn_seeds(hosting.agents.seed_of_wallet)
+            agents = AgentVerbs(state.home, config, hosting, Purse(wallets.own, store, clock))
+            verbs = Verbs(config, clock, store, wallets.own, agents=agents)
+        return await verbs.table()[verb](params, notify)

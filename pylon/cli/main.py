@@ -12,12 +12,13 @@ from typing import Any, NoReturn
 import click
 
 from pylon import __version__
-from pylon.cli.output import State, json_option, note, pass_state, print_error
+from pylon.cli.output import State, home_passphrase_option, json_option, note, pass_state, print_error
 from pylon.errors import PylonError, UsageError
 from pylon.groups import cause
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("pylon.cli.init:init", "Make the identity and the configuration of a home."),
+    "identity": ("pylon.cli.identity:identity", "Show, protect, back up and restore the identity of a home."),
     "start": ("pylon.cli.start:start", "Run the daemon in the foreground."),
     "status": ("pylon.cli.status:status", "Show the daemon, its relays, its agents and its wallet."),
     "agent": ("pylon.cli.agent:agent", "Spawn, fund, watch and steer agents."),
@@ -68,6 +69,7 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--home", metavar="DIR", help="The home to use, instead of $PYLON_HOME or ~/.openagents/pylon.")
+@home_passphrase_option
 @json_option
 @click.version_option(__version__, prog_name="pylon", message="%(prog)s %(version)s")
 @pass_state

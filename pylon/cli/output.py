@@ -29,6 +29,7 @@ class State:
     def __init__(self) -> None:
         self.home_option: str | None = None
         self.json = False
+        self.passphrase_fd: int | None = None
         self._home: Home | None = None
 
     @property
@@ -71,6 +72,23 @@ def json_option(command: F) -> F:
     """``--json``, the same one before and after the command's name."""
     return click.option(
         "--json", is_flag=True, expose_value=False, callback=_set_json, help="Print one JSON value on stdout."
+    )(command)
+
+
+def _set_descriptor(context: click.Context, _: click.Parameter, value: int | None) -> None:
+    if value is not None:
+        context.ensure_object(State).passphrase_fd = value
+
+
+def home_passphrase_option(command: F) -> F:
+    """``--passphrase-fd``, where it is the home's."""
+    return click.option(
+        "--passphrase-fd",
+        type=click.IntRange(0),
+        metavar="N",
+        expose_value=False,
+        callback=_set_descriptor,
+        help="Read the home's passphrase from file descriptor N, its first line.",
     )(command)
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from pylon.cli.output import State, json_option, note, pass_state, warn
+from pylon.cli.output import State, home_passphrase_option, json_option, note, pass_state, warn
+from pylon.cli.unlock import unlock
 from pylon.errors import ConfigError, IdentityError
 
 
@@ -24,6 +25,7 @@ from pylon.errors import ConfigError, IdentityError
     "-c", "--config", "config_path", metavar="FILE", help="Another configuration than the home's config.toml."
 )
 @click.option("--model-file", metavar="FILE.gguf", help="Serve this model instead of an installed one.")
+@home_passphrase_option
 @json_option
 @pass_state
 def start(state: State, mode: str, foreground: bool, config_path: str | None, model_file: str | None) -> None:
@@ -42,4 +44,4 @@ def start(state: State, mode: str, foreground: bool, config_path: str | None, mo
     flags = {} if model_file is None else {"provider.model_file": str(Path(model_file).absolute())}
     loaded = configuration.load(Path(config_path) if config_path else state.home.config, flags=flags)
     warn(loaded.warnings)
-    run_daemon(state.home, loaded.config, mode, say=note)
+    run_daemon(state.home, loaded.config, mode, say=note, unlock=lambda: unlock(state))

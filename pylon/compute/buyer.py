@@ -246,6 +246,11 @@ class Buyer:
                     return record
                 await changed.receive()
 
+    def pays(self, purchase_id: str) -> bool:
+        """Whether it is paying for this purchase, and sees to the payment's end. Raises ``SealError``."""
+        record = self.records.load(self._store, purchase_id)
+        return record is not None and record.state is PurchaseState.PAYING
+
     # --- who listens ------------------------------------------------------------------------------------------
 
     def _since(self, owner: str) -> int:

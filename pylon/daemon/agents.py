@@ -20,7 +20,6 @@ from pylon.daemon import agent_params as reading
 from pylon.daemon import agent_views as views
 from pylon.daemon.control import Method, Notify
 from pylon.daemon.hosting import Hosting
-from pylon.daemon.wallet_verbs import warning_json
 from pylon.errors import NotFound, PylonError, UsageError, WalletError
 from pylon.files import write_private
 from pylon.host import memory, migration, registry
@@ -28,37 +27,21 @@ from pylon.host.acting import Action
 from pylon.host.agents import Agents
 from pylon.host.deeds import DAY, Deeds, cost_of, describe
 from pylon.host.host import Host
-from pylon.host.lifecycle import Lifecycle, heartbeat_factor, may_tick, reason
 from pylon.host.registry import PAUSED, STOPPED, Agent
 from pylon.host.settings import AgentSettings, check_name
 from pylon.host.tick import tick_records
 from pylon.host.ticking import TickRecord
-from pylon.money import MAX_MSAT, Msat, format_msat, sats
+from pylon.money import MAX_MSAT, Msat, format_msat
 from pylon.paths import Home
 from pylon.relays.pool import RelayPool
 from pylon.store import approvals, intents
 from pylon.store.database import Store
 from pylon.wallets import budgets
-from pylon.wallets.budgets import Warned
 from pylon.wallets.port import Balance, Wallet
 from pylon.wallets.purse import Purse
 
 _CHUNK = 200
 """Agents that are looked at before others have their turn."""
-
-
-@attrs.frozen
-class _Facts:
-    """What is known of an agent beside its row."""
-
-    lifecycle: Lifecycle
-    balance: Balance | None
-    last_tick: float | None
-    goals: int
-    approvals: int
-    spent_day: Msat
-    payments_waiting: int
-    warnings: Sequence[Warned]
 
 
 @attrs.frozen
@@ -146,7 +129,7 @@ class AgentVerbs:
         facts = await self._facts([agent])
         return self._view(agent, facts[agent.id])
 
-    async def _facts(self, agents: Sequence[Agent]) -> dict[str, _Facts]:
+    async def _facts(self, agents: Sequence[Agent]) -> dict[str, views.Facts]:
         """What is asked for many agents at once: of ten thousand, one by one, it would keep the caller waiting."""
         balances = await self._balances(agents)
         names, now = [agent.id for agent in agents], self.agents.clock.now()
@@ -154,7 +137,7 @@ class AgentVerbs:
         nearly_gone = budgets.warnings(self.store, now)
         waiting = Counter(intent.owner for intent in approvals.waiting(self.store))
         return {
-            agent.id: _Facts(
+            agent.id: views.Facts(
                 lifecycle=lifecycles[agent.id],
                 balance=balances.get(agent.wallet),
                 last_tick=rows[agent.id]["last_tick"],
@@ -169,73 +152,20 @@ class AgentVerbs:
             for agent in agents
         }
 
-    def _view(self, agent: Agent, facts: _Facts) -> dict[str, Any]:
-        lifecycle, known = facts.lifecycle, facts.balance
-        chosen = agent.settings
-        factor = heartbeat_factor(lifecycle.state, chosen.lifecycle)
+    def _view(self, agent: Agent, facts: views.Facts) -> dict[str, Any]:
         runner = None if self.host is None else self.host.runner(agent.id)
         children = [] if runner is None else runner.statuses()
         own = None if self.host is None else self.host.status(agent.id)
         troubled = [child for child in ([own] if own else []) + children if child.last_error]
-        runs = agent.may_run and may_tick(lifecycle.state)
-        burn = agent.burn.per_day(sats(chosen.lifecycle.assumed_daily_burn_sats))
-        spendable = None if known is None else known.spendable
-        return {
-            "name": agent.name,
-            "npub": agent.npub,
-            "pubkey": agent.id,
-            "state": lifecycle.state.value,
-            "reason": (agent.moved and f"moved: {agent.moved}") or reason(lifecycle),
-            "network": self.config.network,
-            "wallet": agent.wallet,
-            "relays": list(self.agents.relays(agent)),
-            "created_at": agent.created_at,
-            "paused": agent.paused,
-            "moved": agent.moved,
-            "epoch": agent.epoch,
-            "instance": agent.instance,
-            "autonomy": chosen.autonomy.value,
-            "model": chosen.model,
-            "balance_msats": spendable,
-            "pending_msats": None if known is None else known.pending_out,
-            "known_at": None if known is None else known.known_at,
-            "burn_msats": burn,
-            "runway_days": None if spendable is None or burn == 0 else max(spendable, 0) / burn,
-            "schedule": {
-                "heartbeat_seconds": chosen.heartbeat,
-                "interval_seconds": chosen.heartbeat * factor,
-                "triggers": views.triggers_json(chosen),
-            },
-            "next_tick": agent.beat if runs else None,
-            "last_tick": facts.last_tick,
-            "ticks": agent.ticks,
-            "quiet_ticks": agent.quiet,
-            "budgets": {
-                "tick_msats": chosen.budget_tick,
-                "day_msats": chosen.budget_day,
-                "spent_day_msats": facts.spent_day,
-                "stranger_day_msats": sats(chosen.schedule.stranger_budget_sats),
-                "reserve_msats": sats(chosen.lifecycle.reserve_sats),
-                "payee_day_msats": chosen.payee_day,
-                "approve_above_msats": chosen.approve_above,
-                "warnings": [warning_json(warned) for warned in facts.warnings],
-            },
-            "grants": [views.grant_json(grant) for grant in chosen.grants],
-            "goals": facts.goals,
-            "approvals": facts.approvals,
-            "payments_waiting": facts.payments_waiting,
-            "lud16": self.agents.address(agent.name),
-            "last_error": troubled[0].last_error if troubled else self._why_failed(agent),
-            "children": [
-                {"name": child.name, "state": child.state, "starts": child.starts, "last_error": child.last_error}
-                for child in children
-            ],
-            "db_stats": {
-                "balance_sats": None if spendable is None else spendable // 1_000,
-                "tick_count": agent.ticks,
-                "last_tick_at": facts.last_tick,
-            },
-        }
+        return views.agent_json(
+            agent,
+            facts,
+            network=self.config.network,
+            relays=self.agents.relays(agent),
+            address=self.agents.address(agent.name),
+            last_error=troubled[0].last_error if troubled else self._why_failed(agent),
+            children=children,
+        )
 
     def _why_failed(self, agent: Agent) -> str | None:
         """Why its last thought came to nothing, if it did."""

@@ -7,26 +7,31 @@ explain what is under way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 
 import attrs
+import trio
 
 from pylon.clock import Clock
 from pylon.compute.buyer import purchase_records
 from pylon.compute.purchase import PurchaseState
-from pylon.errors import NotFound, SealError, StoreError, brief
+from pylon.errors import NotFound, PylonError, SealError, StoreError, brief
 from pylon.money import Msat, format_msat
 from pylon.provider.sale import SaleState
 from pylon.provider.server import sale_records
-from pylon.store import books, ledger
+from pylon.store import books, intents, ledger
+from pylon.store.books import payment_words
 from pylon.store.database import Store
-from pylon.wallets.history import all_payments, book_outside
+from pylon.store.intents import IntentState
+from pylon.wallets.history import all_payments, book_late, book_outside, intent_hash
 from pylon.wallets.keeper import WalletKeeper
 from pylon.wallets.port import Balance, Direction, Payment, PaymentState, Wallet
 
-_LOOKS = 5
-"""How often a wallet is asked anew where its balance moved while it was asked."""
+_LOOKS = 7
+"""How often a wallet is asked anew where it seems to disagree; the pauses between come to about 3 s."""
+_FIRST_PAUSE = 0.05
+"""Seconds; twice as long each time."""
 
 
 @attrs.frozen
@@ -59,6 +64,8 @@ class Report:
     problems: tuple[str, ...]
     owners: dict[str, Accounts] | None = None
     """By owner, where that was asked for."""
+    remarks: tuple[str, ...] = ()
+    """What is no problem, and worth knowing all the same."""
 
 
 @attrs.frozen
@@ -69,6 +76,10 @@ class _Look:
     expected: int
     trouble: str = ""
     """Why it could not be looked into."""
+    moving: bool = False
+    """Money moved at every look: nothing can be said, which is no problem by itself."""
+    denied: tuple[str, ...] = ()
+    """Payments that had settled, and of which the wallet says that they failed."""
 
 
 async def audit(
@@ -88,25 +99,59 @@ async def audit(
     :param owners: whether to give the accounts of each owner, too.
     """
     looks: dict[str, _Look] = {}
+    silent = ""
     if wallet is not None:
-        looks[""] = await _look_into(store, wallet, clock, "", 0.0)
+        try:
+            looks[""] = await _look_into(store, wallet, clock, "", 0.0)
+        except StoreError:
+            raise
+        except PylonError as error:
+            silent = f"not compared with the wallet, which does not say what it holds: {error.message}"
     if keeper is not None and agents:
         looks |= await _look_at_agents(store, keeper, agents, clock)
-    return _report(store, looks, owners)
+    found = _report(store, looks, owners)
+    # What is not known is no problem of the books.
+    return attrs.evolve(found, remarks=(*found.remarks, silent)) if silent else found
 
 
 async def _look_into(store: Store, wallet: Wallet, clock: Clock, owner: str, began: float) -> _Look:
-    """A wallet's balance and history of one moment, with what came from outside booked."""
-    for _ in range(_LOOKS):
-        before = await wallet.balance()
+    """A wallet's balance and history of one moment, with what came from outside booked.
+
+    Life goes on while a wallet answers: a balance and a history that were asked for one after the other may be of two
+    moments, also where the balance is the same before and after (one payment went, another came). Only a difference
+    that is there in two looks in a row, each with a history that stood still, is one.
+    """
+    wrong: _Look | None = None
+    for look_number in range(_LOOKS):
         payments = await all_payments(wallet)
         await book_outside(store, payments, owner=owner, began=began, now=clock.now())
+        await book_late(store, payments, now=clock.now())
         balance = await wallet.balance()
         # Nothing is awaited between this answer and the look into the ledger.
-        look = _Look(balance.settled, ledger.held(store, owner) + _under_way(store, payments))
-        if balance.settled == before.settled:
-            break
-    return look
+        look = _compare(store, owner, balance, payments)
+        if look.holds == look.expected:
+            return look
+        still = await all_payments(wallet) == payments and _compare(store, owner, balance, payments) == look
+        if still and wrong is not None and wrong.holds - wrong.expected == look.holds - look.expected:
+            return look
+        wrong = look if still else None
+        await trio.sleep(_FIRST_PAUSE * 2**look_number)
+    return attrs.evolve(look, moving=True)
+
+
+def _compare(store: Store, owner: str, balance: Balance, payments: Sequence[Payment]) -> _Look:
+    """What a wallet holds, and what it should hold by the ledger as it is now."""
+    expected = ledger.held(store, owner) + _under_way(store, payments)
+    return _Look(balance.settled, expected, denied=tuple(_denied(store, payments)))
+
+
+def _denied(store: Store, payments: Iterable[Payment]) -> Iterator[str]:
+    """Payments of ours that have settled, and of which the wallet says by now that they failed."""
+    for payment in payments:
+        if payment.state is PaymentState.FAILED and payment.direction is Direction.SENT:
+            intent = intents.find(store, intent_hash(payment))
+            if intent is not None and intent.state is IntentState.SETTLED:
+                yield payment_words(intent)
 
 
 async def _look_at_agents(
@@ -149,6 +194,7 @@ def _report(store: Store, looks: Mapping[str, _Look], owners: bool = False) -> R
     total = sum(look.holds for look in looks.values()) if looks else None
     with store.snapshot():
         problems = [str(problem) for problem in books.check(store)]
+        remarks = [str(remark) for remark in books.remarks(store)]
         try:
             by_owner = ledger.balances_by_owner(store)
         except StoreError:  # named among the problems; nothing else can be said of such a ledger
@@ -169,12 +215,16 @@ def _report(store: Store, looks: Mapping[str, _Look], owners: bool = False) -> R
             )
             for owner in sorted(by_owner.keys() | looks.keys())
         }
-    return Report(balances, total, tuple(problems), told)
+    return Report(balances, total, tuple(problems), told, tuple(remarks))
 
 
 def _wallets(looks: Mapping[str, _Look]) -> Iterator[str]:
     for owner, look in looks.items():
         whose = f"agent {owner[:16]}: " if owner else ""
+        for words in look.denied:
+            yield f"{whose}{words} has settled, and the wallet says by now that it failed: ask its support"
+        if look.moving:
+            continue
         if look.trouble:
             yield f"{whose}its wallet and the ledger disagree, and it cannot be looked into: {look.trouble}"
         elif look.holds != look.expected:
@@ -190,7 +240,7 @@ def _under_way(store: Store, payments: Sequence[Payment]) -> int:
     for payment in payments:
         if payment.state is not PaymentState.SETTLED or payment.outside:
             continue
-        params = (payment.payment_hash,)
+        params = (intent_hash(payment),)
         if payment.direction is Direction.SENT:
             if store.one("SELECT 1 FROM intents WHERE payment_hash = ? AND state = 'pending'", params):
                 waiting -= payment.amount + payment.fee

@@ -25,11 +25,12 @@ from pylon.config import Bind, Config, DeadlinesConfig
 from pylon.daemon.embedded_relay import EmbeddedRelay
 from pylon.daemon.hosting import Hosting, assemble
 from pylon.daemon.housekeeping import keep_house
-from pylon.errors import ConfigError, ModelMissing, NetworkUnsupported, NotFound, brief
+from pylon.daemon.wallets import Wallets, open_wallets
+from pylon.errors import ConfigError, ModelMissing, NotFound, SealError, brief
+from pylon.host.deeds import Deeds
 from pylon.host.host import Host
 from pylon.host.seedlock import SeedLocks
-from pylon.identity import Identity
-from pylon.identity import load as load_identity
+from pylon.identity import Identity, Unlocked, unlock
 from pylon.inference.llamacpp import EmbeddedLlama
 from pylon.inference.models import ModelFile, find, from_file, installed, models_directory
 from pylon.inference.port import Backend, Deadlines
@@ -43,13 +44,13 @@ from pylon.relays.pool import RelayPool
 from pylon.relays.publisher import Publisher
 from pylon.relays.websocket import connect
 from pylon.store.database import Store, open_store
+from pylon.store.intents import Intent
 from pylon.store.vault import Vault
 from pylon.supervision import ChildSpec, ChildStatus, Supervisor
-from pylon.wallets.keeper import SimnetKeeper
 from pylon.wallets.limits import home_limits
 from pylon.wallets.nwc_service import WalletService
+from pylon.wallets.port import Wallet
 from pylon.wallets.purse import Purse
-from pylon.wallets.simnet import SimnetLedger, SimnetWallet
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,8 @@ class Runtime:
     pool: RelayPool
     supervisor: Supervisor
     started_at: float
-    wallet: SimnetWallet | None = None
+    wallet: Wallet | None = None
+    wallets: Wallets | None = None
     hosting: Hosting | None = None
     """What deals with this home's agents."""
     host: Host | None = None
@@ -85,32 +87,18 @@ class Runtime:
     """Why nothing is sold although selling was asked for."""
 
 
-def require_simnet(config: Config, what: str) -> None:
-    """Until other wallets are there, money moves on simnet only: raises ``NetworkUnsupported`` on any other."""
-    if config.network != "simnet":
-        raise NetworkUnsupported(
-            f"{what} on network {config.network!r} is not possible yet: its wallet is not built",
-            "try it with pretended sats: pylon --home DIR init --network simnet",
-        )
-
-
 @asynccontextmanager
-async def open_home_store(home: Home, clock: Clock) -> AsyncIterator[Store]:
-    """The home's database, with the vault's key from ``keys/``. Raises ``IdentityError``, ``StoreError``."""
-    vault = Vault.load(home.data_key)
+async def open_home_store(home: Home, clock: Clock, vault: Vault) -> AsyncIterator[Store]:
+    """The home's database, sealed with the vault's key. Raises ``StoreError``."""
     async with open_store(home.database, vault=vault, clock=clock) as store:
         yield store
 
 
 @asynccontextmanager
-async def open_wallet(home: Home, config: Config, identity: Identity, clock: Clock) -> AsyncIterator[SimnetWallet]:
-    """The home's own wallet."""
-    require_simnet(config, "a wallet")
-    path = config.simnet.ledger or home.simnet
-    async with SimnetLedger(path, clock=clock, rng=random.Random()) as ledger:
-        wallet = ledger.wallet(identity.pubkey[:16], identity.simnet.reveal(), label=home.root.name)
-        yield wallet
-        await wallet.aclose()
+async def open_wallet(home: Home, config: Config, identity: Identity, clock: Clock) -> AsyncIterator[Wallet]:
+    """The home's own wallet alone."""
+    async with open_wallets(home, config, identity, clock) as wallets:
+        yield wallets.own
 
 
 @asynccontextmanager
@@ -124,6 +112,7 @@ async def open_runtime(
     serve_http: bool = False,
     clock: Clock | None = None,
     rng: random.Random | None = None,
+    keys: Unlocked | None = None,
 ) -> AsyncIterator[Runtime]:
     """Start everything that the home runs; leaving the block stops it.
 
@@ -131,20 +120,22 @@ async def open_runtime(
         ``ModelMissing``; ``buyer`` does neither. Whoever runs can be asked to buy by hand.
     :param quote_seconds: how long a chosen provider may take to quote.
     :param backend: what answers, instead of the embedded engine.
+    :param keys: the home, opened; a home without a passphrase opens here.
     :param serve_http: whether to serve the HTTP API, if the configuration does not say no.
     """
     clock, rng = clock or SystemClock(), rng or random.Random()
     sell = mode in ("provider", "both")
-    identity = load_identity(home)
-    if config.enable_payments or not sell:
-        require_simnet(config, "taking payments" if sell else "buying")
+    keys = unlock(home) if keys is None else keys
+    identity = keys.identity
     async with AsyncExitStack() as stack:
-        store = await stack.enter_async_context(open_home_store(home, clock))
-        wallet = (
-            await stack.enter_async_context(open_wallet(home, config, identity, clock))
-            if config.network == "simnet"
+        store = await stack.enter_async_context(open_home_store(home, clock, keys.vault))
+        # Who gives everything away needs no wallet, on any network.
+        wallets = (
+            await stack.enter_async_context(open_wallets(home, config, identity, clock))
+            if config.enable_payments or mode != "provider" or config.network == "simnet"
             else None
         )
+        wallet = None if wallets is None else wallets.own
         locks = stack.enter_context(SeedLocks()) if mode in ("host", "both") else None
         nursery = await stack.enter_async_context(trio.open_nursery())
         stack.callback(nursery.cancel_scope.cancel)
@@ -164,9 +155,12 @@ async def open_runtime(
         supervisor.start(ChildSpec("housekeeping", functools.partial(keep_house, store, clock)))
 
         buyer, hosting, host, bound = None, None, None, None
-        if wallet is not None:
-            keeper = SimnetKeeper(wallet.ledger)
+        if wallets is not None and wallet is not None:
+            keeper = wallets.keeper
             hosting = assemble(config, identity, store, keeper, clock, rng, relays=lambda: pool.urls, pool=pool)
+            wallets.learn_seeds(hosting.agents.seed_of_wallet)
+            if wallets.look_after is not None:
+                supervisor.start(ChildSpec("wallets", wallets.look_after))
             account = Account("", identity.nostr, _purse(wallet, store, clock, config), await wallet.info())
             buyer = Buyer(
                 accounts=_accounts(account, hosting.agents.account),
@@ -177,9 +171,10 @@ async def open_runtime(
                 settings=BuyerSettings(config.network, keeper.invoice_prefix, quote_seconds=quote_seconds),
             )
             supervisor.start(ChildSpec("buyer", buyer.run))
+            reconcile = functools.partial(_reconcile, hosting, account.purse, buyer, locks is not None)
+            supervisor.start(ChildSpec("reconciler", reconcile))
             service = WalletService(wallet, store, pool, clock, rng, limits=home_limits(config.wallet))
             supervisor.start(ChildSpec("wallet-connect", service.run))
-            supervisor.start(ChildSpec("withdrawals", functools.partial(_keep_withdrawals, hosting, account.purse)))
             if serve_http and config.api.enabled:
                 bound = await nursery.start(_serve_api(home, config, hosting))
                 hosting.pay.address = public_address(config, bound)
@@ -199,7 +194,8 @@ async def open_runtime(
                 off = f"{error.message} ({error.hint})"
                 log.warning("nothing is sold: %s", off)
             else:
-                provider = _provider(config, identity, store, pool, wallet, engine, clock, rng)
+                unit = Msat(1) if wallet is None else Msat((await wallet.info()).unit_msats)
+                provider = _provider(config, identity, store, pool, wallet, unit, engine, clock, rng)
                 supervisor.start(ChildSpec("provider", provider.run))
                 supervisor.start(ChildSpec("announcer", _announcer(config, identity, store, pool, provider, clock).run))
         yield Runtime(
@@ -212,6 +208,7 @@ async def open_runtime(
             supervisor=supervisor,
             started_at=clock.now(),
             wallet=wallet,
+            wallets=wallets,
             hosting=hosting,
             host=host,
             buyer=buyer,
@@ -236,12 +233,23 @@ async def _keep_receipts(hosting: Hosting) -> None:
         await trio.sleep(_RECEIPTS_EVERY)
 
 
-async def _keep_withdrawals(hosting: Hosting, own: Purse) -> None:
-    """See to what the operator has paid, and an earlier life has not seen the end of."""
-    await hosting.withdrawals.run(lambda owner: hosting.agents.purse(owner) if owner else own)
+async def _reconcile(hosting: Hosting, own: Purse, buyer: Buyer, hosts: bool) -> None:
+    """See to the payments that nobody sees to, and to those that an earlier life has not seen the end of."""
+    await hosting.withdrawals.reconciler.run(
+        lambda owner: hosting.agents.purse(owner) if owner else own,
+        lambda intent: _is_driven(intent, buyer, hosting.deeds if hosts else None),
+    )
 
 
-def _purse(wallet: SimnetWallet, store: Store, clock: Clock, config: Config) -> Purse:
+def _is_driven(intent: Intent, buyer: Buyer, deeds: Deeds | None) -> bool:
+    """Whether the record that an intent pays for is there, and has its driver."""
+    try:
+        return buyer.pays(intent.cause) or (deeds is not None and deeds.pays(intent.cause))
+    except SealError:
+        return False
+
+
+def _purse(wallet: Wallet, store: Store, clock: Clock, config: Config) -> Purse:
     """The home's own."""
     return Purse(wallet, store, clock, limits=home_limits(config.wallet))
 
@@ -295,7 +303,8 @@ def _provider(
     identity: Identity,
     store: Store,
     pool: RelayPool,
-    wallet: SimnetWallet | None,
+    wallet: Wallet | None,
+    unit: Msat,
     engine: Backend,
     clock: Clock,
     rng: random.Random,
@@ -311,6 +320,7 @@ def _provider(
         rng=rng,
         terms=Terms(
             min_price=Msat(config.min_price_msats),
+            unit=unit,
             payments=config.enable_payments,
             max_tokens=config.provider.max_tokens,
             default_tokens=config.provider.max_tokens,

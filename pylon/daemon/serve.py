@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 from collections.abc import Callable
 
 import trio
 
+from pylon import identity
 from pylon.config import Config
 from pylon.crashpoints import install_from_environment
 from pylon.daemon import books
 from pylon.daemon.control import serve_control
+from pylon.daemon.coredumps import forbid_core_dumps
 from pylon.daemon.logs import start_logging
 from pylon.daemon.process import hold_home, until_signal
-from pylon.daemon.runtime import Runtime, open_runtime, require_simnet
+from pylon.daemon.runtime import Runtime, open_runtime
 from pylon.daemon.verbs import Verbs
 from pylon.errors import brief
 from pylon.groups import cause
+from pylon.identity import Unlocked
 from pylon.inference.port import Backend
 from pylon.money import Msat, format_msat
+from pylon.passphrase import from_environment
 from pylon.paths import Home
 
 log = logging.getLogger(__name__)
@@ -29,19 +34,26 @@ _LOOKS_INTO_THE_BOOKS = 5
 
 
 def run_daemon(
-    home: Home, config: Config, mode: str, *, say: Callable[[str], None], backend: Backend | None = None
+    home: Home,
+    config: Config,
+    mode: str,
+    *,
+    say: Callable[[str], None],
+    backend: Backend | None = None,
+    unlock: Callable[[], Unlocked] | None = None,
 ) -> None:
     """Run until a signal ends it. ``say`` tells the terminal. Raises ``PylonError`` where it cannot start.
 
-    ``backend`` answers instead of the embedded engine.
+    ``backend`` answers instead of the embedded engine. ``unlock`` opens the home, and may ask somebody for its
+    passphrase; without it, only a file or a credential gives one.
     """
-    if config.enable_payments or mode == "host":
-        require_simnet(config, "start")
+    forbid_core_dumps()
     with hold_home(home, pid_file=True):
-        start_logging(home.log)
+        keys = _unattended(home) if unlock is None else unlock()
+        start_logging(home.log, logging.DEBUG if os.environ.get("PYLON_DEBUG") == "1" else logging.INFO)
         install_from_environment()
         try:
-            trio.run(_serve, home, config, mode, say, backend, strict_exception_groups=True)
+            trio.run(_serve, home, config, mode, say, backend, keys, strict_exception_groups=True)
         except BaseExceptionGroup as group:
             raise cause(group) from None
 
@@ -50,11 +62,17 @@ def _tell_fault(method: str, error: BaseException) -> None:
     log.error("%s failed unexpectedly: %s", method, brief(error))
 
 
-async def _serve(home: Home, config: Config, mode: str, say: Callable[[str], None], backend: Backend | None) -> None:
-    async with open_runtime(home, config, mode=mode, backend=backend, serve_http=True) as runtime:
+def _unattended(home: Home) -> Unlocked:
+    return identity.unlock(home, from_environment() if identity.is_protected(home) else None)
+
+
+async def _serve(
+    home: Home, config: Config, mode: str, say: Callable[[str], None], backend: Backend | None, keys: Unlocked
+) -> None:
+    async with open_runtime(home, config, mode=mode, backend=backend, serve_http=True, keys=keys) as runtime:
         async with trio.open_nursery() as nursery:
             await nursery.start(functools.partial(serve_control, on_error=_tell_fault), home, Verbs.of(runtime).table())
-            for line in _greeting(runtime):
+            for line in await _greeting(runtime):
                 say(line)
             log.info("ready")
             nursery.start_soon(_check_books, runtime, say)
@@ -91,11 +109,14 @@ async def _check_books(runtime: Runtime, say: Callable[[str], None]) -> None:
         say(f"warning: books: {problem}")
 
 
-def _greeting(runtime: Runtime) -> list[str]:
+async def _greeting(runtime: Runtime) -> list[str]:
     config = runtime.config
     lines = [f"Pylon runs as {runtime.identity.npub} in {runtime.home.root}"]
     if config.network == "simnet":
         lines.append("network: simnet. These sats are not money: a file on this machine says who has how many.")
+    elif runtime.wallet is not None:
+        note = (await runtime.wallet.info()).note
+        lines.append(f"network: {config.network}" + (f". {note}" if note else ""))
     lines.extend(f"relay: {url}" for url in runtime.pool.urls)
     if runtime.provider is not None:
         price = "free" if not config.enable_payments else format_msat(Msat(runtime.provider.terms.price))

@@ -20,21 +20,22 @@ from pylon.config import Config
 from pylon.daemon import books
 from pylon.daemon.agents import AgentVerbs
 from pylon.daemon.control import Method, Notify
-from pylon.daemon.runtime import Runtime, require_simnet
+from pylon.daemon.runtime import Runtime
 from pylon.daemon.wallet_connections import ConnectVerbs
+from pylon.daemon.wallet_money import WALLET_VERBS, WalletVerbs
 from pylon.daemon.wallet_verbs import WalletGuard
+from pylon.daemon.withdrawals import Withdrawals
 from pylon.errors import NotFound, PylonError, UsageError
-from pylon.money import MAX_MSAT, Msat, format_msat
+from pylon.money import MAX_MSAT, Msat
 from pylon.provider.earnings import earnings, recent
+from pylon.store import ledger
 from pylon.store.database import Store
+from pylon.wallets.port import Wallet
 from pylon.wallets.purse import Purse
-from pylon.wallets.simnet import SimnetWallet
 
 MAX_PROMPT_CHARS = 32_000
 STATUS_AGENTS = 100
 """Agents that ``status`` tells of, one by one; of the others it tells how many there are."""
-MAX_FUNDING = Msat(MAX_MSAT // 1_000)
-"""What the simnet faucet gives at once."""
 
 
 @attrs.frozen
@@ -44,7 +45,7 @@ class Verbs:
     config: Config
     clock: Clock
     store: Store
-    wallet: SimnetWallet | None = None
+    wallet: Wallet | None = None
     buyer: Buyer | None = None
     agents: AgentVerbs | None = None
     runtime: Runtime | None = None
@@ -70,11 +71,10 @@ class Verbs:
             "job.submit": self.job_submit,
             "job.list": self.job_list,
             "job.status": self.job_status,
-            "wallet.balance": self.wallet_balance,
-            "wallet.fund": self.wallet_fund,
             "earnings": self.earnings,
             "books": self.books,
             **WalletGuard(self.store, self.clock).table(),
+            **self._wallet_verbs(),
             **ConnectVerbs(
                 self.config, self.store, self.clock, None if self.runtime is None else self.runtime.pool.urls
             ).table(),
@@ -96,7 +96,6 @@ class Verbs:
         ``wait``: return when it has ended, with its history; ``job`` and ``partial`` notifications come before.
         """
         if self.buyer is None:
-            require_simnet(self.config, "buying")
             raise UsageError("this daemon does not buy", "start it with -m host or -m both")
         prompt = check_prompt(params.get("prompt"))
         model = None if params.get("model") is None else _text(params, "model")
@@ -167,28 +166,6 @@ class Verbs:
 
     # --- money ------------------------------------------------------------------------------------------------
 
-    async def wallet_balance(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
-        wallet = self._wallet("a balance")
-        balance = await wallet.balance()
-        return {
-            "network": self.config.network,
-            "settled_msats": balance.settled,
-            "pending_msats": balance.pending_out,
-            "spendable_msats": balance.spendable,
-            "known_at": balance.known_at,
-            "node_pubkey": wallet.node_pubkey,
-        }
-
-    async def wallet_fund(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
-        """Pretended sats from the simnet faucet, booked as coming from outside."""
-        wallet = self._wallet("funding")
-        amount = Msat(_whole(params, "amount_msats", 1, MAX_MSAT))
-        if amount > MAX_FUNDING:
-            raise UsageError(f"the faucet gives at most {format_msat(MAX_FUNDING)} at once", "ask for less")
-        payment = await wallet.fund(amount)
-        await books.book_deposits(self.store, wallet, self.clock.now())
-        return {"funded_msats": payment.amount, **await self.wallet_balance({}, notify)}
-
     async def earnings(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
         found = earnings(self.store, self.clock.now())
         limit = _whole({"limit": 10, **params}, "limit", 0, 10_000)
@@ -206,6 +183,13 @@ class Verbs:
         }
 
     async def books(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
+        """The accounts, and what has left the wallets: by owner and purpose, with ``causes`` by cause.
+
+        ``since``: Unix seconds; what left before is not told, and ``moved`` is what each account has changed by since.
+        """
+        since = params.get("since")
+        if since is not None and (isinstance(since, bool) or not isinstance(since, int | float)):
+            raise UsageError("since must be a time in Unix seconds")
         hosting = None if self.agents is None else self.agents.hosting
         found = await books.audit(
             self.store,
@@ -217,22 +201,54 @@ class Verbs:
         return {
             "accounts": {f"{name}_msats": amount for name, amount in found.balances.items()},
             "wallet_msats": found.wallet_msats,
+            "spent": self._spent(0.0 if since is None else float(since), params.get("causes") is True),
+            **({} if since is None else {"since": since, "moved": self._moved(float(since))}),
+            "remarks": list(found.remarks),
             "problems": list(found.problems),
             "clean": not found.problems,
         }
 
-    def _wallet(self, what: str) -> SimnetWallet:
+    def _spent(self, since: float, by_cause: bool) -> list[dict[str, Any]]:
+        names = {row["id"]: row["name"] for row in self.store.read("SELECT id, name FROM agents")}
+        return [
+            {
+                "owner": entry.owner,
+                "name": names.get(entry.owner) or entry.owner[:16],
+                "purpose": entry.purpose,
+                **({"cause": entry.cause} if by_cause else {}),
+                "payments": entry.payments,
+                "amount_msats": entry.msats,
+                "fee_msats": entry.fees,
+            }
+            for entry in ledger.outgoing(self.store, since=since, by_cause=by_cause)
+        ]
+
+    def _moved(self, since: float) -> dict[str, int]:
+        now, then = ledger.balances(self.store), ledger.balances(self.store, until=since)
+        return {f"{name}_msats": amount - then[name] for name, amount in now.items()}
+
+    def _wallet_verbs(self) -> dict[str, Method]:
         if self.wallet is None:
-            require_simnet(self.config, what)
-            raise PylonError("no wallet is open")
-        return self.wallet
+            return dict.fromkeys(WALLET_VERBS, self._no_wallet)
+        hosting = None if self.agents is None else self.agents.hosting
+        return WalletVerbs(
+            self.config,
+            self.store,
+            Purse(self.wallet, self.store, self.clock),
+            Withdrawals(self.store, self.clock) if hosting is None else hosting.withdrawals,
+            None if hosting is None else hosting.agents,
+        ).table()
+
+    async def _no_wallet(self, params: Mapping[str, Any], notify: Notify) -> None:
+        raise PylonError("no wallet is open", "this home sells for nothing; set enable_payments = true")
 
     # --- the daemon itself ------------------------------------------------------------------------------------
 
     async def status(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
         runtime = self.runtime
         assert runtime is not None, "only a whole runtime has this verb"
-        balance = None if self.wallet is None else await self.wallet.balance()
+        # Whoever asks for the status does not wait for the internet: what is known, and since when.
+        balance = None if runtime.wallets is None else await runtime.wallets.known()
         found = earnings(self.store, self.clock.now())
         health = None if runtime.engine is None else await runtime.engine.health()
         agents: dict[str, Any] = {"agents": [], "states": {}}

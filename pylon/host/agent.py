@@ -24,7 +24,7 @@ from pylon.host.schedule import Beat
 from pylon.host.tick import Ticks
 from pylon.host.ticking import TickRecord
 from pylon.relays.pool import Received
-from pylon.store import cursors, inbox, outbox
+from pylon.store import cursors, inbox, outbox, settings
 from pylon.store.database import Tx
 from pylon.supervision import ChildSpec, ChildStatus, Policy, Supervisor
 
@@ -265,9 +265,11 @@ class Runner:
 
     async def _compare(self, event: Event) -> None:
         """A state of this agent on a relay: is it ours, or does somebody else run it by now?"""
-        if outbox.wrote(self._agents.store, event.id):
+        store = self._agents.store
+        restored = settings.get(store, f"{registry.RESTORED}{self.id}") is not None
+        if not restored and outbox.wrote(store, event.id):
             return  # this home has published it: as we wrote it, and not worth opening at every start
-        row = registry.load(self._agents.store, self.id)
+        row = registry.load(store, self.id)
         try:
             seen = parse_state(event, self._agents.keys(self.id).nostr)
         except AgentEventInvalid as error:
@@ -277,6 +279,8 @@ class Runner:
             who = seen.instance[:16] or "another runner"
             log.error("agent %s is run by %s (epoch %d, ours %d): parked", row.name, who, seen.epoch, row.epoch)
             await self._agents.park(self.id, f"run by {who} since epoch {seen.epoch}")
+        elif seen.epoch < row.epoch:
+            await self._agents.take_over(self.id, seen)
 
     # --- the wallet watcher -----------------------------------------------------------------------------------
 

@@ -119,10 +119,21 @@ class Agents:
         purse = self._purses.get(agent_id)
         if purse is None:
             agent = registry.load(self.store, agent_id)
-            wallet = self.keeper.wallet(self.keys(agent_id).wallet.reveal(), agent.name or agent_id[:16])
+            wallet = self.keeper.wallet(self._wallet_secret(agent_id), agent.name or agent_id[:16])
             purse = Purse(wallet, self.store, self.clock, owner=agent_id, limits=self.limits)
             self._purses[agent_id] = purse
         return purse
+
+    def _wallet_secret(self, agent_id: str) -> bytes:
+        """What the keeper opens an agent's wallet with."""
+        if self.keeper.seeded:
+            return nip06.seed(registry.phrase(self.store, self.store.vault, agent_id))
+        return self.keys(agent_id).wallet.reveal()
+
+    def seed_of_wallet(self, wallet_id: str) -> bytes | None:
+        """The BIP-39 seed of an agent's wallet, by its public id; ``None`` for a wallet that is no agent's."""
+        phrase = registry.phrase_of_wallet(self.store, self.store.vault, wallet_id)
+        return None if phrase is None else nip06.seed(phrase)
 
     def wallet(self, agent_id: str) -> Wallet:
         return self.purse(agent_id).wallet
@@ -134,7 +145,8 @@ class Agents:
             name=agent.name or owner[:16],
             network=self.keeper.network,
             kind=self.keeper.kind,
-            node_pubkey=agent.wallet,
+            # On Spark it is the service that signs invoices, for everybody.
+            node_pubkey="" if self.keeper.seeded else agent.wallet,
         )
         return Account(
             owner=owner,
@@ -246,6 +258,8 @@ class Agents:
         phrase = nip06.new_mnemonic(words) if phrase is None else phrase
         secrets = keys_of(phrase)
         phrase = nip06.check_mnemonic(phrase)
+        secret = nip06.seed(phrase) if self.keeper.seeded else secrets.wallet.reveal()
+        wallet_id = self.keeper.wallet_id(secret)
         now = self.clock.now()
         mind = mind or AgentState()
         for goal in goals:
@@ -258,7 +272,7 @@ class Agents:
                 id=secrets.nostr.public.hex,
                 name=chosen.name,
                 created_at=now,
-                wallet=self.keeper.wallet_id(secrets.wallet.reveal()),
+                wallet=wallet_id,
                 epoch=epoch,
                 instance=instance,
                 paused="",
@@ -323,6 +337,26 @@ class Agents:
     async def pause(self, agent_id: str, why: str) -> Agent:
         """``paused``, ``stopped``, or empty to let it run again."""
         return await self._mark(agent_id, "paused", why)
+
+    async def take_over(self, agent_id: str, seen: AgentState) -> None:
+        """A state of an earlier epoch was read. Where it knows more than ours (this home was restored from a backup),
+        it is taken; and whoever published it is told that we run the agent now."""
+
+        def job(tx: Tx) -> None:
+            agent, ours = registry.load(tx, agent_id), registry.state(tx, tx.vault, agent_id)
+            restored = settings.get(tx, f"{registry.RESTORED}{agent_id}") is not None
+            newer = seen.tick_count > max(ours.tick_count, agent.ticks)
+            if not (restored or newer) or seen.epoch >= agent.epoch:
+                return
+            tx.execute("DELETE FROM settings WHERE key = ?", (f"{registry.RESTORED}{agent_id}",))
+            if newer:
+                tx.execute("UPDATE agents SET ticks = ? WHERE id = ?", (seen.tick_count, agent_id))
+            mind = attrs.evolve(seen if newer else ours, instance=agent.instance, epoch=agent.epoch)
+            mind = registry.with_settings(mind, agent.settings)
+            self.keep_mind(tx, agent, memory.compact(mind, now=self.clock.now()))
+
+        await self.store.write(job)
+        self._tell(agent_id)
 
     async def park(self, agent_id: str, moved: str) -> Agent:
         """It is run elsewhere now: it stays here, and neither ticks nor spends."""

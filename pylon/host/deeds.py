@@ -165,6 +165,11 @@ class Deeds:
             raise NotFound(f"there is no action {action_id[:60]}", "pylon agent approvals")
         return action
 
+    def pays(self, action_id: str) -> bool:
+        """Whether it is paying for this action, and sees to the payment's end. Raises ``SealError``."""
+        action = self.records.load(self._store, action_id)
+        return action is not None and action.state is ActionState.PAYING
+
     def of_tick(self, source: Reads, tick_id: str) -> list[Action]:
         """The actions of a tick, in order."""
         return list(self.records.where(source, "tick = ? ORDER BY seq", (tick_id,)))

@@ -28,6 +28,8 @@ from pylon.store.vault import STAMP_BYTES, Vault
 
 STOPPED = "stopped"
 PAUSED = "paused"
+RESTORED = "restored:"
+"""In ``pylon.store.settings``, before the id of an agent that came from a backup of the home, until relays know."""
 SETTINGS = "settings"
 """The field of a state in which they stand."""
 SHORTEST_PREFIX = 8
@@ -205,6 +207,12 @@ def phrase(source: Reads, vault: Vault, agent_id: str) -> str:
     if row is None:
         raise NotFound(f"there is no agent {agent_id[:16]}", "pylon agent list")
     return vault.open(row["phrase"], f"agents.phrase:{agent_id}")
+
+
+def phrase_of_wallet(source: Reads, vault: Vault, wallet: str) -> str | None:
+    """The phrase of the agent with this wallet; ``None`` where no agent has it. Raises ``SealError``."""
+    row = source.one("SELECT id FROM agents WHERE wallet = ?", (wallet,))
+    return None if row is None else phrase(source, vault, row["id"])
 
 
 def state(source: Reads, vault: Vault, agent_id: str) -> AgentState:

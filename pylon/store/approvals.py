@@ -12,6 +12,8 @@ from pylon.store import intents
 from pylon.store.database import Reads, Tx
 from pylon.store.intents import Approval, Intent, IntentState
 
+DECIDED = "approvals"
+"""The topic that a yes or a no touches (``Store.listen``)."""
 _LIST = "pylon wallet approvals"
 
 
@@ -61,6 +63,7 @@ def deny(tx: Tx, intent_id: str, reason: str, at: float) -> Intent:
 def _decide(tx: Tx, intent: Intent, approval: Approval, at: float) -> Intent:
     tx.execute("UPDATE intents SET approval = ?, updated_at = ? WHERE id = ?", (approval.value, at, intent.id))
     intents.touch(tx, intent)
+    tx.touch(DECIDED)
     return intents.get(tx, intent.id)
 
 

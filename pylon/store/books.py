@@ -15,6 +15,7 @@ from pylon.errors import SealError
 from pylon.money import Msat, format_msat
 from pylon.store import claims, intents, ledger
 from pylon.store.database import Store
+from pylon.store.intents import Intent, TargetForm
 from pylon.store.ledger import Account
 
 
@@ -38,6 +39,21 @@ def check(store: Store) -> list[Problem]:
     """Everything that does not add up, as of one moment; an empty list where all is well."""
     with store.snapshot():
         return [*_arithmetic(store), *_payments_made(store), *_payments_received(store)]
+
+
+def remarks(store: Store) -> Iterator[Problem]:
+    """What adds up, and is worth knowing all the same: payments that a wallet has told two stories of."""
+    rows = store.read(
+        "SELECT id FROM intents WHERE error IS NOT NULL AND state <> 'failed' AND instr(cause, ':late:') > 0"
+    )
+    for row in rows:
+        intent = intents.get(store, row["id"])
+        yield Problem(payment_words(intent), f"{intent.error} ({_amount(intent.amount_msats)}, {intent.purpose})")
+
+
+def payment_words(intent: Intent) -> str:
+    """A payment, for people."""
+    return f"payment {intent.payment_hash[:16]}"
 
 
 def _arithmetic(store: Store) -> Iterator[Problem]:
@@ -79,7 +95,9 @@ def _payments_made(store: Store) -> Iterator[Problem]:
         payment = (row["owner"], payment_hash)
         booked[payment][part] = booked[payment].get(part, 0) + row["msats"]
         purposes[payment] = purpose
-    for row in store.read("SELECT id, owner, purpose, payment_hash, state, amount_msats, fee_msats FROM intents"):
+    for row in store.read(
+        "SELECT id, owner, purpose, payment_hash, state, amount_msats, fee_msats, target FROM intents"
+    ):
         subject = f"payment {row['payment_hash'][:16]}"
         payment = (row["owner"], row["payment_hash"])
         entries = booked.pop(payment, {})
@@ -97,7 +115,8 @@ def _payments_made(store: Store) -> Iterator[Problem]:
             yield Problem(
                 subject, f"settled with a fee of {_amount(row['fee_msats'])}, booked {_amount(entries.get('fee', 0))}"
             )
-        yield from _proof(store, subject, row["id"], row["payment_hash"])
+        if row["target"] != TargetForm.ADDRESS.value:
+            yield from _proof(store, subject, row["id"], row["payment_hash"])
     for _owner, payment_hash in booked:
         yield Problem(f"payment {payment_hash[:16]}", "booked as paid, without an intent")
 

@@ -222,6 +222,11 @@ def hash_of_key(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
+def _late_cause(intent: Intent) -> str:
+    """The cause of a payment that had failed and has not: its own alone."""
+    return intent.cause if _LATE in intent.cause else f"{intent.cause}{_LATE}{intent.payment_hash[:16]}"
+
+
 def _key(owner: str, cause: str, payment_hash: str, text: str, target: TargetForm) -> str:
     if target is not TargetForm.ADDRESS:
         return str(uuid.uuid5(_NAMESPACE, f"{cause}:{payment_hash}"))
@@ -246,7 +251,7 @@ def settle(tx: Tx, vault: Vault, intent_id: str, *, amount: Msat, fee: Msat, pre
         return intent
     cause, remark = intent.cause, None
     if intent.state is IntentState.FAILED:
-        cause, remark = f"{cause}{_LATE}{intent.payment_hash[:16]}", "settled after it was reported as failed"
+        cause, remark = _late_cause(intent), "settled after it was reported as failed"
     tx.execute(
         "UPDATE intents SET state = 'settled', cause = ?, amount_msats = ?, fee_msats = ?, preimage = ?, error = ?,"
         " updated_at = ? WHERE id = ?",
@@ -265,6 +270,21 @@ def fail(tx: Tx, intent_id: str, *, error: str, at: float) -> Intent:
         tx.execute(
             "UPDATE intents SET state = 'failed', error = ?, updated_at = ? WHERE id = ?",
             (error[:_LONGEST_ERROR], at, intent_id),
+        )
+        touch(tx, intent)
+    return get(tx, intent_id)
+
+
+def reopen(tx: Tx, intent_id: str, *, at: float) -> Intent:
+    """The wallet says of a failed payment: on its way after all. It counts again, under a cause of its own.
+
+    Anything but a failed one stays as it is.
+    """
+    intent = get(tx, intent_id)
+    if intent.state is IntentState.FAILED:
+        tx.execute(
+            "UPDATE intents SET state = 'pending', cause = ?, error = ?, updated_at = ? WHERE id = ?",
+            (_late_cause(intent), "on its way after it was reported as failed", at, intent_id),
         )
         touch(tx, intent)
     return get(tx, intent_id)

@@ -276,6 +276,38 @@ def held_by_owner(source: Reads) -> dict[str, int]:
     return {row["owner"]: row["n"] for row in rows}
 
 
+@attrs.frozen
+class Outgoing:
+    """What left a wallet for one purpose: of an owner's, or of one cause of it."""
+
+    owner: str
+    purpose: str
+    """As the intent has it; ``refund`` for what customers got back."""
+    cause: str
+    """Empty where it is a sum over causes."""
+    payments: int
+    msats: Msat
+    fees: Msat
+
+
+def outgoing(source: Reads, *, since: float = 0.0, by_cause: bool = False, limit: int = 1_000) -> list[Outgoing]:
+    """What left the wallets at ``since`` or later, the most first: by owner and purpose, or by cause, too."""
+    cause = "cause" if by_cause else "''"
+    rows = source.read(
+        f"SELECT owner, purpose, {cause} AS cause, SUM(NOT fee) AS n, SUM(CASE WHEN fee THEN 0 ELSE msats END) AS paid,"
+        " SUM(CASE WHEN fee THEN msats ELSE 0 END) AS fees FROM ("
+        " SELECT owner, cause, msats, debit = 'fees' AS fee,"
+        " replace(substr(kind || ':', 1, instr(kind || ':', ':') - 1), '_fee', '') AS purpose"
+        " FROM entries WHERE credit = 'wallet' AND at >= ?)"
+        " GROUP BY 1, 2, 3 ORDER BY paid + fees DESC, owner, purpose, cause LIMIT ?",
+        (since, limit),
+    )
+    return [
+        Outgoing(row["owner"], row["purpose"], row["cause"], row["n"], Msat(row["paid"]), Msat(row["fees"]))
+        for row in rows
+    ]
+
+
 def sale_totals(source: Reads, cause: str | None = None, owner: str = "") -> SaleTotals:
     """What became of one sale's money, by the entries of its cause; of all the owner's sales if there is none given."""
     condition, params = ("owner = ?", (owner,)) if cause is None else ("owner = ? AND cause = ?", (owner, cause))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
@@ -17,14 +16,15 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from protocols import entropy
 from pylon.errors import IdentityError, SealError
 from pylon.files import sync_directory, write_private
+from pylon.passphrase import Passphrase
+from pylon.store import datakey
+from pylon.store.datakey import KEY_BYTES, RESTORE
 
-KEY_BYTES = 32
 _VERSION = b"\x01"
 _NONCE_BYTES = 12
 _TAG_BYTES = 16
 STAMP_BYTES = 1 + _NONCE_BYTES
 """How a sealed value begins: no two that were ever sealed begin alike."""
-_RESTORE = "restore the home's keys/ directory from a backup; without its data key, what is sealed stays sealed"
 
 
 class Vault:
@@ -34,7 +34,7 @@ class Vault:
 
     def __init__(self, key: bytes) -> None:
         if len(key) != KEY_BYTES:
-            raise SealError(f"the data key has {len(key)} bytes, not {KEY_BYTES}", _RESTORE)
+            raise SealError(f"the data key has {len(key)} bytes, not {KEY_BYTES}", RESTORE)
         self._cipher = ChaCha20Poly1305(key)
 
     def __repr__(self) -> str:
@@ -50,7 +50,7 @@ class Vault:
     def open(self, blob: bytes, where: str) -> str:
         """The text that was sealed for ``where``. Raises ``SealError``, which names the place and nothing else."""
         if len(blob) < 1 + _NONCE_BYTES + _TAG_BYTES:
-            raise SealError(f"the sealed value at {where} is cut short", _RESTORE)
+            raise SealError(f"the sealed value at {where} is cut short", RESTORE)
         if blob[:1] != _VERSION:
             raise SealError(
                 f"the sealed value at {where} has format {blob[0]}, this Pylon reads format {_VERSION[0]}",
@@ -60,7 +60,7 @@ class Vault:
         try:
             return self._cipher.decrypt(nonce, sealed, _bound(where)).decode("utf-8", "surrogatepass")
         except (InvalidTag, UnicodeDecodeError):
-            raise SealError(f"the sealed value at {where} does not open: wrong key or damaged", _RESTORE) from None
+            raise SealError(f"the sealed value at {where} does not open: wrong key or damaged", RESTORE) from None
 
     @classmethod
     def generate_file(cls, path: str | os.PathLike[str]) -> Vault:
@@ -92,30 +92,9 @@ class Vault:
         return cls(key)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Vault:
-        """The vault of a key file. Raises ``IdentityError`` (missing, readable by others), ``SealError`` (length)."""
-        path = Path(path)
-        try:
-            # Without O_NONBLOCK, a pipe at this place would keep us waiting for a writer.
-            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        except FileNotFoundError:
-            raise IdentityError(f"there is no data key at {path}", _RESTORE) from None
-        except OSError as error:
-            raise IdentityError(f"the data key at {path} cannot be read: {error.strerror}") from error
-        try:
-            mode = os.fstat(descriptor).st_mode
-            if not stat.S_ISREG(mode):
-                raise IdentityError(f"the data key {path} is not a file", _RESTORE)
-            if mode & 0o077:
-                raise IdentityError(
-                    f"the data key {path} is open to others (mode {stat.S_IMODE(mode):04o})", f"chmod 600 {path}"
-                )
-            key = os.read(descriptor, KEY_BYTES + 1)
-        finally:
-            os.close(descriptor)
-        if len(key) != KEY_BYTES:
-            raise SealError(f"the data key {path} does not have exactly {KEY_BYTES} bytes", _RESTORE)
-        return cls(key)
+    def load(cls, path: str | os.PathLike[str], passphrase: Passphrase | None = None) -> Vault:
+        """The vault of a key file. Raises what ``datakey.load`` raises."""
+        return cls(datakey.load(Path(path), passphrase).reveal())
 
 
 def _bound(where: str) -> bytes:

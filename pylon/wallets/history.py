@@ -7,13 +7,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import orjson
 
-from pylon.store import ledger
+from pylon.money import Msat
+from pylon.store import intents, ledger
 from pylon.store.database import Reads, Store, Tx
+from pylon.store.intents import Intent, IntentState
 from pylon.wallets.port import Direction, Payment, PaymentState, Wallet
+from pylon.wallets.purse import Settled, book_outcome
 
 PAGE = 1_000
 
@@ -57,6 +60,35 @@ def book_outside_in(
     return fresh
 
 
+def intent_hash(payment: Payment) -> str:
+    """The hash that the intent for a payment of ours has: an address has none, its idempotency key stands for it."""
+    if payment.payment_hash or not payment.key:
+        return payment.payment_hash
+    return intents.hash_of_key(payment.key)
+
+
+async def book_late(store: Store, payments: Iterable[Payment], *, now: float) -> list[Intent]:
+    """Book what has settled after the wallet had reported it as failed: the money is gone."""
+
+    def late(source: Reads) -> Iterator[tuple[Intent, Payment]]:
+        for payment in payments:
+            if payment.state is PaymentState.SETTLED and payment.direction is Direction.SENT:
+                intent = intents.find(source, intent_hash(payment))
+                if intent is not None and intent.state is IntentState.FAILED:
+                    yield intent, payment
+
+    def job(tx: Tx) -> list[Intent]:
+        booked = []
+        for intent, payment in late(tx):
+            amount = payment.amount if payment.amount > 0 else intent.amount_msats
+            book_outcome(tx, intent, Settled(amount, Msat(max(payment.fee, 0)), payment.preimage), now)
+            booked.append(intent)
+        return booked
+
+    payments = list(payments)
+    return await store.write(job) if any(late(store)) else []
+
+
 def unbooked(source: Reads, payments: Iterable[Payment], owner: str, began: float) -> list[Payment]:
     """What came from outside, or went there, and is not booked. Parameters as for ``book_outside``."""
     settled = {
@@ -81,10 +113,7 @@ def _is_outside(source: Reads, payment: Payment, owner: str, began: float) -> bo
     if payment.direction is Direction.RECEIVED:
         # Only the home sells.
         return bool(owner) or not _is_of_a_sale(source, payment)
-    return (
-        payment.created_at < began
-        and source.one("SELECT 1 FROM intents WHERE payment_hash = ?", (payment.payment_hash,)) is None
-    )
+    return payment.created_at < began and intents.find(source, intent_hash(payment)) is None
 
 
 def _is_of_a_sale(source: Reads, payment: Payment) -> bool:

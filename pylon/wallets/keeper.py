@@ -36,6 +36,11 @@ class WalletKeeper(Protocol):
         """Of invoices of this network."""
         ...
 
+    @property
+    def seeded(self) -> bool:
+        """What a wallet comes from: the whole BIP-39 seed (64 bytes), or else the key at ``SIMNET_PATH`` of it."""
+        ...
+
     def wallet(self, secret: bytes, name: str) -> Wallet:
         """The wallet of this secret, made when it is new. ``name`` says to people whose it is. The caller closes it."""
         ...
@@ -62,6 +67,7 @@ class SimnetKeeper:
     kind = "simnet"
     network = NETWORK
     invoice_prefix = PREFIX
+    seeded = False
 
     def __init__(self, ledger: SimnetLedger) -> None:
         self._ledger = ledger

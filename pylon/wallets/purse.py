@@ -18,6 +18,7 @@ read. A withdrawal is the operator's own: no budget bounds it, and it counts aga
 from __future__ import annotations
 
 import logging
+import weakref
 
 import attrs
 import trio
@@ -77,12 +78,20 @@ class Failed:
 
 @attrs.frozen
 class Unknown:
-    """May still settle. Counts as spent until the wallet says otherwise."""
+    """May still settle. Counts as spent until the wallet says otherwise.
+
+    ``moving``: the wallet itself says that it is on its way.
+    """
 
     reason: str
+    moving: bool = False
 
 
 Outcome = Settled | Failed | Unknown
+
+
+_under_way: weakref.WeakKeyDictionary[Store, set[str]] = weakref.WeakKeyDictionary()
+"""Intents that are being sent, by the store that they are in: no two calls at once, whoever makes them."""
 
 
 class Purse:
@@ -204,23 +213,34 @@ class Purse:
             said = self._on_record(intent) or self._held_back(intent)
             if said is not None:
                 return said
-            # An invoice that names its amount is asked for no other.
-            named = {} if intent.target is TargetForm.INVOICE else {"amount": intent.amount_msats}
+            under_way = _under_way.setdefault(self._store, set())
+            if intent.id in under_way:
+                return Unknown("it is being sent already")
+            under_way.add(intent.id)
             try:
-                payment = await self.wallet.pay(
-                    bolt11, max_fee=Msat(intent.max_fee_msats), idempotency_key=intent.idempotency_key, **named
-                )
-            except PaymentUnknown as error:
-                return Unknown(error.message)
-            except AlreadyPaid as error:
-                return await self._paid_by_whom(intent, error)
-            except WalletError as error:
-                return Failed(error.message, ours=isinstance(error, InsufficientFunds))
-            except Exception as error:
-                log.warning("the wallet broke while paying %s: %s", intent.payment_hash[:16], brief(error))
-                return Unknown(f"the wallet broke off ({type(error).__name__})")
-            return _outcome(intent, payment)
+                return await self._call(intent, bolt11)
+            finally:
+                under_way.discard(intent.id)
         return Unknown(f"the wallet did not answer within {SEND_DEADLINE:.0f} s")
+
+    async def _call(self, intent: Intent, bolt11: str) -> Outcome:
+        """The one place where a wallet is asked to pay."""
+        # An invoice that names its amount is asked for no other.
+        named = {} if intent.target is TargetForm.INVOICE else {"amount": intent.amount_msats}
+        try:
+            payment = await self.wallet.pay(
+                bolt11, max_fee=Msat(intent.max_fee_msats), idempotency_key=intent.idempotency_key, **named
+            )
+        except PaymentUnknown as error:
+            return Unknown(error.message)
+        except AlreadyPaid as error:
+            return await self._paid_by_whom(intent, error)
+        except WalletError as error:
+            return Failed(error.message, ours=isinstance(error, InsufficientFunds))
+        except Exception as error:
+            log.warning("the wallet broke while paying %s: %s", intent.payment_hash[:16], brief(error))
+            return Unknown(f"the wallet broke off ({type(error).__name__})")
+        return _outcome(intent, payment)
 
     async def _paid_by_whom(self, intent: Intent, error: AlreadyPaid) -> Outcome:
         """A wallet that has forgotten our key says "already paid" of our own payment too: ask before believing it."""
@@ -240,9 +260,10 @@ class Purse:
 
         Sends nothing; asks the wallet also while spending is frozen. Raises ``StoreError``.
         """
-        said = self._on_record(intent)
-        if said is not None:
-            return said
+        return self._on_record(intent) or await self.ask(intent)
+
+    async def ask(self, intent: Intent) -> Outcome | None:
+        """What the wallet says of an intent, whatever the record says; ``None``: it has never heard of it."""
         with trio.move_on_after(SEND_DEADLINE):
             try:
                 payment = await self._lookup(intent)
@@ -353,4 +374,4 @@ def _outcome(intent: Intent, payment: Payment) -> Outcome:
         case PaymentState.FAILED:
             return Failed("the wallet reports that the payment failed")
         case PaymentState.PENDING:
-            return Unknown("the payment is still on its way")
+            return Unknown("the payment is still on its way", moving=True)

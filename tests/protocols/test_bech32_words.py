@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bech32
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -49,3 +50,29 @@ def test_bytes_as_words(data):
 @given(WORDS)
 def test_words_as_bytes(words):
     assert list(bech32_words.to_bytes(words)) == bech32.convertbits(words, 5, 8, True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "A1LQFN3A",
+        "a1lqfn3a",
+        "an83characterlonghumanreadablepartthatcontainsthetheexcludedcharactersbioandnumber11sg7hg6",
+        "abcdef1l7aum6echk45nj3s0wdvt2fg8x9yrzpqzd3ryx",
+        "split1checkupstagehandshakeupstreamerranterredcaperredlc445v",
+        "?1v759aa",
+    ],
+)
+def test_bech32m(text):
+    """The valid ones of BIP-350; none of them is bech32 also."""
+    found = bech32_words.decode(text, bech32m=True)
+    assert found is not None
+    assert bech32_words.encode(*found, bech32m=True) == text.lower()
+    assert bech32_words.decode(text) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["M1VUXWEZ", "1p2gdwpf", "y1b0jsk6g", "lt1igcx5c0", "in1muywd", "mm1crxm3i", "au1s5cgom"]
+)
+def test_not_bech32m(text):
+    assert bech32_words.decode(text, bech32m=True) is None

@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 
-from pylon.testing.sim import hosting, world
+from pylon.testing.sim import plans, told, world
 from pylon.testing.sim.steps import Plan, plan_of
 
-Told = world.Told | hosting.Told
+Told = world.Told | told.Told
 
 
 def main() -> int:
@@ -32,15 +32,15 @@ def main() -> int:
         level=logging.INFO if arguments.verbose else logging.CRITICAL, format="%(name)s %(message)s", stream=sys.stderr
     )
     if arguments.seed is None:
-        simulate = hosting.simulate_host if arguments.host else world.simulate
+        simulate = plans.simulate_host if arguments.host else world.simulate
         return _many(simulate, range(arguments.first, arguments.first + arguments.seeds), arguments.jobs)
     if not arguments.host:
         return _show(world.simulate(arguments.seed))
     plan = plan_of(arguments.seed)
     if arguments.shrink:
-        plan = hosting.shrink(plan)
+        plan = plans.shrink(plan)
     _show_plan(plan)
-    return _show(hosting.run_plan(plan))
+    return _show(plans.run_plan(plan))
 
 
 def _show_plan(plan: Plan) -> None:

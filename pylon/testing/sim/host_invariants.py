@@ -9,30 +9,30 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-import attrs
 import trio
 
 from protocols.nip01 import Filter
 from protocols.nip_sa import SCHEDULE
+from pylon.compute.purchase import PURCHASE
 from pylon.host import registry, triggers
-from pylon.host.acting import ACTION, Action, ActionState
-from pylon.host.agents import action_records
-from pylon.host.lifecycle import Lifecycle, LifecycleState
+from pylon.host.acting import ACTION, ActionState
+from pylon.host.lifecycle import LifecycleState
 from pylon.host.settings import MONEY, OUTWARD
-from pylon.host.tick import tick_records
-from pylon.host.ticking import TICK, TickRecord, TickState
+from pylon.host.ticking import TICK, TickState
 from pylon.money import MSATS_PER_SAT, Msat, sats
 from pylon.store import inbox
 from pylon.store.database import Store
 from pylon.supervision import ChildState
+from pylon.testing.sim.history import AWAKE, History, expected_state
 from pylon.wallets.port import Direction, PaymentState
 
 if TYPE_CHECKING:
-    from pylon.testing.sim.hosting import HostWorld, Span
+    from pylon.testing.sim.hosting import HostWorld
+    from pylon.testing.sim.told import Span
 
 HOUR, DAY = 3_600.0, 86_400.0
 POLL = 60.0
@@ -41,8 +41,6 @@ SETTLING = 400.0
 """Seconds after a restart, a set clock or a repair, in which heartbeats that were missed are spread."""
 LATENESS = 90.0
 """Seconds by which a heartbeat may be late: what listens first is waited for, and the minimum gap is kept."""
-_AWAKE = (LifecycleState.ACTIVE, LifecycleState.LOW_BALANCE)
-_LADDER = (LifecycleState.DORMANT, LifecycleState.HIBERNATING, *reversed(_AWAKE))
 _PUBLISHED = OUTWARD - MONEY
 
 
@@ -64,87 +62,6 @@ def at_the_end(world: HostWorld, store: Store) -> Iterator[str]:
             yield f"{check.__name__}: {problem}"
 
 
-# --- what the rules are held against ---------------------------------------------------------------------------
-
-
-@attrs.frozen
-class Paid:
-    """An intent, and what its wallet's own history says of it."""
-
-    owner: str
-    cause: str
-    scope: str
-    purpose: str
-    payment_hash: str
-    state: str
-    cost: int
-    """What has left the wallet, fee included; of what is pending, what may."""
-    amount: int
-    created_at: float
-    updated_at: float
-
-
-@attrs.frozen
-class History:
-    """A home's rows, in their order."""
-
-    store: Store
-    ticks: dict[str, list[TickRecord]]
-    """Of each agent, in the order of their numbers."""
-    begun: dict[str, float]
-    """Trio's time at which each tick began."""
-    actions: dict[str, Action]
-    paid: list[Paid]
-    """In the order in which they were reserved."""
-    scopes: dict[str, list[Paid]]
-    """The same by scope, without withdrawals."""
-
-    @classmethod
-    def of(cls, world: HostWorld, store: Store) -> History:
-        ticks: dict[str, list[TickRecord]] = {agent: [] for agent in world.ids}
-        for tick in tick_records(store).where(store, "1 = 1 ORDER BY agent, n"):
-            ticks[tick.agent].append(tick)
-        sent = {
-            (agent, payment.payment_hash): payment
-            for agent, payments in world.payments.items()
-            for payment in payments
-            if payment.direction is Direction.SENT and payment.state is PaymentState.SETTLED
-        }
-        paid = []
-        for row in store.read("SELECT * FROM intents ORDER BY rowid"):
-            payment = sent.get((row["owner"], row["payment_hash"]))
-            cost = 0 if payment is None else payment.amount + payment.fee
-            if payment is None and row["state"] == "pending":
-                cost = row["amount_msats"] + row["max_fee_msats"]
-            paid.append(
-                Paid(
-                    **{name: row[name] for name in ("owner", "cause", "scope", "purpose", "payment_hash", "state")},
-                    cost=cost,
-                    amount=row["amount_msats"],
-                    created_at=row["created_at"],
-                    updated_at=row["updated_at"],
-                )
-            )
-        begun = {
-            passage.subject: passage.at
-            for passage in world.chronicle.passages
-            if passage.machine == TICK.name and passage.message == "Begun"
-        }
-        actions = {action.id: action for action in action_records(store).where(store, "1 = 1 ORDER BY id")}
-        scopes = defaultdict(list)
-        for entry in paid:
-            if entry.purpose != "withdrawal":
-                scopes[entry.scope].append(entry)
-        return cls(store, ticks, begun, actions, paid, scopes)
-
-    def of_owner(self, agent: str) -> list[Paid]:
-        """What budgets count of an agent."""
-        return [paid for paid in self.paid if paid.owner == agent and paid.purpose != "withdrawal"]
-
-    def spent(self, scope: str) -> int:
-        return sum(paid.cost for paid in self.scopes.get(scope, ()))
-
-
 def _within(span: Span, at: float) -> bool:
     """Strictly: what happens in the very moment in which something begins may be older than it."""
     return span.start < at < span.end
@@ -156,40 +73,6 @@ def _set_between(world: HostWorld, start: float, end: float) -> bool:
 
 def _last(times: Sequence[float], otherwise: float = -math.inf) -> float:
     return max(times, default=otherwise)
-
-
-# --- where a balance carries, worked out anew --------------------------------------------------------------------
-
-
-def lines(known: Lifecycle) -> tuple[int, int]:
-    """Below which an agent hibernates, and below which it saves."""
-    settings = known.settings
-    return settings.hibernate_threshold_sats * MSATS_PER_SAT, math.ceil(settings.low_balance_days * known.burn)
-
-
-def _rung(balance: int, hibernate: int, low: int) -> int:
-    if balance < MSATS_PER_SAT:
-        return 0
-    if balance < hibernate:
-        return 1
-    return 2 if balance < low else 3
-
-
-def expected_state(state: LifecycleState, known: Lifecycle) -> LifecycleState:
-    """Where an agent rests that was in ``state``, with the balance and the burn that are known now."""
-    hibernate, low = lines(known)
-    falls = _rung(known.balance, hibernate, low)
-    if state is LifecycleState.SPAWNING:
-        return _LADDER[falls] if falls else state
-    rises = _rung(known.balance, math.ceil(hibernate * 11 / 10), math.ceil(low * 11 / 10))
-    place = _LADDER.index(state)
-    return _LADDER[max(min(place, falls), rises)]
-
-
-def carries_active(known: Lifecycle) -> Msat:
-    """The balance from which an agent is active in any case."""
-    hibernate, low = lines(known)
-    return Msat(max(math.ceil(hibernate * 11 / 10), math.ceil(low * 11 / 10), MSATS_PER_SAT))
 
 
 # --- the numbered ones -----------------------------------------------------------------------------------------
@@ -298,7 +181,7 @@ def h10_no_flapping(world: HostWorld, history: History) -> Iterator[str]:
         announced = told.get(f"{SCHEDULE}:{agent}:schedule", 0) - 1 - world.marked[agent]
         if not changes[agent] - world.maybe_marked[agent] <= announced + world.maybe_marked[agent]:
             yield f"{_name(world, agent)} changed {changes[agent]} times and told it {announced} times"
-        if announced > steps[agent] + world.maybe_marked[agent] + world.heartbeats_set(history, agent):
+        if announced > steps[agent] + world.maybe_marked[agent] + history.heartbeats_set(agent):
             yield f"{_name(world, agent)} told {announced} changes of {steps[agent]}"
 
 
@@ -479,7 +362,7 @@ def h17_once(world: HostWorld, history: History) -> Iterator[str]:
 
 def h18_poison_is_put_aside(world: HostWorld, history: History) -> Iterator[str]:
     """An event that breaks whoever handles it is recorded as such, and does nothing."""
-    for said in world.said:
+    for said in world.crowd.said:
         if not (said.poison and said.wanted):
             continue
         aside = inbox.seen(history.store, f"agent:{said.agent}", said.event.id)
@@ -501,7 +384,7 @@ def only_the_awake_tick(world: HostWorld, history: History) -> Iterator[str]:
             states[passage.subject] = passage.after
         elif passage.machine == TICK.name and passage.message == "Begun":
             agent = agents[passage.subject.partition(":")[0]]
-            if states.get(agent) not in _AWAKE:
+            if states.get(agent) not in AWAKE:
                 yield f"{passage.subject} began while {states.get(agent)}"
             if any(_within(span, passage.at) for span in world.pauses[agent]):
                 yield f"{passage.subject} began while paused"
@@ -514,7 +397,7 @@ def actions_once(world: HostWorld, history: History) -> Iterator[str]:
     on_relay = {
         event.id
         for event in world.relay.events(Filter(kinds=[1, 7], authors=world.ids), Filter(kinds=[1059]))
-        if event.id not in {said.event.id for said in world.said}
+        if event.id not in {said.event.id for said in world.crowd.said}
     }
     names = {
         f"{tick.id}:{place}"
@@ -562,7 +445,7 @@ def triggers_kept(world: HostWorld, history: History) -> Iterator[str]:
     for agent in world.ids:
         if triggers.dropped(history.store, agent):
             yield f"{_name(world, agent)} was spoken to too often for this rule"
-    for said in world.said:
+    for said in world.crowd.said:
         missed = said.wanted and not said.poison and (said.agent, said.trigger) not in known
         if missed and not _excused(world, said.agent, said.at):
             yield f"{_name(world, said.agent)} has not heard {said.trigger[:16]}, said at {said.at:.0f}"
@@ -627,12 +510,47 @@ def books_agree(world: HostWorld, history: History) -> Iterator[str]:
 
 def comes_to_rest(world: HostWorld, history: History) -> Iterator[str]:
     """Once nothing goes wrong any more, nothing is left unfinished, and the operator has had every answer."""
-    yield from world.unfinished()
+    yield from unfinished(world)
     for action in history.actions.values():
         if action.state not in ACTION.final and action.state is not ActionState.WAITING:
             yield f"{action.id} is {action.state.value}"
     if world.asking[world.chronicle.life]:
         yield f"the operator waits for {world.asking[world.chronicle.life]} answers"
+
+
+def unfinished(world: HostWorld) -> list[str]:
+    """What has not come to its end yet, in words."""
+    store = world.node.store
+    if store is None or not world.node.ready:
+        return ["the home is dead"]
+    found = []
+    for table, ends in (
+        ("ticks", TICK.final),
+        ("actions", ACTION.final | {ActionState.WAITING}),
+        ("purchases", PURCHASE.final),
+        ("intents", {"settled", "failed"}),
+        ("deliveries", {"accepted", "refused", "cancelled", "expired"}),
+    ):
+        marks = ",".join("?" * len(ends))
+        excused = _need_not_end(world, table)
+        rows = store.read(
+            f"SELECT state, COUNT(*) AS n FROM {table} WHERE state NOT IN ({marks}){excused} GROUP BY state",
+            [str(state) for state in sorted(ends)],
+        )
+        found += [f"{row['n']} {table} are {row['state']}" for row in rows]
+    return found
+
+
+def _need_not_end(world: HostWorld, table: str) -> str:
+    """What need not have come to its end, as a condition."""
+    now = world.home_clock.now()
+    # Deadlines are wall time: what was begun while the clock was ahead waits until it is there again.
+    ahead = {"purchases": "deadline", "deliveries": "next_at"}.get(table) if world.jumps else None
+    excused = f" AND NOT COALESCE({ahead}, 0) > {now + HOUR!r}" if ahead else ""
+    if table == "deliveries":
+        # Nobody keeps house here.
+        excused += f" AND event_id NOT IN (SELECT event_id FROM outbox WHERE expires_at <= {now!r})"
+    return excused
 
 
 def _excused(world: HostWorld, agent: str, at: float) -> bool:

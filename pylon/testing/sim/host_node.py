@@ -139,6 +139,10 @@ class MortalKeeper:
     def invoice_prefix(self) -> str:
         return self._keeper.invoice_prefix
 
+    @property
+    def seeded(self) -> bool:
+        return self._keeper.seeded
+
     def wallet(self, secret: bytes, name: str) -> Wallet:
         return _Unreliable(self._keeper.wallet(secret, name), self._node)
 

@@ -12,39 +12,27 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import gc
-import hashlib
 import logging
 import math
 import random
-import tempfile
-import traceback
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import attrs
-import orjson
 import trio
-from trio.testing import MockClock
 
-from protocols import nip17
-from protocols.keys import PublicKey, SecretKey
-from protocols.nip01 import Event, sign_event
+from protocols.keys import SecretKey
+from protocols.nip01 import Event
 from protocols.nip90 import JobRequest
 from pylon.clock import VirtualClock
-from pylon.compute.purchase import PURCHASE
 from pylon.daemon import books
 from pylon.daemon.books import Owned
 from pylon.errors import PaymentFailed, PylonError
-from pylon.host import triggers
-from pylon.host.acting import ACTION, ActionState
 from pylon.host.host import Host, HostSettings
 from pylon.host.lifecycle import may_tick
 from pylon.host.registry import PAUSED, Agent
-from pylon.host.settings import ActionKind
-from pylon.host.ticking import TICK
 from pylon.money import Msat, sats
 from pylon.relays.relay import Limits
 from pylon.store import intents
@@ -54,12 +42,15 @@ from pylon.supervision import ChildState
 from pylon.testing.relay import Faults, MemoryRelay, network, open_memory_relay
 from pylon.testing.sim import host_invariants, steps
 from pylon.testing.sim.chronicle import Chronicle
-from pylon.testing.sim.host_invariants import HOUR, POLL
+from pylon.testing.sim.crowd import POISON, Crowd
+from pylon.testing.sim.history import carries_active, lines
+from pylon.testing.sim.host_invariants import POLL
 from pylon.testing.sim.host_node import HostNode
 from pylon.testing.sim.node import Killed, Setting, current
-from pylon.testing.sim.steps import Market, Newcomer, Plan, Relay, Wallets, Who
-from pylon.testing.sim.world import determined
-from pylon.testing.vendor import Manners, Vendor
+from pylon.testing.sim.steps import Market, Newcomer, Plan, Relay, Wallets
+from pylon.testing.sim.thinkers import Thinkers
+from pylon.testing.sim.told import Damaged, Life, Span, Told
+from pylon.testing.vendor import Vendor
 from pylon.wallets.keeper import SimnetKeeper
 from pylon.wallets.port import Payment, Wallet
 from pylon.wallets.purse import Unknown
@@ -68,8 +59,6 @@ from pylon.wallets.simnet import Fault, SimnetLedger, SimnetWallet
 log = logging.getLogger(__name__)
 
 RELAY = "ws://relay.sim"
-POISON = "poison"
-"""How the words begin that break whoever handles them."""
 SWEEP_SECONDS = 300.0
 LISTEN_SECONDS = 150.0
 """Of calm in which everybody hears what it has missed: a half-open connection is found out after 90."""
@@ -78,176 +67,6 @@ INVOICES = 6
 """That are there to be paid."""
 EARLY, LATE = -250.0, 5 * 86_400.0
 """How wrong the home's clock may be before what it hears is rightly too old for it, or too new."""
-
-
-@attrs.define
-class Told:
-    """What happened, for people and for the invariants."""
-
-    seed: int
-    agents: int = 0
-    steps: int = 0
-    ticks: int = 0
-    """Quiet ones included."""
-    quiet: int = 0
-    thoughts: int = 0
-    """Bought and answered."""
-    failed: int = 0
-    """Ticks that failed."""
-    triggers: int = 0
-    actions: int = 0
-    payments: int = 0
-    """Settled, of agents."""
-    deaths: list[str] = attrs.field(factory=list)
-    broken: list[str] = attrs.field(factory=list)
-    virtual_seconds: float = 0.0
-    digest: str = ""
-    """Of all steps of all records, in their order, each with its time."""
-    counted: ClassVar[tuple[str, ...]] = ("ticks", "thoughts", "triggers", "actions", "payments")
-    """What is added up over many seeds."""
-
-    @property
-    def ok(self) -> bool:
-        return not self.broken
-
-    def line(self) -> str:
-        verdict = "ok" if self.ok else "BROKEN"
-        return (
-            f"seed {self.seed}: {verdict}; {self.agents} agents, {self.steps} steps: {self.ticks} ticks"
-            f" ({self.quiet} quiet, {self.failed} failed), {self.thoughts} thoughts, {self.triggers} triggers,"
-            f" {self.actions} actions, {self.payments} payments; {len(self.deaths)} deaths;"
-            f" {self.virtual_seconds:.0f} s"
-        )
-
-
-@attrs.define
-class Span:
-    """From when to when something lasted, in Trio's time."""
-
-    start: float
-    end: float = math.inf
-
-    @property
-    def lasts(self) -> bool:
-        return self.end == math.inf
-
-
-@attrs.frozen
-class Said:
-    """Something that was said to an agent."""
-
-    agent: str
-    trigger: str
-    """The id under which it waits, once it is heard."""
-    event: Event
-    at: float
-    """Trio's time."""
-    wanted: bool
-    """Whether the agent listens to such."""
-    poison: bool
-
-
-@attrs.frozen
-class Damaged:
-    """A row that does not read: whose, which, what stands there else, since when."""
-
-    agent: str
-    what: str
-    was: object
-    span: Span
-
-
-@attrs.define
-class Life:
-    """A life of the home, in Trio's time."""
-
-    start: float
-    overdue: tuple[str, ...]
-    """Agents whose heartbeat had been missed by then."""
-    end: float = math.inf
-
-
-def simulate_host(seed: int) -> Told:
-    """Run the plan of one seed to its end."""
-    return run_plan(steps.plan_of(seed))
-
-
-def run_plan(plan: Plan) -> Told:
-    """Run one plan to its end. What falls over is told as broken, too."""
-    told = Told(plan.seed, len(plan.agents), len(plan.steps))
-    with (
-        tempfile.TemporaryDirectory(prefix=f"pylon-host-{plan.seed}-") as name,
-        determined(plan.seed),
-        _poisonous(),
-        _uncollected(),
-    ):
-        world = HostWorld(plan, Path(name), told)
-        try:
-            trio.run(world.run, clock=MockClock(autojump_threshold=0.0))
-        except Exception as error:
-            told.broken.append(f"fell_over: {_innermost(error)}")
-    return told
-
-
-@contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """Have no garbage collected in between: what it finalizes, and when, hangs on what this process did before."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()
-
-
-def shrink(plan: Plan) -> Plan:
-    """A plan that is broken like this one and from which nothing can be taken; itself, if it is not broken."""
-    broken = _names(run_plan(plan))
-    smaller = True
-    while broken and smaller:
-        smaller = False
-        for lesser in _lesser(plan):
-            if broken & _names(run_plan(lesser)):
-                plan, smaller = lesser, True
-                break
-    return plan
-
-
-def _names(told: Told) -> set[str]:
-    return {problem.partition(":")[0] for problem in told.broken}
-
-
-def _lesser(plan: Plan) -> Iterator[Plan]:
-    """Plans with one step less, or one agent."""
-    for place in range(len(plan.steps)):
-        yield attrs.evolve(plan, steps=(*plan.steps[:place], *plan.steps[place + 1 :]))
-    for place in range(len(plan.agents) if len(plan.agents) > 1 else 0):
-        yield attrs.evolve(plan, agents=(*plan.agents[:place], *plan.agents[place + 1 :]))
-
-
-@contextlib.contextmanager
-def _poisonous() -> Iterator[None]:
-    """Whoever understands an event breaks over one that begins like this: a bug of ours that waits to be found."""
-    real = triggers.understand
-
-    def understand(event: Event, **around: Any) -> triggers.Heard | None:
-        if event.content.startswith(POISON):
-            raise RuntimeError("this event is poison")
-        return real(event, **around)
-
-    triggers.understand = understand
-    try:
-        yield
-    finally:
-        triggers.understand = real
-
-
-def _innermost(error: BaseException) -> str:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    where = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
 
 
 class HostWorld:
@@ -268,7 +87,6 @@ class HostWorld:
         self.newcomers: dict[str, Newcomer] = {}
         self.wallets: dict[str, SimnetWallet] = {}
         """The bare ones, which no outage and no death keeps silent."""
-        self.said: list[Said] = []
         self.moved_at: dict[str, float] = {}
         """When there was news of a wallet last, by its id."""
         self.outages: list[Span] = []
@@ -297,14 +115,11 @@ class HostWorld:
         self.relay: MemoryRelay
         self.ledger: SimnetLedger
         self.node: HostNode
+        self.crowd: Crowd
+        self.thinkers: Thinkers
         self._friend: SimnetWallet
-        self._vendors: list[Vendor] = []
-        self._invoices: list[str] = []
         self._background: trio.Nursery
-        self._market = Market.FINE
-        self._calm = False
         self._words = 0
-        self._storms = 0
         self._down = 1.0
         self._restart = trio.Event()
         self._dying: dict[str, list[int]] = {}
@@ -333,19 +148,7 @@ class HostWorld:
         ):
             self._background = nursery
             self._friend = self.ledger.wallet("friend", rng.randbytes(32))
-            for number, price in enumerate(self.plan.prices):
-                self._vendors.append(
-                    Vendor(
-                        self.relay,
-                        self.ledger,
-                        self.clock,
-                        random.Random(rng.random()),
-                        self._answer,
-                        price=sats(price),
-                        name=f"vendor{number}",
-                    )
-                )
-                nursery.start_soon(self._vendors[-1].run)
+            drawn = [random.Random(rng.random()) for _ in self.plan.prices]
             self.node = HostNode(
                 "home",
                 Setting(self.directory, self.home_clock, self.ledger, network(self.relay), (RELAY,)),
@@ -356,6 +159,29 @@ class HostWorld:
                 begins=self._note_life,
             )
             self.chronicle.told = self._committed
+            operator = self.node.secret
+            self.thinkers = Thinkers(rng, operator=operator, people=self.people, word=self._word)
+            self.crowd = Crowd(
+                self.relay,
+                self.clock,
+                rng,
+                operator=operator,
+                people=self.people,
+                newcomers=self.newcomers,
+                word=self._word,
+            )
+            for number, (price, chance) in enumerate(zip(self.plan.prices, drawn, strict=True)):
+                vendor = Vendor(
+                    self.relay,
+                    self.ledger,
+                    self.clock,
+                    chance,
+                    self._answer,
+                    price=sats(price),
+                    name=f"vendor{number}",
+                )
+                self.thinkers.vendors.append(vendor)
+                nursery.start_soon(vendor.run)
             nursery.start_soon(self._watch_ledger)
             nursery.start_soon(self._keep_alive)
             await self._settle_in()
@@ -395,7 +221,8 @@ class HostWorld:
         await self._until(lambda: self.node.ready, 30.0)
         for place in range(INVOICES):
             amount = sats(self.rng.randint(3, 20))
-            self._invoices.append((await self._friend.receive(amount, "please", 30 * 86_400, f"please {place}")).bolt11)
+            issued = await self._friend.receive(amount, "please", 30 * 86_400, f"please {place}")
+            self.thinkers.invoices.append(issued.bolt11)
         agents = self._host().agents
         for number, newcomer in enumerate(self.plan.agents):
             trusted = (self.people[0].public.hex,)
@@ -416,18 +243,18 @@ class HostWorld:
 
     async def _calm_down(self) -> None:
         """All is well again: everybody hears, then nobody begins anything new, and all must come to its end."""
-        self._calm = True
+        self.thinkers.calm = True
         self.node.plan.clear()
         self._dying.clear()
         self.ledger.clear_faults()
-        self._relay_is(Relay.FINE)
-        self._market_is(Market.FINE)
+        self.crowd.relay_is(Relay.FINE)
+        self.thinkers.market_is(Market.FINE)
         self._wallets_are(Wallets.FINE)
         self._set_clock(0.0)
         self.node.cursed.clear()
         self._down = 0.0
         self._restart.set()
-        await self._until(lambda: self.node.ready and not self._storms, 120.0)
+        await self._until(lambda: self.node.ready and not self.crowd.storms, 120.0)
         for agent in list(self.damaged):
             await self._damage(agent, "")
         for agent in self.ids:
@@ -449,7 +276,7 @@ class HostWorld:
             # What came in meanwhile is found by the sweep; the audit at the end would book it before.
             await trio.sleep_until(self.outages[-1].end + self.sweep + POLL)
         with contextlib.suppress(trio.TooSlowError):
-            await self._until(lambda: not self.unfinished(), CALM_SECONDS)
+            await self._until(lambda: not host_invariants.unfinished(self), CALM_SECONDS)
 
     async def _wake(self, agent: str) -> None:
         """See to it that an agent is awake, and hears."""
@@ -462,42 +289,9 @@ class HostWorld:
         chosen = self.newcomers[agent].settings
         # What it still may spend must not send it to sleep; and its burn may not be known yet.
         enough = chosen.budget_day + sats(8 * chosen.lifecycle.assumed_daily_burn_sats)
-        missing = host_invariants.carries_active(lifecycle) + enough - spendable
+        missing = carries_active(lifecycle) + enough - spendable
         if missing > 0:
             await self.wallets[agent].fund(Msat(missing))
-
-    def unfinished(self) -> list[str]:
-        """What has not come to its end yet, in words."""
-        store = self.node.store
-        if store is None or not self.node.ready:
-            return ["the home is dead"]
-        found = []
-        for table, ends in (
-            ("ticks", TICK.final),
-            ("actions", ACTION.final | {ActionState.WAITING}),
-            ("purchases", PURCHASE.final),
-            ("intents", {"settled", "failed"}),
-            ("deliveries", {"accepted", "refused", "cancelled", "expired"}),
-        ):
-            marks = ",".join("?" * len(ends))
-            excused = self._excused(table)
-            rows = store.read(
-                f"SELECT state, COUNT(*) AS n FROM {table} WHERE state NOT IN ({marks}){excused} GROUP BY state",
-                [str(state) for state in sorted(ends)],
-            )
-            found += [f"{row['n']} {table} are {row['state']}" for row in rows]
-        return found
-
-    def _excused(self, table: str) -> str:
-        """What need not have come to its end, as a condition."""
-        now = self.home_clock.now()
-        # Deadlines are wall time: what was begun while the clock was ahead waits until it is there again.
-        ahead = {"purchases": "deadline", "deliveries": "next_at"}.get(table) if self.jumps else None
-        excused = f" AND NOT COALESCE({ahead}, 0) > {now + HOUR!r}" if ahead else ""
-        if table == "deliveries":
-            # Nobody keeps house here.
-            excused += f" AND event_id NOT IN (SELECT event_id FROM outbox WHERE expires_at <= {now!r})"
-        return excused
 
     async def _account(self) -> None:
         """Ask everybody for the accounts, count, and judge."""
@@ -514,29 +308,12 @@ class HostWorld:
         self.report = await books.audit(
             store, self.node.bare_wallet(), self.clock, keeper=SimnetKeeper(self.ledger), agents=owned
         )
-        self._count(store)
+        told.count(store, self.chronicle)
         told.broken = [*self._problems, *self._judge(store)]
 
     def _judge(self, store: Store) -> Iterable[str]:
         """What is broken at the end, in words."""
         return host_invariants.at_the_end(self, store)
-
-    def _count(self, store: Store) -> None:
-        def count(table: str, condition: str = "1 = 1") -> int:
-            row = store.one(f"SELECT COUNT(*) AS n FROM {table} WHERE {condition}")
-            return 0 if row is None else int(row["n"])
-
-        told = self.told
-        told.ticks, told.quiet = count("ticks"), count("ticks", "state = 'quiet'")
-        told.failed = count("ticks", "state = 'failed'")
-        told.thoughts = count("purchases", "state = 'answered'")
-        told.triggers, told.actions = count("triggers"), count("actions")
-        told.payments = count("intents", "state = 'settled' AND owner <> ''")
-        lines = [
-            f"{p.at:.6f} {p.life} {p.machine} {p.subject} {p.before} {p.message} {p.after}"
-            for p in self.chronicle.passages
-        ]
-        told.digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
     def _look_round(self) -> None:
         for problem in host_invariants.at_any_moment(self):
@@ -567,15 +344,15 @@ class HostWorld:
             case steps.PaymentFault(kind, seconds, ends):
                 self.ledger.inject(Fault(kind, seconds=seconds, ends=ends))
             case steps.RelayTrouble(relay):
-                self._relay_is(relay)
+                self.crowd.relay_is(relay)
             case steps.Crash(turns, down):
                 await self._die_after(turns, down, "a random moment")
             case steps.CrashAt(agent, point, passage, down):
-                self._say(self._id(agent), self.node.secret, f"what now? {self._word()}")
+                self.crowd.say(self._id(agent), self.node.secret, f"what now? {self._word()}")
                 self.node.plan[point] = self.node.passages.get(point, 0) + passage
                 self._down = down
             case steps.CrashAfter(agent, table, commits, turns, down):
-                self._say(self._id(agent), self.node.secret, f"what now? {self._word()}")
+                self.crowd.say(self._id(agent), self.node.secret, f"what now? {self._word()}")
                 self._dying[table] = [commits, turns]
                 self._down = down
             case steps.Restart():
@@ -583,16 +360,16 @@ class HostWorld:
                 self.node.kill("a restart")
                 self._restart.set()
             case steps.Storm():
-                self._background.start_soon(self._storm, step)
+                self._background.start_soon(self.crowd.storm, self._id(step.agent), step)
             case steps.Repeat():
-                self._background.start_soon(self._repeat)
+                self._background.start_soon(self.crowd.repeat)
             case steps.Poison(agent, count):
                 for _ in range(count):
-                    self._say(self._id(agent), self.people[-1], f"{POISON} {self._word()}", poison=True)
+                    self.crowd.say(self._id(agent), self.people[-1], f"{POISON} {self._word()}", poison=True)
             case steps.SetClock(by):
                 self._set_clock(self.home_clock.skew + by)
             case steps.MarketTurns(market):
-                self._market_is(market)
+                self.thinkers.market_is(market)
             case steps.Rush(agent, count):
                 for _ in range(count):
                     self._begin(self._buy, self._id(agent))
@@ -646,11 +423,8 @@ class HostWorld:
             nursery.start_soon(act)
         return result[0] if result else None
 
-    def heartbeats_set(self, history: host_invariants.History, agent: str) -> int:
-        """How often an agent has set its own heartbeat."""
-        return sum(
-            action.agent == agent and action.kind is ActionKind.SET_HEARTBEAT for action in history.actions.values()
-        )
+    def _answer(self, job: JobRequest) -> str | None:
+        return self.thinkers.answer(job)
 
     # --- the home's money -------------------------------------------------------------------------------------
 
@@ -682,7 +456,7 @@ class HostWorld:
     async def _hover(self, agent: str, line: str, percent: int) -> None:
         if not self.node.ready:
             return
-        hibernate, low = host_invariants.lines(self._host().agents.lifecycle(agent))
+        hibernate, low = lines(self._host().agents.lifecycle(agent))
         wanted = (hibernate if line == "hibernate" else low) * percent // 100
         spendable = (await self.wallets[agent].balance()).spendable
         if 0 < spendable < wanted:
@@ -811,131 +585,6 @@ class HostWorld:
         self.repaired.append(known)
         # What was quarantined meanwhile is the operator's to let go.
         await self._call(lambda: host.restart(agent))
-
-    # --- those who speak to agents ----------------------------------------------------------------------------
-
-    def _say(
-        self, agent: str, author: SecretKey, text: str, *, private: bool = False, ahead: int = 0, poison: bool = False
-    ) -> None:
-        now = int(self.clock.now()) + ahead
-        if private:
-            rumor = nip17.build_message(author.public, [PublicKey.from_hex(agent)], text, created_at=now)
-            event = nip17.wrap_message(rumor, author, now=now, random=self.rng, for_self=False)[agent]
-            trigger = rumor.id
-        else:
-            event = sign_event(author, kind=1, content=text, tags=[["p", agent]], created_at=now)
-            trigger = event.id
-        self.relay.publish(event)
-        wanted = self.newcomers[agent].settings.dms if private else self.newcomers[agent].settings.mentions
-        self.said.append(Said(agent, trigger, event, trio.current_time(), wanted, poison))
-
-    async def _storm(self, storm: steps.Storm) -> None:
-        agent = self._id(storm.agent)
-        self._storms += 1
-        for _ in range(storm.count):
-            match storm.who:
-                case Who.OPERATOR:
-                    author = self.node.secret
-                case Who.STRANGER:
-                    author = self.people[1]
-                case _:
-                    author = self.rng.choice([self.node.secret, *self.people])
-            self._say(agent, author, f"hello {self._word()}", private=storm.private, ahead=storm.ahead)
-            if storm.seconds:
-                await trio.sleep(storm.seconds / storm.count)
-        self._storms -= 1
-
-    async def _repeat(self) -> None:
-        """Once more, twice each, over new connections."""
-        faults = self.relay.faults
-        faults.duplicate = 1.0
-        self.relay.disconnect_all()
-        for said in self.said:
-            self.relay.publish(said.event)
-        await trio.sleep(30.0)
-        faults.duplicate = 0.0
-
-    def _relay_is(self, relay: Relay) -> None:
-        if self.relay.faults.silent:
-            # What was lost on a connection that stood still is not lost on one that goes on: it breaks.
-            self.relay.disconnect_all()
-        faults = self.relay.faults = Faults()
-        match relay:
-            case Relay.DOWN:
-                faults.refuse_connections = True
-                self.relay.disconnect_all()
-            case Relay.SILENT:
-                faults.silent = True
-            case Relay.FLAKY:
-                faults.delay, faults.duplicate, faults.reorder, faults.lose_ok = (0.0, 0.3), 0.5, 0.5, 0.3
-            case Relay.CUT:
-                self.relay.disconnect_all()
-            case Relay.CLOSING:
-                self.relay.close_subscriptions()
-            case Relay.BUSY:
-                faults.refuse = "rate-limited: later"
-            case _:
-                pass
-
-    # --- those who think for agents ---------------------------------------------------------------------------
-
-    def _market_is(self, market: Market) -> None:
-        self._market = market
-        for vendor in self._vendors:
-            vendor.up = market is not Market.DOWN
-            vendor.seconds = 100.0 if market is Market.SLOW else 0.0
-            vendor.manners = {Market.DEAR: Manners.DEAR, Market.LYING: Manners.FALSE}.get(market, Manners.FAIR)
-
-    def _answer(self, job: JobRequest) -> str | None:
-        if self._calm:
-            return '{"thought": "all is well", "actions": []}'
-        match self._market:
-            case Market.SILENT:
-                return None
-            case Market.NOISE:
-                return self.rng.choice(["what?", "{", "[1]", '{"actions": 3}', '{"actions": [{"do": "fly"}, 7]}'])
-            case Market.EMPTY:
-                return " "
-            case _:
-                return self._reply()
-
-    def _reply(self) -> str:
-        """A reply of a model that wishes for all sorts of things, allowed or not."""
-        actions = [self._wish() for _ in range(self.rng.choice([0, 1, 2, 2, 3]))]
-        reply: dict[str, Any] = {"actions": actions, "thought": f"thought {self._word()}"}
-        if self.rng.random() < 0.5:
-            reply["review_minutes"] = self.rng.choice([0, 20, 300])
-        return orjson.dumps(reply).decode()
-
-    def _wish(self) -> dict[str, Any]:
-        rng, text = self.rng, f"words {self._word()}"
-        to = rng.choice([self.people[0], self.people[0], self.people[1], self.node.secret]).public.hex
-        match rng.choice(
-            ["post", "reply", "reply", "react", "dm", "zap", "zap", "pay_invoice", "request_payment", "inward"]
-        ):
-            case "post":
-                return {"do": "post", "text": text}
-            case "reply":
-                return {"do": "reply", "about": rng.randint(1, 3), "text": text}
-            case "react":
-                return {"do": "react", "about": rng.randint(1, 3), "text": rng.choice(["+", "🔥"])}
-            case "dm":
-                return {"do": "dm", "to": to, "text": text}
-            case "zap":
-                return {"do": "zap", "to": to, "sats": rng.choice([1, 8, 15, 500]), "text": text}
-            case "pay_invoice":
-                return {"do": "pay_invoice", "invoice": rng.choice(self._invoices)}
-            case "request_payment":
-                return {"do": "request_payment", "to": to, "sats": rng.randint(1, 9), "text": text}
-            case _:
-                return rng.choice(
-                    [
-                        {"do": "update_goal", "goal": "g1", "progress": rng.randint(0, 100)},
-                        {"do": "add_memory", "text": text},
-                        {"do": "set_heartbeat", "seconds": rng.choice([300, 600, 1_200])},
-                        {"do": "nothing"},
-                    ]
-                )
 
 
 def _opened(wallet: SimnetWallet) -> Callable[[], contextlib.AbstractAsyncContextManager[Wallet]]:

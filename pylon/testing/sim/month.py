@@ -27,9 +27,11 @@ from pylon.money import Msat, format_msat, sats
 from pylon.relays import connection
 from pylon.store.database import Store
 from pylon.testing.sim import host_invariants
-from pylon.testing.sim.host_invariants import DAY, HOUR, History
-from pylon.testing.sim.hosting import HostWorld, Told
+from pylon.testing.sim.history import History
+from pylon.testing.sim.host_invariants import DAY, HOUR
+from pylon.testing.sim.hosting import HostWorld
 from pylon.testing.sim.steps import Newcomer, Plan
+from pylon.testing.sim.told import Told
 from pylon.testing.sim.world import determined
 
 HOURS = (1, 2, 4, 6, 8, 12, 24)
@@ -182,7 +184,7 @@ class MonthWorld(HostWorld):
         self.ended = trio.current_time()
         for agent in self.ids:
             await self._pause(agent, True)
-        await self._until(lambda: not self.unfinished(), HOUR)
+        await self._until(lambda: not host_invariants.unfinished(self), HOUR)
 
     def _judge(self, store: Store) -> Iterable[str]:
         history = History.of(self, store)

@@ -108,6 +108,7 @@ def test_json(pylon, home):
         "npub": load(home).npub,
         "pubkey": load(home).pubkey,
         "network": "simnet",
+        "passphrase": False,
         "paths": {
             "home": str(home.root),
             "config": str(home.config),

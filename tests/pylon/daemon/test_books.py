@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from types import SimpleNamespace
 
@@ -21,6 +21,7 @@ from pylon.provider.server import sale_records
 from pylon.store import ledger
 from pylon.wallets.keeper import SimnetKeeper
 from pylon.wallets.purse import Purse
+from pylon.wallets.simnet import FeeModel
 from tests.pylon.market import PRICE, Agent, open_actor, open_agent, open_home, until
 
 
@@ -235,6 +236,58 @@ async def test_agents_that_pay_while_the_others_are_looked_into(autojump_clock, 
             for _ in range(30):
                 assert (await audit()).problems == ()
         assert (await audit()).problems == ()
+
+
+class Restless:
+    """A wallet that lives while it is asked: ``moves`` is awaited after each answer of ``payments``, and again."""
+
+    def __init__(self, wallet, moves):
+        self.wallet, self.moves = wallet, moves
+
+    def __getattr__(self, name):
+        return getattr(self.wallet, name)
+
+    async def payments(self, **page):
+        found = await self.wallet.payments(**page)
+        await self.moves()
+        return found
+
+
+async def busy_home(market, stack, *, turns):
+    """A home that pays and is funded with the same, so often, whenever its history is asked for."""
+    home, shop = await open_home(market), await open_actor(market, "shop")
+    market.ledger.set_fees(FeeModel(Msat(0), 0))
+    store, _ = await stack.enter_async_context(home.opened())
+    purse, left = Purse(home.wallet, store, market.clock), list(range(turns))
+
+    async def move():
+        if not left:
+            return
+        issued = await shop.wallet.receive(sats(3), "", 600, f"move {left.pop()}")
+        ask = {"cause": f"p{len(left)}", "bolt11": issued.bolt11, "payment_hash": issued.payment_hash}
+        intent = await store.write(partial(purse.reserve, **ask, amount=sats(3)))
+        outcome = await purse.send(intent, issued.bolt11)
+        await store.write(partial(purse.record, intent=intent, outcome=outcome))
+        await home.wallet.fund(sats(3))
+
+    await books.audit(store, home.wallet, market.clock)
+    return store, Restless(home.wallet, move)
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 5, 40])
+async def test_money_that_goes_and_comes_while_the_wallet_is_asked(autojump_clock, market, turns):
+    """The balance is the same before and after, and the history is of a moment in between."""
+    async with AsyncExitStack() as stack:
+        store, wallet = await busy_home(market, stack, turns=turns)
+        assert (await books.audit(store, wallet, market.clock)).problems == ()
+
+
+async def test_what_is_gone_is_named_also_where_life_goes_on(autojump_clock, market):
+    async with AsyncExitStack() as stack:
+        store, wallet = await busy_home(market, stack, turns=3)
+        await store.write(lambda tx: ledger.deposit(tx, "a dream", sats(1), 1.0))
+        (problem,) = (await books.audit(store, wallet, market.clock)).problems
+        assert "the ledger has" in problem
 
 
 async def test_a_wallet_that_has_another_sum(market):

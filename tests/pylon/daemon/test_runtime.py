@@ -14,9 +14,9 @@ from pylon import config as configuration
 from pylon import identity
 from pylon.clock import SystemClock
 from pylon.compute.purchase import PurchaseState
-from pylon.daemon.runtime import choose_model, open_runtime, require_simnet
+from pylon.daemon.runtime import choose_model, open_runtime
 from pylon.daemon.verbs import Verbs
-from pylon.errors import ConfigError, IdentityError, ModelMissing, NetworkUnsupported
+from pylon.errors import ConfigError, IdentityError, ModelMissing
 from pylon.groups import cause
 from pylon.money import sats
 from pylon.paths import Home
@@ -144,13 +144,27 @@ async def test_a_stranger_on_the_relays_port(make):
     assert "[relay] bind" in error.hint
 
 
-@pytest.mark.parametrize("mode", ["host", "both"])
-async def test_other_networks_have_no_wallet_yet(make, mode):
-    home, config = make("home", network="testnet")
-    with pytest.raises(NetworkUnsupported):
-        async with opened(home, config, mode=mode):
+async def test_other_networks_start_offline_and_know_no_balance(make):
+    """On Spark's regtest, where there is no internet: the wallet is unknown, and not empty."""
+    home, config = make("home", network="testnet", relays=())
+    async with opened(home, config, mode="both") as runtime:
+        report = await verb(runtime, "status")
+        assert report["network"] == "testnet"
+        assert [report["wallet"][name] for name in ("settled_msats", "pending_msats", "known_at")] == [None] * 3
+        info = await runtime.wallet.info()
+        assert (info.kind, info.network) == ("spark", "regtest")
+        assert "testnet" in info.note
+        assert "wallets" in {child.name for child in runtime.supervisor.statuses()}
+
+
+async def test_mainnet_without_a_key_says_where_it_is_to_be_had(make):
+    home, config = make("home", network="mainnet", relays=())
+    with pytest.raises(BaseException) as caught:
+        async with opened(home, config, mode="host"):
             pass
-    require_simnet(attrs.evolve(config, network="simnet"), "anything")
+    error = cause(caught.value)
+    assert isinstance(error, ConfigError)
+    assert "PYLON_SPARK_API_KEY" in error.hint
 
 
 async def test_what_is_free_is_served_on_any_network(make):

@@ -24,7 +24,8 @@ from pylon.host.schedule import Beat, Cause
 from pylon.money import Msat, sats
 from pylon.store import inbox, intents
 from pylon.testing.sim import host_invariants, steps
-from pylon.testing.sim.hosting import Told, run_plan, shrink, simulate_host
+from pylon.testing.sim.plans import run_plan, shrink, simulate_host
+from pylon.testing.sim.told import Told
 
 SEEDS = 270
 CHUNK = 10
@@ -135,7 +136,7 @@ def test_a_seed_is_replayed_exactly():
 
 def test_a_seed_is_replayed_exactly_in_another_process():
     told = simulate_host(8)
-    script = "from pylon.testing.sim.hosting import simulate_host; print(simulate_host(8).digest)"
+    script = "from pylon.testing.sim.plans import simulate_host; print(simulate_host(8).digest)"
     for salt in ("1", "2"):
         environment = {**os.environ, "PYTHONHASHSEED": salt}
         done = subprocess.run(

@@ -44,12 +44,18 @@ class Timeline:
             return 0.0
 
     def run(self, work: Callable[[], Awaitable[T]]) -> T:
-        async def main() -> tuple[T, float]:
-            return await work(), trio.current_time()
+        async def main() -> T:
+            nonlocal elapsed
+            try:
+                return await work()
+            finally:
+                elapsed = trio.current_time()
 
-        done, elapsed = trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
-        self.base += elapsed
-        return done
+        elapsed = 0.0
+        try:
+            return trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+        finally:
+            self.base += elapsed
 
 
 @attrs.frozen

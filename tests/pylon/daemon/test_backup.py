@@ -1,0 +1,311 @@
+"""A home in one file and back: whole, frozen, and safe against a crash at every move."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import sqlite3
+import stat
+from contextlib import closing
+
+import pytest
+import trio
+
+from protocols import nip06
+from pylon import identity, protection
+from pylon.clock import SystemClock
+from pylon.daemon.backup import back_up, restore
+from pylon.errors import BackupError, IdentityError
+from pylon.identity import create, load, unlock
+from pylon.money import Msat
+from pylon.passphrase import Passphrase
+from pylon.paths import Home
+from pylon.store import intents, settings
+from pylon.store.database import open_store
+from tests.pylon.daemon.agent_home import furnish
+
+PHRASE = "leader monkey parrot ring guide accident before fence cannon height naive bean"
+OTHER = "abandon abandon abandon abandon abandon abandon abandon abandon abandon abandon abandon about"
+WORDS, HOME_WORDS = Passphrase("the backup's"), Passphrase("the home's")
+NOW = 1_800_000_000.0
+
+
+class StoppedClock:
+    """``Clock``, outside of Trio."""
+
+    def now(self):
+        return NOW
+
+    def monotonic(self):
+        return 0.0
+
+
+CLOCK = StoppedClock()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr("pylon.passphrase.LOG_N", 10)
+    monkeypatch.setattr(nip06, "seed", functools.lru_cache(nip06.seed))
+    monkeypatch.setattr(nip06, "derive", functools.lru_cache(nip06.derive))
+
+
+@pytest.fixture(scope="module")
+def furnished(tmp_path_factory):
+    root = tmp_path_factory.mktemp("furnished") / "home"
+    trio.run(furnish, root)
+    return root
+
+
+@pytest.fixture
+def home(furnished, tmp_path):
+    """A home with two agents, a payment under way, and a phrase put aside."""
+    shutil.copytree(furnished, tmp_path / "home")
+    home = Home(tmp_path / "home")
+    home.config.write_text('network = "simnet"\n# mine\n')
+    home.config.chmod(0o600)
+    kept = home.data / "identity.mnemonic.20260101T000000Z"
+    kept.write_text(OTHER + "\n")
+    kept.chmod(0o600)
+
+    async def owe():
+        async with open_store(home.database, vault=unlock(home).vault, clock=SystemClock()) as store:
+            await store.write(
+                lambda tx: intents.reserve(
+                    tx, tx.vault, cause="c", payment_hash="ab" * 32, invoice="lnsb1", amount=Msat(1_000),
+                    max_fee=Msat(10), at=NOW,
+                )
+            )  # fmt: skip
+
+    trio.run(owe)
+    return home
+
+
+def backed_up(home, passphrase=None):
+    path = home.root.parent / "backup"
+    assert back_up(home, unlock(home, passphrase), path, WORDS, now=NOW) == path.stat().st_size
+    return path
+
+
+def rows(path, sql):
+    with closing(sqlite3.connect(path)) as db:
+        return db.execute(sql).fetchall()
+
+
+def test_there_and_back(home, tmp_path):
+    path = backed_up(home)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    raw = path.read_bytes()
+    who = unlock(home)
+    for secret in (b"leader", b"abandon", b"SQLite format", who.key.reveal(), who.identity.reveal_phrase().encode()):
+        assert secret not in raw
+    new = Home(tmp_path / "new")
+    done = restore(new, path, WORDS, CLOCK)
+    assert (done.npub, done.taken_at, done.protected) == (who.identity.npub, NOW, False)
+    assert (done.agents, done.unknown, done.kept) == (2, 1, None)
+    again = unlock(new)
+    assert again.key.reveal() == who.key.reveal()
+    assert again.identity.reveal_phrase() == who.identity.reveal_phrase()
+    assert [kept.read_text() for kept in identity.kept_files(new)] == [OTHER + "\n"]
+    assert new.config.read_text() == 'network = "simnet"\n# mine\n'
+    for name in ("pylon.db", "identity.mnemonic", "keys/data.key", "config.toml"):
+        assert stat.S_IMODE((new.root / name).stat().st_mode) == 0o600, name
+    assert not new.restoring.exists()
+    before, after = (dict(rows(each.database, "SELECT name, epoch FROM agents")) for each in (home, new))
+    assert after == {name: epoch + 1 for name, epoch in before.items()}
+    assert rows(new.database, "SELECT DISTINCT instance FROM agents") != rows(
+        home.database, "SELECT DISTINCT instance FROM agents"
+    )
+    ((state, error),) = rows(new.database, "SELECT state, error FROM intents")
+    assert (state, error) == ("pending", "the home was restored from a backup")
+    same = (
+        "SELECT id, name, phrase, keys, settings FROM agents",
+        "SELECT * FROM entries",
+        "SELECT * FROM agent_states",
+    )
+    for sql in same:
+        assert rows(new.database, sql) == rows(home.database, sql)
+
+    async def look():
+        async with open_store(new.database, vault=again.vault, clock=CLOCK) as store:
+            return json.loads(settings.get(store, "frozen"))
+
+    frozen = trio.run(look)
+    assert frozen["at"] == NOW
+    assert "backup" in frozen["reason"]
+
+
+def test_a_home_with_a_passphrase_comes_back_with_the_backups(home, tmp_path):
+    protection.protect(home, HOME_WORDS)
+    path = backed_up(home, HOME_WORDS)
+    new = Home(tmp_path / "new")
+    assert restore(new, path, WORDS, CLOCK).protected
+    assert unlock(new, WORDS).key.reveal() == unlock(home, HOME_WORDS).key.reveal()
+    for plain in new.data.rglob("*"):
+        assert not plain.is_file() or b"abandon" not in plain.read_bytes(), plain
+    protection.unprotect(new, WORDS)
+    assert [kept.read_text() for kept in identity.kept_files(new)] == [OTHER + "\n"]
+
+
+def test_a_home_that_has_never_run(tmp_path):
+    home = Home(tmp_path / "home")
+    create(home, PHRASE, now=NOW)
+    new = Home(tmp_path / "new")
+    restore(new, backed_up(home), WORDS, CLOCK)
+    assert load(new).reveal_phrase() == PHRASE
+    assert rows(new.database, "SELECT key FROM settings WHERE key = 'frozen'") == [("frozen",)]
+
+
+async def test_while_somebody_writes(home):
+    """The copy is of one moment: two rows that are written together are both in it or both not."""
+    async with open_store(home.database, vault=unlock(home).vault, clock=SystemClock()) as store:
+        stop = trio.Event()
+
+        async def write():
+            n = 0
+            while not stop.is_set():
+                n += 1
+                await store.write(lambda tx, n=n: [settings.put(tx, name, str(n)) for name in ("one", "two")])
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write)
+            await trio.sleep(0.05)
+            writes = store.writes
+            path = await trio.to_thread.run_sync(backed_up, home)
+            await trio.sleep(0.05)
+            assert store.writes > writes
+            stop.set()
+    new = Home(home.root.parent / "new")
+    await trio.to_thread.run_sync(restore, new, path, WORDS, CLOCK)
+    (one,), (two,) = rows(new.database, "SELECT value FROM settings WHERE key IN ('one', 'two')")
+    assert one == two
+    assert not list(home.data.glob(".pylon.db*"))
+
+
+def test_a_file_that_is_there_stays(home):
+    path = home.root.parent / "backup"
+    path.write_text("mine")
+    with pytest.raises(BackupError, match="not overwritten"):
+        backed_up(home)
+    assert path.read_text() == "mine"
+    assert {entry.name for entry in path.parent.iterdir()} == {"home", "backup"}
+
+
+def test_a_damaged_database_is_told(home):
+    raw = bytearray(home.database.read_bytes())
+    raw[8192:60_000] = bytes(60_000 - 8192)
+    home.database.write_bytes(raw)
+    with pytest.raises(BackupError, match="database"):
+        backed_up(home)
+
+
+@pytest.mark.parametrize("wrong", ["passphrase", "cut", "no backup", "none"])
+def test_what_does_not_open_changes_nothing(home, tmp_path, wrong):
+    path = backed_up(home)
+    words = Passphrase("another") if wrong == "passphrase" else WORDS
+    if wrong == "cut":
+        path.write_bytes(path.read_bytes()[:-1])
+    if wrong == "no backup":
+        path.write_bytes(b"hello")
+    if wrong == "none":
+        path.unlink()
+    before = {each: each.read_bytes() for each in home.data.rglob("*") if each.is_file()}
+    new = Home(tmp_path / "new")
+    for target, force in ((new, False), (home, True)):
+        with pytest.raises(BackupError) as caught:
+            restore(target, path, words, CLOCK, force=force)
+        assert "leader" not in str(caught.value)
+        assert not target.restoring.exists()
+    assert {each: each.read_bytes() for each in home.data.rglob("*") if each.is_file()} == before
+    assert not new.mnemonic.exists()
+    create(new, PHRASE, now=NOW)
+
+
+def test_a_home_that_has_something_to_lose(home, tmp_path):
+    path = backed_up(home)
+    other = Home(tmp_path / "other")
+    create(other, PHRASE, now=NOW)
+    key = other.data_key.read_bytes()
+    with pytest.raises(BackupError, match="no empty home") as caught:
+        restore(other, path, WORDS, CLOCK)
+    assert "--force" in caught.value.hint
+    kept = restore(other, path, WORDS, CLOCK, force=True).kept
+    assert (kept / "identity.mnemonic").read_text() == PHRASE + "\n"
+    assert (kept / "keys" / "data.key").read_bytes() == key
+    assert load(other).pubkey == load(home).pubkey
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o700
+
+
+class Died(BaseException):
+    pass
+
+
+def test_a_crash_at_any_move_loses_nothing_and_the_same_again_completes_it(home, tmp_path, monkeypatch):
+    path = backed_up(home)
+    wanted = load(home).pubkey
+    master = Home(tmp_path / "master")
+    create(master, PHRASE, now=NOW)
+    with closing(sqlite3.connect(master.database)) as db:
+        db.execute("CREATE TABLE mine (text)")
+        db.execute("INSERT INTO mine VALUES ('old records')")
+        db.commit()
+    old_key = master.data_key.read_bytes()
+    real = {name: getattr(os, name) for name in ("rename", "mkdir", "unlink", "rmdir")}
+    left, dead = 0, False
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+    def wrap(name):
+        def wrapped(*args, **kwargs):
+            nonlocal left, dead
+            if dead:
+                raise Died
+            left -= 1
+            if left == 0:
+                dead = True
+                raise Died
+            return real[name](*args, **kwargs)
+
+        return wrapped
+
+    ends = set()
+    # After one change to the disk is before the next one.
+    step = 0
+    while True:
+        step += 1
+        root = tmp_path / str(step)
+        shutil.copytree(master.root, root)
+        target = Home(root)
+        left, dead = step, False
+        with monkeypatch.context() as patch:
+            for name in real:
+                patch.setattr(os, name, wrap(name))
+            try:
+                restore(target, path, WORDS, CLOCK, force=True)
+                died = False
+            except Died:
+                died = True
+        dead = False
+        try:
+            found = load(target).pubkey
+            whole = unlock(target)
+            assert (found == wanted) == (whole.key.reveal() != old_key), "never one's phrase with the other's key"
+            ends.add("new" if found == wanted else "old")
+        except IdentityError:
+            ends.add("between")
+            with pytest.raises(IdentityError, match="interrupted"):
+                create(target, now=NOW)
+        files = [each.read_bytes() for each in root.rglob("*") if each.is_file()]
+        assert any(raw == f"{PHRASE}\n".encode() for raw in files), "the old phrase is somewhere"
+        assert old_key in files
+        assert any(b"old records" in raw for raw in files)
+        if not died:
+            break
+        restore(target, path, WORDS, CLOCK, force=True)
+        assert load(target).pubkey == wanted
+        assert unlock(target).key.reveal() == unlock(home).key.reveal()
+        assert not target.restoring.exists()
+        shutil.rmtree(root)
+    assert step > 10
+    assert ends == {"old", "between", "new"}
