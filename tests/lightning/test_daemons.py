@@ -16,6 +16,8 @@ from tests.lightning.processes import channel_msats
 pytestmark = [pytest.mark.deep, pytest.mark.lightning]
 
 PRICE = 21_000
+TOP = f"min_price_msats = {PRICE}"
+MORE = '[api]\nbind = "127.0.0.1:0"'
 
 
 @pytest.fixture
@@ -25,7 +27,7 @@ def world(tmp_path):
 
 
 def started(world, name, relay, connection, mode):
-    node = world.node(name).configure(relays=[relay], network="regtest", top=f"min_price_msats = {PRICE}")
+    node = world.node(name).configure(relays=[relay], network="regtest", top=TOP, more=MORE)
     (node.root / "connection").write_text(connection)
     command = [sys.executable, "-m", "tests.lightning.daemon_process", "--home", str(node.root), "-m", mode]
     node.daemon = Daemon(command, world.directory / f"{name}.out")
