@@ -25,6 +25,7 @@ from pylon.config import Bind, Config, DeadlinesConfig
 from pylon.daemon.embedded_relay import EmbeddedRelay
 from pylon.daemon.hosting import Hosting, assemble
 from pylon.daemon.housekeeping import keep_house
+from pylon.daemon.nwc_home import open_nwc_wallet
 from pylon.daemon.wallets import Wallets, open_wallets
 from pylon.errors import ConfigError, ModelMissing, NotFound, SealError, brief
 from pylon.host.deeds import Deeds
@@ -135,6 +136,8 @@ async def open_runtime(
             if config.enable_payments or mode != "provider" or config.network == "simnet"
             else None
         )
+        if wallets is not None and config.wallet.kind == "nwc":
+            wallets = await stack.enter_async_context(open_nwc_wallet(wallets, home, config, store, clock, rng))
         wallet = None if wallets is None else wallets.own
         locks = stack.enter_context(SeedLocks()) if mode in ("host", "both") else None
         nursery = await stack.enter_async_context(trio.open_nursery())

@@ -91,7 +91,7 @@ async def _check_books(runtime: Runtime, say: Callable[[str], None]) -> None:
             hosting = runtime.hosting
             report = await books.audit(
                 runtime.store,
-                runtime.wallet,
+                None if runtime.config.wallet.kind == "nwc" else runtime.wallet,
                 runtime.clock,
                 keeper=None if hosting is None else hosting.agents.keeper,
                 agents=None if hosting is None else hosting.owned(),

@@ -193,7 +193,7 @@ class Verbs:
         hosting = None if self.agents is None else self.agents.hosting
         found = await books.audit(
             self.store,
-            self.wallet,
+            None if self.config.wallet.kind == "nwc" else self.wallet,  # others may use it, too
             self.clock,
             keeper=None if hosting is None else hosting.agents.keeper,
             agents=None if hosting is None else hosting.owned(),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import attrs
+import orjson
 
 from protocols import nip47_methods
 from protocols.nip47 import PAGE, ErrorCode, Failure, Nip47Invalid
@@ -21,6 +23,8 @@ from protocols.nip47_methods import (
 from pylon import errors
 from pylon.errors import BudgetExceeded, InsufficientFunds, NotSupported, PaymentFailed, PaymentUnknown, WalletError
 from pylon.money import Msat
+from pylon.store import settings
+from pylon.store.database import Store
 from pylon.wallets.nwc_client import NoAnswer, NotAsked, NwcClient, Refused
 
 LOOK_SECONDS = 16.0
@@ -30,9 +34,13 @@ LOOK_SECONDS = 16.0
 class NwcLink:
     """See the module. Every method raises ``WalletError``; one of ``nwc_client`` only where it says so."""
 
-    def __init__(self, client: NwcClient) -> None:
+    def __init__(self, client: NwcClient, store: Store, wallet: str) -> None:
+        """``wallet``: its name in the store, where what it has said of itself is remembered."""
         self._client = client
+        self._store = store
+        self._key = f"nwc:{wallet}"
         self._service: ServiceInfo | None = None
+        self._confirmed = False
 
     @property
     def notifies(self) -> bool:
@@ -40,25 +48,43 @@ class NwcLink:
         return self._service is not None and bool(self._service.notifications)
 
     async def service(self) -> ServiceInfo:
-        """Who it is, asked until it has said so."""
-        if self._service is None:
-            published = await self._client.info()
-            listed = () if published is None else published.methods
+        """Who it is. A wallet that is away is taken for what it was the last time."""
+        if not self._confirmed:
             try:
-                service = ServiceInfo.read(await self._client.ask(GET_INFO, {}))
-            except Refused as error:
-                if error.failure.code not in (ErrorCode.NOT_IMPLEMENTED, ErrorCode.RESTRICTED) or not listed:
-                    raise error_of(error.failure) from None
-                service = ServiceInfo()
-            except (NotAsked, NoAnswer):
-                raise unreachable() from None
-            except Nip47Invalid as error:
-                raise WalletError(f"the wallet's answer cannot be read: {error}") from None
-            told = () if published is None else published.notifications
-            self._service = attrs.evolve(
-                service, methods=service.methods or listed, notifications=service.notifications or told
-            )
+                self._service = await self._ask_who()
+                self._confirmed = True
+                told = orjson.dumps(self._service.result()).decode()
+                if settings.get(self._store, self._key) != told:
+                    await self._store.write(functools.partial(settings.put, key=self._key, value=told))
+            except Unreachable:
+                self._service = self._service or self._remembered()
+                if self._service is None:
+                    raise
+        assert self._service is not None
         return self._service
+
+    def _remembered(self) -> ServiceInfo | None:
+        text = settings.get(self._store, self._key)
+        try:
+            return None if text is None else ServiceInfo.read(orjson.loads(text))
+        except (ValueError, TypeError, AttributeError):
+            return None
+
+    async def _ask_who(self) -> ServiceInfo:
+        published = await self._client.info()
+        listed = () if published is None else published.methods
+        try:
+            service = ServiceInfo.read(await self._client.ask(GET_INFO, {}))
+        except Refused as error:
+            if error.failure.code not in (ErrorCode.NOT_IMPLEMENTED, ErrorCode.RESTRICTED) or not listed:
+                raise error_of(error.failure) from None
+            service = ServiceInfo()
+        except (NotAsked, NoAnswer):
+            raise unreachable() from None
+        except Nip47Invalid as error:
+            raise WalletError(f"the wallet's answer cannot be read: {error}") from None
+        told = () if published is None else published.notifications
+        return attrs.evolve(service, methods=service.methods or listed, notifications=service.notifications or told)
 
     async def need(self, method: str, what: str) -> None:
         """Raises ``NotSupported`` where the wallet does not have a method."""
@@ -147,9 +173,12 @@ _KINDS: dict[str, type[WalletError]] = {
 """What another Pylon says beyond the protocol (``Failure.detail``)."""
 
 
-def unreachable() -> WalletError:
+class Unreachable(WalletError):
     """Nothing was sent, or nothing that matters."""
-    return WalletError(
+
+
+def unreachable() -> Unreachable:
+    return Unreachable(
         "the wallet does not answer on any relay of its connection",
         "is it running, and is the connection still open? pylon wallet status",
     )

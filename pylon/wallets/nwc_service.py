@@ -216,7 +216,10 @@ class WalletService:
                 if old is not None:
                     old.cancel()
                 old = scope
-                await changed.receive()
+                try:
+                    await changed.receive()
+                except trio.EndOfChannel:
+                    raise StoreError("the store was closed under the wallet's connections") from None
 
     def _welcome(self, known: list[Connection]) -> None:
         for connection in known:
@@ -328,14 +331,18 @@ class WalletService:
             return await self._refuse_unread(
                 guest, event, Failure(ErrorCode.UNSUPPORTED_ENCRYPTION, "nip44_v2 and nip04 are spoken here")
             )
-        if abs(now - event.created_at) > MAX_AGE:
-            return await self._refuse_unread(
-                guest, event, Failure(ErrorCode.OTHER, "the request's time is not ours: is the clock right?")
-            )
         try:
             request = nip47.open_request(event, guest.secret)
         except Nip47Invalid as error:
             log.debug("%s: a request that cannot be read: %s", connection.name, error)
+            return None
+        if abs(now - event.created_at) > MAX_AGE:
+            stale = WalletError("the request's time is not ours: is the clock right?")
+            if request.method == PAY_INVOICE:
+                # Written down, so that one from the future is not paid when its time has come.
+                return await self._refuse(guest, request, stale)
+            answer: Mapping[str, Any] | Failure = failure_of(stale)
+            self._send(guest, self._response(guest, request.id, request.method, request.encryption, answer))
             return None
         if request.method == PAY_INVOICE:
             return await self._pay(guest, request)
