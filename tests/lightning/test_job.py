@@ -121,7 +121,7 @@ async def test_a_payment_on_its_way_counts_is_not_repeated_and_settles_late(ligh
         async with shop.selling() as (provider, sales), home.buying() as (buyer, purchases):
             begun = await buyer.buy("Are you slow?", bid=BID, max_tokens=32)
             await until(lambda: unsettled(lightning.payer), 30, "a payment is on its way")
-            await trio.sleep(3)
+            await trio.sleep(5)  # long enough for a look at the invoice
             paying = buyer.records.load(purchases, begun.id)
             assert paying.state is PurchaseState.PAYING
             assert intents.committed(purchases, "", since=0.0) == PRICE + max_fee(PRICE)
