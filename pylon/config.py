@@ -244,7 +244,7 @@ class ProviderConfig:
 
 @attrs.frozen(kw_only=True)
 class ApiConfig:
-    """The HTTP interface: for now what makes agents zappable (LNURL-pay). The other paths want the token."""
+    """The HTTP interface: OpenAI's API, and what makes agents zappable (LNURL-pay), which alone wants no token."""
 
     enabled: bool = _key(FLAG, True)
     """Serve it."""
@@ -254,6 +254,14 @@ class ApiConfig:
     """Under which the world reaches it, by https: agents are zapped as NAME@public_name. Empty: by nobody outside."""
     zap_max_sats: int = _key(_integer(1, MAX_MSAT // 1_000, "sats"), 1_000_000)
     """The most that one payment to an agent may bring, sats."""
+    concurrency: int = _key(_integer(1, 100, "calls"), 16)
+    """How many completions run at a time; more are told to come again (429)."""
+    market: bool = _key(FLAG, False)
+    """Buy what is answered from the market, within the two budgets below and those of ``[wallet]``."""
+    budget_day_msats: Msat = _key(_integer(0, MAX_MSAT, "msats"), Msat(1_000_000))
+    """For what the API buys in any 24 hours, fees included, millisatoshi; 0 means nothing."""
+    budget_each_msats: Msat = _key(_integer(0, MAX_MSAT, "msats"), Msat(100_000))
+    """For one answer that the API buys, the fee not included, millisatoshi."""
     bind_given: bool = attrs.field(default=False, eq=False)
     """Whether ``bind`` was set, and is not the default. No key."""
 
@@ -618,6 +626,10 @@ network = "{network}"{remark}
 # bind = "127.0.0.1:9899"
 # public_name = ""  # "agents.example.com": the world zaps your agents as NAME@agents.example.com
 # zap_max_sats = 1000000
+# concurrency = 16
+# market = false  # true: /v1 buys its answers from the market
+# budget_day_msats = 1000000  # for what it buys in any 24 hours, fees included; 0 means nothing
+# budget_each_msats = 100000  # for one answer
 
 [wallet]
 # kind = "nwc"  # a wallet that you have already; its connection string in keys/wallet.nwc (0600), or PYLON_NWC_URI

@@ -246,6 +246,10 @@ class Buyer:
                     return record
                 await changed.receive()
 
+    async def announced(self) -> list[Announcement]:
+        """Who sells, as it was heard a moment ago or as the relays say now."""
+        return self._market.remembered() or await self._market.ask()
+
     def pays(self, purchase_id: str) -> bool:
         """Whether it is paying for this purchase, and sees to the payment's end. Raises ``SealError``."""
         record = self.records.load(self._store, purchase_id)

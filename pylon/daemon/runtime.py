@@ -254,7 +254,7 @@ def _is_driven(intent: Intent, buyer: Buyer, deeds: Deeds | None) -> bool:
 
 def _purse(wallet: Wallet, store: Store, clock: Clock, config: Config) -> Purse:
     """The home's own."""
-    return Purse(wallet, store, clock, limits=home_limits(config.wallet))
+    return Purse(wallet, store, clock, limits=home_limits(config.wallet, config.api))
 
 
 def _accounts(home: Account, agents: Accounts | None = None) -> Accounts:

@@ -336,14 +336,24 @@ def spent_in(source: Reads, scope: str) -> Msat:
     )
 
 
-def committed(source: Reads, owner: str, *, since: float, purpose: str | None = None, payee: str | None = None) -> Msat:
+def committed(
+    source: Reads,
+    owner: str,
+    *,
+    since: float,
+    purpose: str | None = None,
+    payee: str | None = None,
+    scope: str | None = None,
+) -> Msat:
     """What a rolling budget has to count: settled after ``since`` with fees, and all that is pending, however old.
 
-    Of one ``purpose``, or of all but withdrawals; to one ``payee``, or to anybody.
+    Of one ``purpose``, or of all but withdrawals; to one ``payee``, or to anybody; of one ``scope``, or of any.
     """
     which, named = ("purpose <> ?", [WITHDRAWAL]) if purpose is None else ("purpose = ?", [purpose])
     if payee is not None:
         which, named = f"payee = ? AND payee <> '' AND {which}", [payee, *named]
+    if scope is not None:
+        which, named = f"scope = ? AND {which}", [scope, *named]
     settled = _sum(
         source,
         f"SELECT SUM({_RESERVED}) AS n FROM intents"

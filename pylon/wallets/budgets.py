@@ -68,6 +68,8 @@ class Budget:
     """For everything of its owner to this payee in any 24 hours, fees included."""
     max_fee: Msat | None = None
     """The highest fee, where that is less than ``pylon.money.max_fee``."""
+    scope_day: Msat | None = None
+    """For everything of its scope in any 24 hours, fees included."""
     approve_above: Msat | None = None
     """A larger amount waits for the operator's yes. It is reserved like any other."""
 
@@ -123,6 +125,9 @@ def rooms(source: Reads, spend: Spend, budget: Budget, now: float) -> list[Room]
     if budget.purpose_day is not None:
         gone = intents.committed(source, spend.owner, since=since, purpose=spend.purpose)
         add(f"the budget of 24 hours for {spend.purpose}", spend.purpose, budget.purpose_day, gone)
+    if budget.scope_day is not None:
+        gone = intents.committed(source, spend.owner, since=since, scope=spend.scope)
+        add(f"the budget of 24 hours for {spend.scope}", spend.scope, budget.scope_day, gone)
     if budget.payee_day is not None and spend.payee:
         gone = intents.committed(source, spend.owner, since=since, payee=spend.payee)
         add("the budget of 24 hours for this payee", f"payee {spend.payee[:20]}", budget.payee_day, gone)

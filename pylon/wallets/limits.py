@@ -6,15 +6,23 @@ What programs buy on the home's account names the part that it belongs to, its *
 
 from __future__ import annotations
 
-from pylon.config import WalletConfig
+import attrs
+
+from pylon.config import ApiConfig, WalletConfig
 from pylon.money import Msat, sats
 from pylon.store.database import Reads
 from pylon.store.intents import PURCHASE
 from pylon.wallets.budgets import UNBOUNDED, Budget, Limits, Spend
 
+API_SCOPE = "api"
+"""Of what the HTTP API buys for its callers."""
 
-def home_limits(config: WalletConfig) -> Limits:
-    """The budgets of the home; its day counts everything that the home buys, by hand or not."""
+
+def home_limits(config: WalletConfig, api: ApiConfig | None = None) -> Limits:
+    """The budgets of the home; its day counts everything that the home buys, by hand or not.
+
+    :param api: what bounds ``API_SCOPE`` beside them; without it nothing more does.
+    """
     budget = Budget(
         per_scope=None,
         per_day=_bound(config.budget_day_sats),
@@ -24,9 +32,15 @@ def home_limits(config: WalletConfig) -> Limits:
         max_fee=_bound(config.max_fee_sats),
         approve_above=_bound(config.approve_above_sats),
     )
+    gateway = budget
+    if api is not None:
+        each = min(bound for bound in (api.budget_each_msats, budget.each) if bound is not None)
+        gateway = attrs.evolve(budget, each=each, scope_day=api.budget_day_msats)
 
     def limits(source: Reads, spend: Spend) -> Budget:
-        return UNBOUNDED if _by_hand(spend) else budget
+        if _by_hand(spend):
+            return UNBOUNDED
+        return gateway if spend.scope == API_SCOPE else budget
 
     return limits
 

@@ -1,0 +1,106 @@
+"""What stands between the API and whoever answers: the ``Answerer`` port, and this machine's own backends behind it.
+
+The other implementation buys its answers (``pylon.api.gateway``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Protocol
+
+import attrs
+
+from pylon.api.openai_shapes import ApiError, model_not_found
+from pylon.errors import BackendTimeout, BackendUnavailable, InferenceError, ModelMissing, brief
+from pylon.groups import cause
+from pylon.inference.port import DEFAULT_DEADLINES, Chunk, Deadlines, InferenceRequest, ModelInfo
+from pylon.inference.router import Router
+
+PAID_HEADER, FEE_HEADER, JOB_HEADER = "x-pylon-paid-msats", "x-pylon-fee-msats", "x-pylon-job"
+"""What an answer has cost, where it was bought, and its job."""
+RETRY_SECONDS = 5
+"""What a client is told to wait for a backend that is away."""
+
+
+@attrs.define(eq=False)
+class Answer:
+    """One answer on its way. ``model`` and ``headers`` are known once the first chunk is."""
+
+    chunks: AsyncIterator[Chunk]
+    model: str
+    """The one that answers."""
+    headers: dict[str, str] = attrs.field(factory=dict)
+    """What else the caller is told: what it has cost."""
+
+
+class Answerer(Protocol):
+    @property
+    def default_tokens(self) -> int:
+        """The longest answer where a call names none."""
+        ...
+
+    async def models(self) -> list[ModelInfo]:
+        """What it answers with. Raises ``PylonError``."""
+        ...
+
+    def stream(self, request: InferenceRequest) -> AbstractAsyncContextManager[Answer]:
+        """``async with answerer.stream(request) as answer: async for chunk in answer.chunks``.
+
+        An empty model asks for whatever answers by default. Leaving the block ends the generation, where it can be
+        ended. Raises ``ApiError`` and ``PylonError``.
+        """
+        ...
+
+
+class LocalAnswerer:
+    """The backends of this machine."""
+
+    default_tokens = 1_024
+
+    def __init__(self, router: Router, deadlines: Deadlines = DEFAULT_DEADLINES) -> None:
+        self._router = router
+        self._deadlines = deadlines
+
+    async def models(self) -> list[ModelInfo]:
+        return await self._router.models()
+
+    @asynccontextmanager
+    async def stream(self, request: InferenceRequest) -> AsyncIterator[Answer]:
+        """A model that was named and is not there is an error: whoever names one branches on it."""
+        route = await self._router.resolve(request.model)
+        if route.substituted and request.model:
+            raise model_not_found(request.model)
+        async with self._router.stream(attrs.evolve(request, model=route.model), self._deadlines) as chunks:
+            yield Answer(chunks, route.model)
+
+
+_STATUS: Mapping[type[InferenceError], tuple[int, str]] = {
+    ModelMissing: (404, "model_not_found"),
+    BackendUnavailable: (503, "backend_unavailable"),
+    BackendTimeout: (503, "backend_timeout"),
+}
+
+
+def as_api_error(error: BaseException) -> ApiError:
+    """What a caller is told of whatever went wrong: our own words, never a stranger's."""
+    found = cause(error)
+    if isinstance(found, ApiError):
+        return found
+    if not isinstance(found, InferenceError):
+        return ApiError(500, "The server had an error.", "server_error", kind="server_error")
+    for kind, (status, code) in _STATUS.items():
+        if isinstance(found, kind):
+            later = RETRY_SECONDS if status == 503 else None
+            return ApiError(status, said(found), code, kind="server_error", retry_after=later)
+    return ApiError(500, said(found), "inference_failed", kind="server_error")
+
+
+def said(error: InferenceError) -> str:
+    return f"{error.message[:1].upper()}{error.message[1:]}" + (f" ({error.hint})" if error.hint else "")
+
+
+def told(error: BaseException) -> str:
+    """The same for the log."""
+    found = cause(error)
+    return found.message if isinstance(found, ApiError) else brief(found)

@@ -1,0 +1,235 @@
+"""The market behind the API: each call buys its answer from a provider, within a budget.
+
+Rules
+-----
+1. A call is one purchase of the home's, with the scope ``SCOPE``: the purse holds it against the home's own limits and
+   those of the gateway, in the transaction that reserves (``pylon.wallets.limits``). Here it is only asked beforehand
+   what they leave, so that a call that cannot be paid for is refused at once.
+2. Words are passed on as the provider sends them. What was passed on cannot be taken back: if the result does not go
+   on where they ended, the call ends with an error that names the job, whose result is kept.
+3. Nothing tempts a client into paying twice: an error after a payment says that it is not worth another try.
+4. A caller that leaves ends nothing: what was asked may be paid already, and its answer is kept in ``pylon job``.
+
+Providers count no tokens for us: usage is an estimate. Stop sequences are cut here, for a request carries none.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import orjson
+import trio
+
+from protocols.json_schema import MAX_CHARS, SchemaInvalid, read_schema
+from pylon.api.answerer import FEE_HEADER, JOB_HEADER, PAID_HEADER, Answer
+from pylon.api.openai_shapes import ApiError, flatten, model_not_found
+from pylon.compute.buyer import Buyer
+from pylon.compute.purchase import Purchase, PurchaseState
+from pylon.errors import PylonError
+from pylon.inference.port import Chunk, InferenceRequest, ModelInfo
+from pylon.money import Msat, format_msat
+from pylon.store.database import Store
+from pylon.wallets.limits import API_SCOPE as SCOPE
+from pylon.wallets.purse import Purse
+
+MAX_PROMPT_CHARS = 32_000
+"""What a provider reads at most."""
+WALLET_SECONDS = 15.0
+_ONCE = (("x-should-retry", "false"),)
+"""OpenAI's own clients heed it."""
+
+
+class MarketAnswerer:
+    """Buys each answer.
+
+    :param most: for one answer, fee not included.
+    :param network: as providers announce it.
+    :param scope: of the purchases; the empty one is for what somebody buys by hand, bounded by ``most`` alone.
+    """
+
+    default_tokens = 256
+
+    def __init__(
+        self, buyer: Buyer, purse: Purse, store: Store, *, most: Msat, network: str, scope: str = SCOPE
+    ) -> None:
+        self._buyer = buyer
+        self._purse = purse
+        self._store = store
+        self._most = most
+        self._network = network
+        self._scope = scope
+
+    async def models(self) -> list[ModelInfo]:
+        """Those that providers of this network announce now."""
+        found = await self._buyer.announced()
+        names = {name for each in found if each.network in ("", self._network) for name in each.models}
+        return [ModelInfo(name, "market") for name in sorted(names)]
+
+    @asynccontextmanager
+    async def stream(self, request: InferenceRequest) -> AsyncIterator[Answer]:
+        prompt = flatten(request.messages)
+        if len(prompt) > MAX_PROMPT_CHARS:
+            raise ApiError(
+                400,
+                f"The messages have {len(prompt):,} characters; at most {MAX_PROMPT_CHARS:,} are sent to the market.",
+                "context_length_exceeded",
+                param="messages",
+            )
+        if not prompt.strip():
+            raise ApiError(400, "There is nothing to answer.", "empty_prompt", param="messages")
+        params = _params(request)
+        bid = await self._bid()
+        purchase = await self._buyer.buy(
+            prompt,
+            bid=bid,
+            max_tokens=request.max_tokens,
+            model=request.model or None,
+            scope=self._scope,
+            params=params,
+        )
+        with self._buyer.watch(purchase.id) as partials:
+            yield _Bought(self._buyer, self._store, purchase, partials, self._why_failed).answer
+
+    async def _bid(self) -> Msat:
+        """The most that this answer may cost now. Raises ``ApiError``."""
+        try:
+            with trio.fail_after(WALLET_SECONDS):
+                spendable = (await self._purse.wallet.balance()).spendable
+            left = self._purse.affordable(self._store, scope=self._scope, spendable=spendable)
+        except (PylonError, trio.TooSlowError) as error:
+            why = error.message if isinstance(error, PylonError) else "the wallet did not answer in time"
+            raise ApiError(
+                503, f"Nothing can be bought now: {why}.", "wallet_unavailable", kind="server_error", headers=_ONCE
+            ) from None
+        if left < 1:
+            raise quota_exceeded("the budgets of this home, or its balance, carry no answer now")
+        return min(left, self._most)
+
+    async def _why_failed(self, record: Purchase) -> ApiError:
+        """What the caller is told of a purchase that ended without an answer."""
+        job = f"job {record.id[:16]}"
+        headers = (*_costs(record), *_ONCE)
+        if record.state is PurchaseState.LOST:
+            words = f"{job} was paid, and no answer came in time; a late one is kept: pylon job status {record.id[:16]}"
+            return ApiError(503, f"The {words}.", "answer_lost", kind="server_error", headers=headers)
+        if record.state is PurchaseState.CREDITED:
+            words = f"the provider failed, and owes {format_msat(record.credit)} for {job}"
+            return ApiError(
+                503, f"{words[:1].upper()}{words[1:]}.", "provider_failed", kind="server_error", headers=headers
+            )
+        try:
+            left = await self._bid()
+        except ApiError as error:
+            return error
+        if left < record.bid or (record.bid < self._most and not record.tried):
+            return quota_exceeded(record.reason)
+        if record.model and not record.tried and record.model not in {model.id for model in await self.models()}:
+            return model_not_found(record.model)
+        return ApiError(
+            503, f"No provider has answered: {record.reason}.", "no_provider", kind="server_error", headers=headers
+        )
+
+
+def quota_exceeded(why: str) -> ApiError:
+    """Status 429, as OpenAI has it; another try before the budget has room again is of no use."""
+    return ApiError(
+        429,
+        f"The budget is spent: {why}. See [api] and [wallet] in config.toml, and pylon wallet balance.",
+        "insufficient_quota",
+        kind="insufficient_quota",
+        headers=_ONCE,
+    )
+
+
+def _params(request: InferenceRequest) -> tuple[tuple[str, str], ...]:
+    """What a NIP-90 request can say of it. Raises ``ApiError``."""
+    params = []
+    for name in ("temperature", "top_p", "seed"):
+        value = getattr(request, name)
+        if value is not None:
+            params.append((name, f"{value:g}" if isinstance(value, float) else str(value)))
+    if request.json_schema is not None:
+        text = orjson.dumps(request.json_schema).decode()
+        try:
+            read_schema(text)
+        except SchemaInvalid as error:
+            raise ApiError(
+                400,
+                f"The schema cannot be sent to the market (at most {MAX_CHARS:,} characters): {error}.",
+                "invalid_schema",
+                param="response_format",
+            ) from None
+        params.append(("json_schema", text))
+    return tuple(params)
+
+
+def _costs(record: Purchase) -> tuple[tuple[str, str], ...]:
+    return (PAID_HEADER, str(record.paid)), (FEE_HEADER, str(record.fee)), (JOB_HEADER, record.id)
+
+
+class _Bought(AsyncIterator[Chunk]):
+    """The words of one purchase, as they come."""
+
+    def __init__(
+        self,
+        buyer: Buyer,
+        store: Store,
+        purchase: Purchase,
+        partials: trio.MemoryReceiveChannel[str],
+        why_failed: Callable[[Purchase], Awaitable[ApiError]],
+    ) -> None:
+        self._buyer = buyer
+        self._store = store
+        self._id = purchase.id
+        self._partials = partials
+        self._why_failed = why_failed
+        self._said = ""
+        self._over = False
+        self.answer = Answer(self, purchase.model or "market")
+        self.answer.headers[JOB_HEADER] = purchase.id
+
+    async def __anext__(self) -> Chunk:
+        while not self._over:
+            text = await self._next()
+            if isinstance(text, Purchase):
+                return await self._last(text)
+            if len(text) > len(self._said) and text.startswith(self._said):
+                if not self._said:
+                    self._tell(self._buyer.records.load(self._store, self._id))
+                more, self._said = text[len(self._said) :], text
+                return Chunk(more)
+        raise StopAsyncIteration
+
+    async def _next(self) -> str | Purchase:
+        """All the words so far, or how it ended."""
+        found: list[str | Purchase] = []
+
+        async def look(wait: Callable[[], Awaitable[str | Purchase]]) -> None:
+            found.append(await wait())
+            nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(look, self._partials.receive)
+            nursery.start_soon(look, functools.partial(self._buyer.finished, self._id))
+        return next((end for end in found if isinstance(end, Purchase)), found[0])
+
+    async def _last(self, record: Purchase) -> Chunk:
+        self._over = True
+        self._tell(record)
+        if record.state is not PurchaseState.ANSWERED:
+            raise await self._why_failed(record)
+        text = record.text or ""
+        if not text.startswith(self._said):
+            raise ApiError(
+                500,
+                f"The provider began anew; the whole answer is kept: pylon job status {record.id[:16]}.",
+                "answer_changed",
+                kind="server_error",
+            )
+        return Chunk(text[len(self._said) :], "stop")
+
+    def _tell(self, record: Purchase | None) -> None:
+        if record is not None:
+            self.answer.headers.update(_costs(record))

@@ -1,0 +1,322 @@
+"""OpenAI's own package against the API, answered by a scripted backend."""
+
+from __future__ import annotations
+
+import json
+
+import httpx
+import openai
+import pytest
+import trio
+
+from pylon.api import openai_routes
+from pylon.api.guard import MAX_BODY_BYTES
+from pylon.errors import BackendTimeout, BackendUnavailable, InferenceError
+from pylon.testing.backend import Reply, ScriptedBackend
+from tests.pylon.api.openai_client import local, open_client
+from tests.pylon.api.serving import BEARER
+from tests.pylon.market import until
+
+WORDS = "it is not known why, and never was"
+
+
+def joined(pieces) -> str:
+    return "".join(piece.choices[0].delta.content or "" for piece in pieces if piece.choices)
+
+
+async def raised(client, kind, call):
+    with pytest.raises(kind) as info:
+        await client.run(call)
+    return info.value
+
+
+def ask(**options):
+    said = {"model": "scripted-1", "messages": [{"role": "user", "content": "why?"}], **options}
+    return lambda client: client.chat.completions.create(**said)
+
+
+async def test_a_chat():
+    backend = ScriptedBackend(WORDS)
+    async with open_client(local(backend)) as client:
+        answer = await client.chat(
+            "why is it so?", temperature=0.5, top_p=0.9, seed=7, max_completion_tokens=50, stop=["never mind"]
+        )
+    assert answer.object == "chat.completion"
+    assert answer.id.startswith("chatcmpl-")
+    assert answer.model == "scripted-1"
+    (choice,) = answer.choices
+    assert (choice.message.role, choice.message.content, choice.finish_reason) == ("assistant", WORDS, "stop")
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (4, 8, 12)
+    (request,) = backend.requests
+    assert [(message.role, message.content) for message in request.messages] == [("user", "why is it so?")]
+    assert (request.temperature, request.top_p, request.seed, request.max_tokens) == (0.5, 0.9, 7, 50)
+    assert request.stop == ("never mind",)
+
+
+async def test_a_chat_of_many_turns_and_parts():
+    backend = ScriptedBackend(WORDS)
+    turns = [
+        {"role": "developer", "content": "be brief"},
+        {"role": "user", "content": [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]},
+        {"role": "assistant", "content": None},
+        {"role": "user", "name": "bob", "content": "three"},
+    ]
+    async with open_client(local(backend)) as client:
+        await client.chat(messages=turns)
+    said = [(message.role, message.content) for message in backend.requests[0].messages]
+    assert said == [("system", "be brief"), ("user", "one\ntwo"), ("assistant", ""), ("user", "three")]
+
+
+async def test_a_streamed_chat():
+    async with open_client(local(ScriptedBackend(WORDS))) as client:
+        pieces = await client.pieces(stream_options={"include_usage": True})
+        plain = await client.pieces()
+        answer = await client.chat()
+    assert {piece.object for piece in pieces} == {"chat.completion.chunk"}
+    assert len({(piece.id, piece.created, piece.model) for piece in pieces}) == 1
+    assert pieces[0].choices[0].delta.role == "assistant"
+    assert joined(pieces) == joined(plain) == answer.choices[0].message.content == WORDS
+    assert [piece.choices[0].finish_reason for piece in plain if piece.choices[0].finish_reason] == ["stop"]
+    assert plain[-1].choices[0].finish_reason == "stop"
+    assert all(piece.usage is None for piece in [*plain, *pieces[:-1]])
+    assert pieces[-1].choices == []
+    assert pieces[-1].usage.completion_tokens == 8
+    assert len([piece for piece in plain if piece.choices[0].delta.content]) == 8, "word by word"
+
+
+async def test_the_stream_helper_of_the_package():
+    def call(client):
+        with client.chat.completions.stream(
+            model="scripted-1", messages=[{"role": "user", "content": "why?"}]
+        ) as stream:
+            for _ in stream:
+                pass
+            return stream.get_final_completion()
+
+    async with open_client(local(ScriptedBackend(WORDS))) as client:
+        answer = await client.run(call)
+    assert answer.choices[0].message.content == WORDS
+    assert answer.choices[0].finish_reason == "stop"
+
+
+@pytest.mark.parametrize("prompt", ["why?", ["why?"]])
+async def test_a_text_completion(prompt):
+    backend = ScriptedBackend(WORDS)
+    async with open_client(local(backend)) as client:
+        answer = await client.run(
+            lambda client: client.completions.create(model="scripted-1", prompt=prompt, max_tokens=3)
+        )
+        pieces = await client.run(
+            lambda client: list(
+                client.completions.create(
+                    model="scripted-1", prompt=prompt, stream=True, stream_options={"include_usage": True}
+                )
+            )
+        )
+    assert (answer.object, answer.choices[0].text, answer.choices[0].finish_reason) == (
+        "text_completion", "it is not", "length",
+    )  # fmt: skip
+    assert answer.usage.completion_tokens == 3
+    assert "".join(piece.choices[0].text for piece in pieces if piece.choices) == WORDS
+    assert [piece.choices[0].finish_reason for piece in pieces if piece.choices][-1] == "stop"
+    assert pieces[-1].usage.total_tokens == 9
+    assert backend.requests[0].messages[0].content == "why?"
+
+
+@pytest.mark.parametrize("stop", ["never", ["xyz", " never", "was"], [" and never", "never"]])
+async def test_stop_cuts_also_for_a_backend_that_does_not(stop):
+    backend = ScriptedBackend(WORDS)
+    async with open_client(local(backend)) as client:
+        answer = await client.chat(stop=stop)
+        pieces = await client.pieces(stop=stop, stream_options={"include_usage": True})
+    first = min([stop] if isinstance(stop, str) else stop, key=lambda s: WORDS.find(s) if s in WORDS else 99)
+    whole = WORDS[: WORDS.index(first)]
+    assert answer.choices[0].message.content == joined(pieces) == whole
+    assert answer.choices[0].finish_reason == "stop"
+    assert pieces[-1].usage.completion_tokens > 0
+    assert (backend.active, backend.stopped) == (0, 2), "nobody generates what nobody reads"
+
+
+async def test_models():
+    first = ScriptedBackend("x", name="one", models=("small", "org/big"))
+    second = ScriptedBackend("x", name="two", models=("small",))
+    async with open_client(local(first, second)) as client:
+        models = list(await client.run(lambda client: client.models.list()))
+        assert [(model.id, model.object, model.owned_by) for model in models] == [
+            ("small", "model", "one"),
+            ("org/big", "model", "one"),
+        ]
+        assert (await client.run(lambda client: client.models.retrieve("org/big"))).owned_by == "one"
+        error = await raised(client, openai.NotFoundError, lambda client: client.models.retrieve("gpt"))
+        assert error.code == "model_not_found"
+
+
+async def test_response_format():
+    backend = ScriptedBackend('{"a": 1}')
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    named = {"type": "json_schema", "json_schema": {"name": "it", "strict": True, "schema": schema}}
+    async with open_client(local(backend)) as client:
+        for wanted in ({"type": "text"}, {"type": "json_object"}, named):
+            await client.chat(response_format=wanted)
+    assert [request.json_schema for request in backend.requests] == [None, {"type": "object"}, schema]
+
+
+async def test_errors_by_name():
+    async with open_client(local(ScriptedBackend(WORDS))) as client:
+        cases = [
+            (openai.NotFoundError, "model_not_found", "model", {"model": "gpt-9"}),
+            (openai.BadRequestError, "unsupported_value", "n", {"n": 2}),
+            (openai.BadRequestError, "invalid_value", "temperature", {"temperature": 3}),
+            (openai.BadRequestError, "invalid_value", "max_tokens", {"max_tokens": 0}),
+            (openai.BadRequestError, "invalid_type", "messages", {"messages": []}),
+            (openai.BadRequestError, "unsupported_value", "tool_choice", {"tool_choice": "required"}),
+            (
+                openai.BadRequestError,
+                "unsupported_value",
+                "messages.[0].content",
+                {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+            ),
+        ]
+        for kind, code, param, options in cases:
+            for stream in (False, True):
+                error = await raised(client, kind, ask(stream=stream, **options))
+                assert (error.code, error.param) == (code, param)
+                assert error.body["message"]
+        other = client.another("wrong")
+        with pytest.raises(openai.AuthenticationError) as info, other:
+            await trio.to_thread.run_sync(ask(), other)
+        assert info.value.code == "invalid_api_key"
+        big = [{"role": "user", "content": "x" * (MAX_BODY_BYTES + 1)}]
+        error = await raised(client, openai.APIStatusError, ask(messages=big))
+        assert (error.status_code, error.code) == (413, "request_too_large")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "code"),
+    [
+        (BackendUnavailable("down", "start it"), openai.InternalServerError, "backend_unavailable"),
+        (BackendTimeout("slow"), openai.InternalServerError, "backend_timeout"),
+        (InferenceError("broke"), openai.InternalServerError, "inference_failed"),
+        (ZeroDivisionError("the secret is 1234"), openai.InternalServerError, "server_error"),
+    ],
+)
+async def test_a_backend_that_fails(error, kind, code, caplog):
+    early, late = Reply(WORDS, error=error), Reply(WORDS, error=error, fail_after=3)
+    async with open_client(local(ScriptedBackend([early, early, late, late]))) as client:
+        for stream in (False, True):
+            found = await raised(client, kind, ask(stream=stream))
+            assert found.code == code
+            assert found.status_code == (503 if code.startswith("backend") else 500)
+            assert (found.response.headers.get("retry-after") is not None) == (found.status_code == 503)
+            assert "1234" not in str(found.body)
+        assert (await raised(client, kind, ask())).code == code, "no half of an answer where it is wanted whole"
+
+        got = []
+
+        def call(client):
+            got.extend(ask(stream=True)(client))
+
+        found = await raised(client, openai.APIError, call)
+        assert found.code == code
+        assert joined(got) == "it is not"
+    assert "1234" not in caplog.text
+
+
+async def test_nobody_answers():
+    async with open_client(None) as client:
+        for call in (ask(), lambda client: client.models.list()):
+            error = await raised(client, openai.InternalServerError, call)
+            assert (error.status_code, error.code) == (503, "backend_unavailable")
+
+
+# --- clients that leave, and too many of them ---------------------------------------------------------------------
+
+
+async def test_leaving_a_stream_ends_the_generation():
+    backend = ScriptedBackend(Reply("word " * 10_000, pace=0.005))
+
+    def call(client):
+        with ask(stream=True)(client) as stream:
+            for piece in stream:
+                if piece.choices[0].delta.content:
+                    return
+
+    async with open_client(local(backend)) as client:
+        await client.run(call)
+        client.sync.close()
+        await until(lambda: backend.active == 0, 3)
+        assert backend.stopped == 1
+        await until(lambda: client.api.running == 0, 3)
+        assert "pylon_api_left_total 1.0" in client.api.metrics.text().decode()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("reply", [Reply("word " * 10_000, pace=0.05), Reply(hang_after=0)])
+async def test_leaving_before_the_first_words_ends_the_generation(stream, reply):
+    """Also where nothing was sent yet, and nothing would be for long."""
+    backend = ScriptedBackend(reply)
+    async with open_client(local(backend)) as client, client.served.client(**BEARER) as http:
+        body = {"messages": [{"role": "user", "content": "why?"}], "stream": stream}
+        with trio.move_on_after(0.5):
+            await http.post("/v1/chat/completions", json=body)
+        await http.aclose()
+        await until(lambda: backend.active == 0 and client.api.running == 0, 3)
+        assert (len(backend.requests), backend.stopped) == (1, 1)
+
+
+async def test_too_many_at_a_time():
+    backend = ScriptedBackend(Reply(WORDS, first=1.0))
+    async with open_client(local(backend), concurrency=2) as client:
+        async with trio.open_nursery() as nursery:
+            for _ in range(2):
+                nursery.start_soon(client.chat)
+            await until(lambda: backend.active == 2, 5)
+            error = await raised(client, openai.RateLimitError, ask())
+            assert error.code == "too_many_requests"
+            assert int(error.response.headers["retry-after"]) >= 1
+        assert (await client.chat()).choices[0].message.content == WORDS
+    assert len(backend.requests) == 3
+
+
+async def test_a_silence_in_a_stream_is_said_aloud(monkeypatch):
+    monkeypatch.setattr(openai_routes, "KEEP_ALIVE_SECONDS", 0.05)
+    backend = ScriptedBackend(Reply("one two", pace=0.4))
+    async with open_client(local(backend)) as client, client.served.client(**BEARER) as http:
+        body = {"messages": [{"role": "user", "content": "why?"}], "stream": True}
+        said = (await http.post("/v1/chat/completions", json=body)).text
+        assert said.count(": keep-alive") >= 3
+        assert said.endswith("data: [DONE]\n\n")
+        assert joined(await client.pieces()) == "one two"
+
+
+async def test_halves_of_characters_do_not_break_an_answer():
+    async with open_client(local(ScriptedBackend("ab\ud83d cd"))) as client:
+        assert (await client.chat()).choices[0].message.content == "ab\ufffd cd"
+        assert joined(await client.pieces()) == "ab\ufffd cd"
+
+
+async def test_metrics():
+    async with open_client(local(ScriptedBackend(WORDS))) as client, client.served.client() as http:
+        await client.chat()
+        await client.pieces()
+        await raised(client, openai.NotFoundError, ask(model="gpt"))
+        assert (await http.get("/metrics")).status_code == 401
+        answer = await http.get("/metrics", headers=BEARER)
+    assert answer.headers["content-type"].startswith("text/plain")
+    lines = answer.text.splitlines()
+    assert 'pylon_api_requests_total{path="/v1/chat/completions",status="200"} 2.0' in lines
+    assert 'pylon_api_requests_total{path="/v1/chat/completions",status="404"} 1.0' in lines
+    assert 'pylon_api_tokens_total{kind="completion"} 16.0' in lines
+    assert "pylon_api_open_streams 0.0" in lines
+    assert "pylon_api_running 0.0" in lines
+    assert "pylon_api_left_total 0.0" in lines
+    assert "pylon_api_seconds_count 3.0" in lines
+
+
+async def test_what_is_no_post():
+    async with open_client(local(ScriptedBackend(WORDS))) as client, client.served.client(**BEARER) as http:
+        assert (await http.get("/v1/chat/completions")).status_code == 405
+        answer = await http.post("/v1/chat/completions", content=b"{")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_json")
+        assert isinstance(json.loads(answer.content), dict)
+        assert isinstance(answer, httpx.Response)
