@@ -26,10 +26,11 @@ from protocols.json_schema import MAX_CHARS, SchemaInvalid, read_schema
 from pylon.api.answerer import FEE_HEADER, JOB_HEADER, PAID_HEADER, Answer
 from pylon.api.openai_shapes import ApiError, flatten, model_not_found
 from pylon.compute.buyer import Buyer
+from pylon.compute.discovery import rank
 from pylon.compute.purchase import Purchase, PurchaseState
 from pylon.errors import PylonError
 from pylon.inference.port import Chunk, InferenceRequest, ModelInfo
-from pylon.money import Msat, format_msat
+from pylon.money import MAX_MSAT, Msat, format_msat
 from pylon.store.database import Store
 from pylon.wallets.limits import API_SCOPE as SCOPE
 from pylon.wallets.purse import Purse
@@ -46,19 +47,21 @@ class MarketAnswerer:
 
     :param most: for one answer, fee not included.
     :param network: as providers announce it.
+    :param own: the buyer's public key, hex: nobody buys from itself.
     :param scope: of the purchases; the empty one is for what somebody buys by hand, bounded by ``most`` alone.
     """
 
     default_tokens = 256
 
     def __init__(
-        self, buyer: Buyer, purse: Purse, store: Store, *, most: Msat, network: str, scope: str = SCOPE
+        self, buyer: Buyer, purse: Purse, store: Store, *, most: Msat, network: str, own: str, scope: str = SCOPE
     ) -> None:
         self._buyer = buyer
         self._purse = purse
         self._store = store
         self._most = most
         self._network = network
+        self._own = own
         self._scope = scope
 
     async def models(self) -> list[ModelInfo]:
@@ -123,12 +126,19 @@ class MarketAnswerer:
             left = await self._bid()
         except ApiError as error:
             return error
-        if left < record.bid or (record.bid < self._most and not record.tried):
+        if left < record.bid or (not record.tried and self._sold(record.model)):
             return quota_exceeded(record.reason)
-        if record.model and not record.tried and record.model not in {model.id for model in await self.models()}:
+        if record.model and not record.tried and self._sold(None):
             return model_not_found(record.model)
         return ApiError(
             503, f"No provider has answered: {record.reason}.", "no_provider", kind="server_error", headers=headers
+        )
+
+    def _sold(self, model: str | None) -> bool:
+        """Whether it was for sale a moment ago, at any price."""
+        found = self._buyer.remembered()
+        return bool(
+            rank(found, bid=Msat(MAX_MSAT), model=model, network=self._network, excluded=[self._own], wanted=None)
         )
 
 

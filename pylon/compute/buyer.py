@@ -246,9 +246,13 @@ class Buyer:
                     return record
                 await changed.receive()
 
+    def remembered(self) -> list[Announcement]:
+        """Who sells, as it was heard a moment ago; nobody, where that is long ago."""
+        return self._market.remembered()
+
     async def announced(self) -> list[Announcement]:
         """Who sells, as it was heard a moment ago or as the relays say now."""
-        return self._market.remembered() or await self._market.ask()
+        return self.remembered() or await self._market.ask()
 
     def pays(self, purchase_id: str) -> bool:
         """Whether it is paying for this purchase, and sees to the payment's end. Raises ``SealError``."""

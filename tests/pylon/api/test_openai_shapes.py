@@ -7,7 +7,7 @@ import math
 
 import orjson
 import pytest
-from hypothesis import event, given
+from hypothesis import event, example, given
 from hypothesis import strategies as st
 from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
@@ -171,6 +171,11 @@ def deep(levels: int) -> dict:
         (Form.TEXT, {"prompt": "a", "suffix": "b"}, "suffix"),
         (Form.TEXT, {"prompt": "a", "echo": True}, "echo"),
         (Form.TEXT, {"prompt": "a", "stop": ["x"] * 17}, "stop"),
+        (Form.TEXT, {"prompt": "a", "max_tokens": True}, "max_tokens"),
+        (Form.TEXT, {"prompt": "a", "max_tokens": 1.5}, "max_tokens"),
+        (Form.TEXT, {"prompt": "a", "temperature": False}, "temperature"),
+        (Form.TEXT, {"prompt": "a", "seed": 1 << 70}, "seed"),
+        (Form.TEXT, {"prompt": "a", "stream": 1}, "stream"),
         (
             Form.TEXT,
             {"prompt": "a", "response_format": {"type": "json_schema", "json_schema": {"schema": deep(400)}}},
@@ -238,6 +243,8 @@ def reference_cut(text: str, stops: list[str]) -> tuple[str, bool]:
 few = st.text("ab", max_size=12)
 
 
+@example(["xaba"], ["aba", "b"])
+@example(["xaba"], ["ba", "aba"])
 @given(st.lists(few, max_size=8), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3))
 def test_a_text_is_cut_alike_however_it_came(pieces, stops):
     cutter = StopCutter(stops)

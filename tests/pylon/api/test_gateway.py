@@ -1,0 +1,301 @@
+"""OpenAI's own package against the market: each answer is bought, within the budgets, and told what it has cost."""
+
+from __future__ import annotations
+
+import functools
+import random
+from contextlib import asynccontextmanager
+
+import attrs
+import openai
+import pytest
+import trio
+
+from protocols.nip90 import JOB_TEXT, FeedbackStatus
+from pylon.api.gateway import SCOPE, MarketAnswerer
+from pylon.clock import VirtualClock
+from pylon.compute.buyer import Account, Buyer, BuyerSettings
+from pylon.compute.purchase import PurchaseState
+from pylon.config import ApiConfig, WalletConfig
+from pylon.daemon import books
+from pylon.money import Msat, sats
+from pylon.provider import server
+from pylon.store import freeze, intents
+from pylon.testing.backend import Reply, ScriptedBackend
+from pylon.wallets.limits import home_limits
+from pylon.wallets.purse import Purse
+from pylon.wallets.simnet import PREFIX
+from tests.pylon.api.openai_client import Client, open_client
+from tests.pylon.api.test_openai_routes import ask, joined, raised
+from tests.pylon.market import PRICE, Actor, account_of, open_actor, open_home, until
+
+WORDS = "it is not known why, and never was"
+
+
+@attrs.define
+class Gateway:
+    client: Client
+    buyer: Buyer
+    store: object
+
+    def jobs(self) -> list:
+        return list(self.buyer.records.where(self.store, "1 = 1 ORDER BY created_at", ()))
+
+    def spent(self) -> int:
+        return intents.committed(self.store, "", since=0.0)
+
+
+@asynccontextmanager
+async def open_gateway(home, wallet=None, **api):
+    """The API of ``home``, which buys."""
+    config = ApiConfig(market=True, **{name: Msat(value) for name, value in api.items()})
+    async with home.opened() as (store, pool), trio.open_nursery() as nursery:
+        clock = home.market.clock
+        purse = Purse(home.wallet, store, clock, limits=home_limits(wallet or WalletConfig(), config))
+        account = Account("", home.secret, purse, await home.wallet.info())
+        buyer = Buyer(
+            accounts=functools.partial(account_of, {"": account}, set()),
+            store=store,
+            pool=pool,
+            clock=clock,
+            rng=random.Random(1),
+            settings=BuyerSettings("simnet", PREFIX, patience_seconds=0.2, discovery_seconds=0.5, answer_seconds=2.0),
+        )
+        await nursery.start(buyer.run)
+        answerer = MarketAnswerer(
+            buyer, purse, store, most=config.budget_each_msats, network="simnet", own=home.secret.public.hex
+        )
+        async with open_client(answerer) as client:
+            yield Gateway(client, buyer, store)
+        assert books.report(store, None).problems == ()
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def open_seller(market, backend=None, **said):
+    """Somebody who sells, and announces it."""
+    home = await open_home(market, "seller")
+    async with home.selling(backend or ScriptedBackend(WORDS)):
+        Actor(market, home.secret, home.wallet).announce(**said)
+        yield home
+
+
+@pytest.fixture(autouse=True)
+def words_at_once(monkeypatch):
+    monkeypatch.setattr(server, "_PARTIAL_SECONDS", 0.0)
+
+
+async def test_a_chat_is_bought(market):
+    backend = ScriptedBackend(WORDS)
+    async with open_seller(market, backend), open_gateway(await open_home(market)) as gateway:
+        raw = await gateway.client.run(
+            lambda client: client.chat.completions.with_raw_response.create(
+                model="scripted-1",
+                messages=[{"role": "system", "content": "be brief"}, {"role": "user", "content": "why?"}],
+                max_tokens=40,
+                temperature=0.25,
+                seed=3,
+                response_format={"type": "json_object"},
+            )
+        )
+        answer = raw.parse()
+        (job,) = gateway.jobs()
+        assert answer.choices[0].message.content == WORDS
+        assert answer.choices[0].finish_reason == "stop"
+        assert answer.usage.total_tokens > 0
+        assert raw.headers["x-pylon-paid-msats"] == str(PRICE) == str(job.paid)
+        assert raw.headers["x-pylon-fee-msats"] == str(job.fee)
+        assert raw.headers["x-pylon-job"] == job.id
+        assert (job.scope, job.state) == (SCOPE, PurchaseState.ANSWERED)
+        metrics = gateway.client.api.metrics.text().decode()
+        assert f"pylon_api_paid_msats_total {float(PRICE)}" in metrics
+    (request,) = backend.requests
+    assert request.messages[0].content == "System: be brief\n\nUser: why?\n\nAssistant:"
+    assert (request.temperature, request.max_tokens) == (0.25, 40)
+    assert ("seed", "3") in job.params
+    assert request.json_schema == {"type": "object"}
+
+
+async def test_a_bought_stream_comes_word_by_word(market):
+    backend = ScriptedBackend(Reply(WORDS, pace=0.03))
+    async with open_seller(market, backend), open_gateway(await open_home(market)) as gateway:
+        pieces = await gateway.client.pieces(stream_options={"include_usage": True})
+        assert joined(pieces) == WORDS
+        assert len([piece for piece in pieces if piece.choices and piece.choices[0].delta.content]) > 2
+        assert pieces[-1].usage.completion_tokens > 0
+        cut = await gateway.client.pieces(stop=["never"])
+        assert joined(cut) == WORDS[: WORDS.index("never")]
+        raw = await gateway.client.run(
+            lambda client: client.chat.completions.with_raw_response.create(
+                model="", messages=[{"role": "user", "content": "why?"}], stream=True
+            )
+        )
+        assert raw.headers["x-pylon-paid-msats"] == str(PRICE)
+        assert joined(await gateway.client.run(lambda _: list(raw.parse()))) == WORDS
+
+
+async def test_models_are_those_for_sale(market):
+    async with open_seller(market, models=("b", "a")), open_gateway(await open_home(market)) as gateway:
+        other = await open_actor(market, "other")
+        other.announce(network="mainnet", models=("not-here",))
+        models = list(await gateway.client.run(lambda client: client.models.list()))
+        assert [(model.id, model.owned_by) for model in models] == [("a", "market"), ("b", "market")]
+        error = await raised(gateway.client, openai.NotFoundError, ask(model="gpt"))
+        assert error.code == "model_not_found"
+        assert gateway.spent() == 0
+
+
+async def quota(gateway):
+    error = await raised(gateway.client, openai.RateLimitError, ask())
+    assert (error.code, error.type) == ("insufficient_quota", "insufficient_quota")
+    assert error.response.headers["x-should-retry"] == "false"
+    return error
+
+
+async def test_the_budget_of_a_day_is_kept(market):
+    """Also by many who ask at once; and what is bought by hand is not bounded by it."""
+    day = 3 * (PRICE + sats(2))
+    async with open_seller(market), open_gateway(await open_home(market), budget_day_msats=day) as gateway:
+        codes = []
+
+        async def call():
+            try:
+                await gateway.client.chat()
+                codes.append("ok")
+            except openai.RateLimitError as error:
+                codes.append(error.code)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(6):
+                nursery.start_soon(call)
+        assert codes.count("ok") >= 3
+        assert set(codes) == {"ok", "insufficient_quota"}
+        while gateway.spent() + PRICE + sats(2) <= day:
+            await gateway.client.chat()
+        assert gateway.spent() <= day
+        requests = len(market.events(JOB_TEXT))
+        await quota(gateway)
+        assert gateway.spent() <= day
+        assert len(market.events(JOB_TEXT)) == requests, "nobody is asked for what cannot be paid"
+        bought = await gateway.buyer.buy("by hand", bid=sats(20), max_tokens=9)
+        assert (await gateway.buyer.finished(bought.id)).state is PurchaseState.ANSWERED
+
+
+@pytest.mark.parametrize(
+    ("wallet", "api"),
+    [
+        (WalletConfig(), {"budget_day_msats": 0}),
+        (WalletConfig(), {"budget_each_msats": 0}),
+        (WalletConfig(), {"budget_each_msats": PRICE - 1}),
+        (WalletConfig(budget_day_sats=0), {}),
+        (WalletConfig(budget_each_sats=PRICE // 1_000 - 1), {}),
+        (WalletConfig(reserve_sats=2_000), {}),
+    ],
+)
+async def test_every_bound_holds(market, wallet, api):
+    async with open_seller(market), open_gateway(await open_home(market), wallet, **api) as gateway:
+        await quota(gateway)
+        assert gateway.spent() == 0
+
+
+async def test_an_empty_wallet(market):
+    async with open_seller(market), open_gateway(await open_home(market, funds=0)) as gateway:
+        await quota(gateway)
+
+
+async def test_frozen(market):
+    async with open_seller(market), open_gateway(await open_home(market)) as gateway:
+        await gateway.store.write(lambda tx: freeze.freeze(tx, "look into it", 1.0))
+        error = await raised(gateway.client, openai.InternalServerError, ask())
+        assert (error.status_code, error.code) == (503, "wallet_unavailable")
+        assert gateway.spent() == 0
+
+
+async def test_nobody_sells(market):
+    async with open_gateway(await open_home(market)) as gateway:
+        error = await raised(gateway.client, openai.InternalServerError, ask(model=""))
+        assert (error.status_code, error.code) == (503, "no_provider")
+        assert list(await gateway.client.run(lambda client: client.models.list())) == []
+
+
+@pytest.mark.parametrize("options", [{"messages": [{"role": "user", "content": "x" * 40_000}]}, {"messages": [
+    {"role": "user", "content": " "}]}, {"response_format": {"type": "json_schema", "json_schema": {
+        "schema": {"enum": ["x" * 5_000]}}}}])  # fmt: skip
+async def test_what_cannot_be_sent_is_not_bought(market, options):
+    async with open_seller(market), open_gateway(await open_home(market)) as gateway:
+        await raised(gateway.client, openai.BadRequestError, ask(**options))
+        assert gateway.jobs() == []
+
+
+async def paid_request(gateway, seller):
+    """A call that was paid, its provider silent: the request."""
+    request = await seller.request()
+    await seller.quote(request)
+    await until(lambda: gateway.jobs()[-1].state is PurchaseState.PAID, 10)
+    return request
+
+
+async def failing(gateway, call, then):
+    """What the package raises of ``call``, while ``then`` happens."""
+    found = []
+
+    async def run():
+        found.append(await raised(gateway.client, openai.APIError, call))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        await then()
+    return found[0]
+
+
+async def test_what_was_paid_and_lost_is_told_and_not_tried_again(market):
+    seller = await open_actor(market, "seller")
+    seller.announce()
+    async with open_gateway(await open_home(market)) as gateway:
+        error = await failing(gateway, ask(), lambda: paid_request(gateway, seller))
+        assert (error.status_code, error.code) == (503, "answer_lost")
+        assert error.response.headers["x-should-retry"] == "false"
+        assert error.response.headers["x-pylon-paid-msats"] == str(PRICE)
+        assert gateway.jobs()[0].id[:16] in error.message
+
+
+async def test_a_provider_that_owes_is_named(market):
+    seller = await open_actor(market, "seller")
+    seller.announce()
+    async with open_gateway(await open_home(market)) as gateway:
+
+        async def owe():
+            request = await paid_request(gateway, seller)
+            seller.feedback(request.id, request.pubkey, FeedbackStatus.ERROR, message="broke", credit_msats=PRICE)
+
+        error = await failing(gateway, ask(), owe)
+        assert error.code == "provider_failed"
+        assert error.response.headers["x-should-retry"] == "false"
+
+
+async def test_words_that_were_said_cannot_be_taken_back(market):
+    seller = await open_actor(market, "seller")
+    seller.announce()
+    async with open_gateway(await open_home(market)) as gateway:
+
+        async def change():
+            request = await paid_request(gateway, seller)
+            seller.feedback(request.id, request.pubkey, FeedbackStatus.PARTIAL, content="one tw")
+            await trio.sleep(0.2)
+            seller.answer(request, "another one")
+
+        error = await failing(gateway, lambda client: list(ask(stream=True)(client)), change)
+        assert error.code == "answer_changed"
+        assert gateway.jobs()[0].text == "another one"
+
+
+async def test_who_leaves_loses_no_answer(market):
+    backend = ScriptedBackend(Reply(WORDS, first=0.5))
+    async with open_seller(market, backend), open_gateway(await open_home(market)) as gateway:
+        async with gateway.client.served.client(Authorization="Bearer " + gateway.client.sync.api_key) as http:
+            with trio.move_on_after(0.4):
+                await http.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "why?"}]})
+        await until(lambda: gateway.client.api.running == 0, 5)
+        await until(lambda: gateway.jobs() and gateway.jobs()[0].state is PurchaseState.ANSWERED, 10)
+        assert gateway.jobs()[0].text == WORDS
+        assert isinstance(market.clock, VirtualClock)
