@@ -2,9 +2,9 @@
 
 Rules
 -----
-1. A call is one purchase of the home's, with the scope ``SCOPE``: the purse holds it against the home's own limits and
-   those of the gateway, in the transaction that reserves (``pylon.wallets.limits``). Here it is only asked beforehand
-   what they leave, so that a call that cannot be paid for is refused at once.
+1. A call is one purchase of the home's, with the scope ``API_SCOPE``: the purse holds it against the home's own limits
+   and those of the gateway, in the transaction that reserves (``pylon.wallets.limits``). Here it is only asked
+   beforehand what they leave, so that a call that cannot be paid for is refused at once.
 2. Words are passed on as the provider sends them. What was passed on cannot be taken back: if the result does not go
    on where they ended, the call ends with an error that names the job, whose result is kept.
 3. Nothing tempts a client into paying twice: an error after a payment says that it is not worth another try.
@@ -32,7 +32,7 @@ from pylon.errors import PylonError
 from pylon.inference.port import Chunk, InferenceRequest, ModelInfo
 from pylon.money import MAX_MSAT, Msat, format_msat
 from pylon.store.database import Store
-from pylon.wallets.limits import API_SCOPE as SCOPE
+from pylon.wallets.limits import API_SCOPE
 from pylon.wallets.purse import Purse
 
 MAX_PROMPT_CHARS = 32_000
@@ -54,7 +54,7 @@ class MarketAnswerer:
     default_tokens = 256
 
     def __init__(
-        self, buyer: Buyer, purse: Purse, store: Store, *, most: Msat, network: str, own: str, scope: str = SCOPE
+        self, buyer: Buyer, purse: Purse, store: Store, *, most: Msat, network: str, own: str, scope: str = API_SCOPE
     ) -> None:
         self._buyer = buyer
         self._purse = purse

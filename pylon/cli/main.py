@@ -22,6 +22,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "start": ("pylon.cli.start:start", "Run the daemon in the foreground."),
     "status": ("pylon.cli.status:status", "Show the daemon, its relays, its agents and its wallet."),
     "agent": ("pylon.cli.agent:agent", "Spawn, fund, watch and steer agents."),
+    "infer": ("pylon.cli.infer:infer", "Ask this machine's own model, or buy an answer."),
+    "api": ("pylon.cli.api:api", "OpenAI's API: serve it, or say where it is served."),
     "job": ("pylon.cli.job:job", "Buy inference on the market."),
     "wallet": ("pylon.cli.wallet:wallet", "Balance, invoices and payments."),
     "earnings": ("pylon.cli.earnings:earnings", "What the provider has earned."),

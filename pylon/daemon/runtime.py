@@ -16,12 +16,16 @@ import attrs
 import trio
 
 from pylon.api.address import public_address
+from pylon.api.answerer import LocalAnswerer
 from pylon.api.app import build_app
+from pylon.api.metrics import Metrics
+from pylon.api.openai_routes import OpenAIApi
 from pylon.api.server import serve_api
 from pylon.api.token import load_token
 from pylon.clock import Clock, SystemClock
 from pylon.compute.buyer import Account, Accounts, Buyer, BuyerSettings
-from pylon.config import Bind, Config, DeadlinesConfig
+from pylon.config import Bind, Config
+from pylon.daemon.answering import counts, deadlines, market
 from pylon.daemon.embedded_relay import EmbeddedRelay
 from pylon.daemon.hosting import Hosting, assemble
 from pylon.daemon.housekeeping import keep_house
@@ -34,7 +38,7 @@ from pylon.host.seedlock import SeedLocks
 from pylon.identity import Identity, Unlocked, unlock
 from pylon.inference.llamacpp import EmbeddedLlama
 from pylon.inference.models import ModelFile, find, from_file, installed, models_directory
-from pylon.inference.port import Backend, Deadlines
+from pylon.inference.port import Backend
 from pylon.inference.router import Router
 from pylon.money import Msat
 from pylon.paths import Home
@@ -157,7 +161,10 @@ async def open_runtime(
         supervisor.start(ChildSpec("publisher", Publisher(pool, store, clock, rng).run))
         supervisor.start(ChildSpec("housekeeping", functools.partial(keep_house, store, clock)))
 
-        buyer, hosting, host, bound = None, None, None, None
+        buyer, hosting, host, bound, openai = None, None, None, None, None
+        if serve_http and config.api.enabled:
+            told = Metrics(counts(store, clock, pool, clock.now()))
+            openai = OpenAIApi(clock, metrics=told, concurrency=config.api.concurrency)
         if wallets is not None and wallet is not None:
             keeper = wallets.keeper
             hosting = assemble(config, identity, store, keeper, clock, rng, relays=lambda: pool.urls, pool=pool)
@@ -178,14 +185,19 @@ async def open_runtime(
             supervisor.start(ChildSpec("reconciler", reconcile))
             service = WalletService(wallet, store, pool, clock, rng, limits=home_limits(config.wallet))
             supervisor.start(ChildSpec("wallet-connect", service.run))
-            if serve_http and config.api.enabled:
-                bound = await nursery.start(_serve_api(home, config, hosting))
+            if openai is not None:
+                if config.api.market:
+                    openai.answerer = market(buyer, account.purse, store, config, identity.pubkey)
+                bound = await nursery.start(_serve_api(home, config, hosting, openai))
                 hosting.pay.address = public_address(config, bound)
                 await hosting.agents.readdress()
                 supervisor.start(ChildSpec("zaps", functools.partial(_keep_receipts, hosting)))
             if locks is not None:
                 host = Host(hosting.agents, buyer, pool, hosting.deeds, hosting.funds, locks=locks)
                 supervisor.start(ChildSpec("host", host.run))
+
+        if openai is not None and bound is None:
+            bound = await nursery.start(_serve_api(home, config, None, openai))
 
         provider, engine, off = None, None, ""
         if sell:
@@ -199,6 +211,8 @@ async def open_runtime(
             else:
                 unit = Msat(1) if wallet is None else Msat((await wallet.info()).unit_msats)
                 provider = _provider(config, identity, store, pool, wallet, unit, engine, clock, rng)
+                if openai is not None and openai.answerer is None:
+                    openai.answerer = LocalAnswerer(provider.router, deadlines(config.provider.deadlines))
                 supervisor.start(ChildSpec("provider", provider.run))
                 supervisor.start(ChildSpec("announcer", _announcer(config, identity, store, pool, provider, clock).run))
         yield Runtime(
@@ -224,8 +238,11 @@ async def open_runtime(
         )
 
 
-def _serve_api(home: Home, config: Config, hosting: Hosting) -> Callable[..., Awaitable[None]]:
-    app = build_app(hosting.pay, token=load_token(home), public_name=config.api.public_name)
+def _serve_api(
+    home: Home, config: Config, hosting: Hosting | None, openai: OpenAIApi
+) -> Callable[..., Awaitable[None]]:
+    pay = None if hosting is None else hosting.pay
+    app = build_app(pay, token=load_token(home), public_name=config.api.public_name, routes=openai.routes())
     return functools.partial(serve_api, app, config.api.bind, by_user=config.api.bind_given)
 
 
@@ -329,12 +346,8 @@ def _provider(
             default_tokens=config.provider.max_tokens,
             invoice_seconds=int(config.provider.deadlines.payment),
         ),
-        deadlines=_deadlines(config.provider.deadlines),
+        deadlines=deadlines(config.provider.deadlines),
     )
-
-
-def _deadlines(wanted: DeadlinesConfig) -> Deadlines:
-    return Deadlines(wanted.connect, wanted.first_token, wanted.between_tokens, wanted.total)
 
 
 def _announcer(

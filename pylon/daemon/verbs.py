@@ -20,6 +20,7 @@ from pylon.config import Config
 from pylon.daemon import books
 from pylon.daemon.agents import AgentVerbs
 from pylon.daemon.control import Method, Notify
+from pylon.daemon.infer import InferVerbs
 from pylon.daemon.runtime import Runtime
 from pylon.daemon.wallet_connections import ConnectVerbs
 from pylon.daemon.wallet_money import WALLET_VERBS, WalletVerbs
@@ -83,6 +84,7 @@ class Verbs:
             verbs |= self.agents.table()
         if self.runtime is not None:
             verbs["status"] = self.status
+            verbs |= InferVerbs(self.runtime).table()
         return verbs
 
     def _relays(self) -> list[str] | None:

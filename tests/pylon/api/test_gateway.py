@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from protocols.nip90 import JOB_TEXT, FeedbackStatus
-from pylon.api.gateway import SCOPE, MarketAnswerer
+from pylon.api.gateway import MarketAnswerer
 from pylon.clock import VirtualClock
 from pylon.compute.buyer import Account, Buyer, BuyerSettings
 from pylon.compute.purchase import PurchaseState
@@ -22,7 +22,7 @@ from pylon.money import Msat, sats
 from pylon.provider import server
 from pylon.store import freeze, intents
 from pylon.testing.backend import Reply, ScriptedBackend
-from pylon.wallets.limits import home_limits
+from pylon.wallets.limits import API_SCOPE, home_limits
 from pylon.wallets.purse import Purse
 from pylon.wallets.simnet import PREFIX
 from tests.pylon.api.openai_client import Client, open_client
@@ -106,7 +106,7 @@ async def test_a_chat_is_bought(market):
         assert raw.headers["x-pylon-paid-msats"] == str(PRICE) == str(job.paid)
         assert raw.headers["x-pylon-fee-msats"] == str(job.fee)
         assert raw.headers["x-pylon-job"] == job.id
-        assert (job.scope, job.state) == (SCOPE, PurchaseState.ANSWERED)
+        assert (job.scope, job.state) == (API_SCOPE, PurchaseState.ANSWERED)
         metrics = gateway.client.api.metrics.text().decode()
         assert f"pylon_api_paid_msats_total {float(PRICE)}" in metrics
     (request,) = backend.requests

@@ -1,0 +1,138 @@
+"""``infer``: one question, asked of a home's own backends or of the market, its words told as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+
+from pylon.api.answerer import FEE_HEADER, JOB_HEADER, PAID_HEADER, Answerer, LocalAnswerer
+from pylon.api.openai_shapes import ApiError, clean, finish
+from pylon.daemon.answering import deadlines, market
+from pylon.daemon.control import Method, Notify
+from pylon.daemon.runtime import Runtime
+from pylon.errors import (
+    BackendUnavailable,
+    InferenceError,
+    MarketError,
+    ModelMissing,
+    PylonError,
+    UsageError,
+    WalletError,
+)
+from pylon.inference.port import InferenceRequest, Message
+from pylon.money import MAX_MSAT, Msat
+from pylon.wallets.purse import Purse
+
+MAX_PROMPT_CHARS = 150_000
+"""A line of the control socket holds so many for certain."""
+
+
+@attrs.frozen
+class InferVerbs:
+    """The verb, over a home that runs whole."""
+
+    runtime: Runtime
+
+    def table(self) -> dict[str, Method]:
+        return {"infer": self.infer}
+
+    async def infer(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
+        """``prompt``, ``system``, ``model``, ``max_tokens``, ``temperature``; ``market``: buy it, for ``bid_msats``.
+
+        ``words`` notifications come before the result. A caller that has gone ends the generation.
+        """
+        request = read_request(params)
+        return await answer(self._answerer(params), request, notify)
+
+    def _answerer(self, params: Mapping[str, Any]) -> Answerer:
+        runtime = self.runtime
+        if params.get("market") is not True:
+            if runtime.provider is None:
+                raise BackendUnavailable(
+                    "this daemon runs no backend", "--market buys the answer; or start it with -m both"
+                )
+            return LocalAnswerer(runtime.provider.router, deadlines(runtime.config.provider.deadlines))
+        if runtime.buyer is None or runtime.wallet is None:
+            raise UsageError("this daemon does not buy", "start it with -m host or -m both")
+        bid = params.get("bid_msats")
+        if type(bid) is not int or not 0 < bid <= MAX_MSAT:
+            raise UsageError("bid_msats must be an amount, more than 0")
+        purse = Purse(runtime.wallet, runtime.store, runtime.clock)
+        own = runtime.identity.pubkey
+        return market(runtime.buyer, purse, runtime.store, runtime.config, own, most=Msat(bid))
+
+
+def read_request(params: Mapping[str, Any]) -> InferenceRequest:
+    """What is asked. Raises ``UsageError``."""
+    prompt, system, model = (_text(params, name) for name in ("prompt", "system", "model"))
+    if not prompt.strip():
+        raise UsageError("the prompt is empty", "ask something; - reads it from stdin")
+    if len(prompt) + len(system) > MAX_PROMPT_CHARS:
+        raise UsageError(f"the prompt is longer than {MAX_PROMPT_CHARS:,} characters", "ask in parts")
+    tokens, temperature = params.get("max_tokens", 256), params.get("temperature")
+    if type(tokens) is not int or not 1 <= tokens <= 1_000_000:
+        raise UsageError("max_tokens must be a whole number from 1 to 1,000,000")
+    if temperature is not None and (type(temperature) not in (int, float) or not 0 <= temperature <= 2):
+        raise UsageError("temperature must be from 0 to 2")
+    turns = [Message("system", system)] if system else []
+    return InferenceRequest(
+        model=model, messages=(*turns, Message("user", prompt)), max_tokens=tokens, temperature=temperature
+    )
+
+
+def _text(params: Mapping[str, Any], name: str) -> str:
+    value = params.get(name)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise UsageError(f"{name} must be a text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{name} is not Unicode text", "is the terminal's encoding right?") from None
+    return value
+
+
+async def answer(answerer: Answerer, request: InferenceRequest, notify: Notify) -> dict[str, Any]:
+    """The whole answer, as JSON; ``words`` notifications with its pieces come before. Raises ``PylonError``."""
+    words, reason, usage = [], None, None
+    try:
+        async with answerer.stream(request) as found:
+            async for chunk in found.chunks:
+                reason, usage = chunk.finish_reason or reason, chunk.usage or usage
+                text = clean(chunk.text)
+                words.append(text)
+                if text and await notify("words", {"text": text}) is False:
+                    break
+    except ApiError as error:
+        raise _as_pylon_error(error) from None
+    paid = found.headers.get(PAID_HEADER)
+    return {
+        "text": "".join(words),
+        "model": found.model,
+        "finish_reason": finish(reason),
+        "prompt_tokens": None if usage is None else usage.prompt_tokens,
+        "completion_tokens": None if usage is None else usage.completion_tokens,
+        "job": found.headers.get(JOB_HEADER),
+        "paid_msats": None if paid is None else int(paid),
+        "fee_msats": None if paid is None else int(found.headers[FEE_HEADER]),
+    }
+
+
+def _as_pylon_error(error: ApiError) -> PylonError:
+    """What the API would say, as a command says it."""
+    match error.code:
+        case "insufficient_quota":
+            return WalletError(error.message, "raise --bid, or look at pylon wallet balance")
+        case "model_not_found":
+            return ModelMissing(error.message, "pylon models; without --model the default answers")
+        case "no_provider" | "answer_lost" | "provider_failed" | "answer_changed":
+            return MarketError(error.message, "pylon job list shows what was bought")
+        case "wallet_unavailable":
+            return WalletError(error.message, "pylon wallet balance")
+        case _ if error.status == 400:
+            return UsageError(error.message)
+        case _:
+            return InferenceError(error.message)
