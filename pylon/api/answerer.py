@@ -44,8 +44,10 @@ class Answerer(Protocol):
         """What it answers with. Raises ``PylonError``."""
         ...
 
-    def stream(self, request: InferenceRequest) -> AbstractAsyncContextManager[Answer]:
+    def stream(self, request: InferenceRequest, *, whole: bool = False) -> AbstractAsyncContextManager[Answer]:
         """``async with answerer.stream(request) as answer: async for chunk in answer.chunks``.
+
+        :param whole: nobody reads before the end, so that words need not come before they are final.
 
         An empty model asks for whatever answers by default. Leaving the block ends the generation, where it can be
         ended. Raises ``ApiError`` and ``PylonError``.
@@ -66,7 +68,7 @@ class LocalAnswerer:
         return await self._router.models()
 
     @asynccontextmanager
-    async def stream(self, request: InferenceRequest) -> AsyncIterator[Answer]:
+    async def stream(self, request: InferenceRequest, *, whole: bool = False) -> AsyncIterator[Answer]:
         """A model that was named and is not there is an error: whoever names one branches on it."""
         route = await self._router.resolve(request.model)
         if route.substituted and request.model:

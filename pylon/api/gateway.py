@@ -71,7 +71,7 @@ class MarketAnswerer:
         return [ModelInfo(name, "market") for name in sorted(names)]
 
     @asynccontextmanager
-    async def stream(self, request: InferenceRequest) -> AsyncIterator[Answer]:
+    async def stream(self, request: InferenceRequest, *, whole: bool = False) -> AsyncIterator[Answer]:
         prompt = flatten(request.messages)
         if len(prompt) > MAX_PROMPT_CHARS:
             raise ApiError(
@@ -93,7 +93,7 @@ class MarketAnswerer:
             params=params,
         )
         with self._buyer.watch(purchase.id) as partials:
-            yield _Bought(self._buyer, self._store, purchase, partials, self._why_failed).answer
+            yield _Bought(self._buyer, self._store, purchase, None if whole else partials, self._why_failed).answer
 
     async def _bid(self) -> Msat:
         """The most that this answer may cost now. Raises ``ApiError``."""
@@ -131,7 +131,11 @@ class MarketAnswerer:
         if record.model and not record.tried and self._sold(None):
             return model_not_found(record.model)
         return ApiError(
-            503, f"No provider has answered: {record.reason}.", "no_provider", kind="server_error", headers=headers
+            503,
+            f"No provider has answered: {record.reason}.",
+            "no_provider",
+            kind="server_error",
+            headers=_costs(record),
         )
 
     def _sold(self, model: str | None) -> bool:
@@ -187,7 +191,7 @@ class _Bought(AsyncIterator[Chunk]):
         buyer: Buyer,
         store: Store,
         purchase: Purchase,
-        partials: trio.MemoryReceiveChannel[str],
+        partials: trio.MemoryReceiveChannel[str] | None,
         why_failed: Callable[[Purchase], Awaitable[ApiError]],
     ) -> None:
         self._buyer = buyer
@@ -221,7 +225,8 @@ class _Bought(AsyncIterator[Chunk]):
             nursery.cancel_scope.cancel()
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(look, self._partials.receive)
+            if self._partials is not None:
+                nursery.start_soon(look, self._partials.receive)
             nursery.start_soon(look, functools.partial(self._buyer.finished, self._id))
         return next((end for end in found if isinstance(end, Purchase)), found[0])
 
@@ -237,6 +242,7 @@ class _Bought(AsyncIterator[Chunk]):
                 f"The provider began anew; the whole answer is kept: pylon job status {record.id[:16]}.",
                 "answer_changed",
                 kind="server_error",
+                headers=(*_costs(record), *_ONCE),
             )
         return Chunk(text[len(self._said) :], "stop")
 

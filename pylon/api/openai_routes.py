@@ -189,7 +189,7 @@ class _Completion:
     async def _answer(self, send: Send, began: float, nursery: trio.Nursery) -> None:
         answerer = self._api.answering()
         call = shapes.read_call(self._form, self._body, default_tokens=answerer.default_tokens)
-        async with answerer.stream(call.request) as answer:
+        async with answerer.stream(call.request, whole=not call.stream) as answer:
             self._costs = answer.headers
             words = _Words(call, answer)
             first = await words.next()

@@ -61,6 +61,7 @@ def infer(
         raise UsageError("there is no prompt", 'pylon infer "why is the sky blue?", or pipe one in')
     if prompt in (None, "-"):
         prompt = sys.stdin.buffer.read(MAX_STDIN_BYTES).decode("utf-8", "surrogateescape").removesuffix("\n")
+    streams = not (no_stream or state.json)
     params = {
         "prompt": prompt,
         "system": system,
@@ -69,8 +70,8 @@ def infer(
         "temperature": temperature,
         "market": market,
         "bid_msats": bid,
+        "whole": not streams,
     }
-    streams = not (no_stream or state.json)
 
     def progress(method: str, data: Any) -> None:
         if streams and method == "words":

@@ -39,12 +39,13 @@ class InferVerbs:
         return {"infer": self.infer}
 
     async def infer(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
-        """``prompt``, ``system``, ``model``, ``max_tokens``, ``temperature``; ``market``: buy it, for ``bid_msats``.
+        """``prompt``, ``system``, ``model``, ``max_tokens``, ``temperature``; ``market``: buy it, for ``bid_msats``;
+        ``whole``: nobody reads it before its end.
 
         ``words`` notifications come before the result. A caller that has gone ends the generation.
         """
         request = read_request(params)
-        return await answer(self._answerer(params), request, notify)
+        return await answer(self._answerer(params), request, notify, whole=params.get("whole") is True)
 
     def _answerer(self, params: Mapping[str, Any]) -> Answerer:
         runtime = self.runtime
@@ -95,11 +96,13 @@ def _text(params: Mapping[str, Any], name: str) -> str:
     return value
 
 
-async def answer(answerer: Answerer, request: InferenceRequest, notify: Notify) -> dict[str, Any]:
+async def answer(
+    answerer: Answerer, request: InferenceRequest, notify: Notify, *, whole: bool = False
+) -> dict[str, Any]:
     """The whole answer, as JSON; ``words`` notifications with its pieces come before. Raises ``PylonError``."""
     words, reason, usage = [], None, None
     try:
-        async with answerer.stream(request) as found:
+        async with answerer.stream(request, whole=whole) as found:
             async for chunk in found.chunks:
                 reason, usage = chunk.finish_reason or reason, chunk.usage or usage
                 text = clean(chunk.text)

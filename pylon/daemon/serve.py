@@ -127,5 +127,7 @@ async def _greeting(runtime: Runtime) -> list[str]:
         lines.append(f"selling nothing: {runtime.provider_off}")
     if runtime.api is not None:
         lines.append(f"api: http://{runtime.api}")
+        if config.api.market:
+            lines.append(f"/v1 buys its answers: at most {format_msat(config.api.budget_day_msats)} in 24 hours")
     lines.append("ready")
     return lines

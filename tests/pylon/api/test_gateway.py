@@ -107,8 +107,8 @@ async def test_a_chat_is_bought(market):
         assert raw.headers["x-pylon-fee-msats"] == str(job.fee)
         assert raw.headers["x-pylon-job"] == job.id
         assert (job.scope, job.state) == (API_SCOPE, PurchaseState.ANSWERED)
-        metrics = gateway.client.api.metrics.text().decode()
-        assert f"pylon_api_paid_msats_total {float(PRICE)}" in metrics
+        metrics = gateway.client.api.metrics
+        await until(lambda: f"pylon_api_paid_msats_total {float(PRICE)}" in metrics.text().decode(), 3)
     (request,) = backend.requests
     assert request.messages[0].content == "System: be brief\n\nUser: why?\n\nAssistant:"
     assert (request.temperature, request.max_tokens) == (0.25, 40)
@@ -287,6 +287,24 @@ async def test_words_that_were_said_cannot_be_taken_back(market):
         error = await failing(gateway, lambda client: list(ask(stream=True)(client)), change)
         assert error.code == "answer_changed"
         assert gateway.jobs()[0].text == "another one"
+
+
+async def test_what_nobody_has_read_yet_may_change(market):
+    seller = await open_actor(market, "seller")
+    seller.announce()
+    async with open_gateway(await open_home(market)) as gateway:
+        said = []
+
+        async def run():
+            said.append(await gateway.client.chat())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run)
+            request = await paid_request(gateway, seller)
+            seller.feedback(request.id, request.pubkey, FeedbackStatus.PARTIAL, content="one tw")
+            await trio.sleep(0.2)
+            seller.answer(request, "another one")
+        assert said[0].choices[0].message.content == "another one"
 
 
 async def test_who_leaves_loses_no_answer(market):
