@@ -38,6 +38,8 @@ from pylon.wallets.purse import Purse
 MAX_PROMPT_CHARS = 32_000
 """What a provider reads at most."""
 WALLET_SECONDS = 15.0
+ANSWER_SECONDS = 600.0
+"""For a purchase; then its caller is told that it goes on: a payment may be pending, or wait for the operator's yes."""
 _ONCE = (("x-should-retry", "false"),)
 """OpenAI's own clients heed it."""
 
@@ -201,6 +203,7 @@ class _Bought(AsyncIterator[Chunk]):
         self._why_failed = why_failed
         self._said = ""
         self._over = False
+        self._until = trio.current_time() + ANSWER_SECONDS
         self.answer = Answer(self, purchase.model or "market")
         self.answer.headers[JOB_HEADER] = purchase.id
 
@@ -217,7 +220,7 @@ class _Bought(AsyncIterator[Chunk]):
         raise StopAsyncIteration
 
     async def _next(self) -> str | Purchase:
-        """All the words so far, or how it ended."""
+        """All the words so far, or how it ended. Raises ``ApiError`` where neither comes in time."""
         found: list[str | Purchase] = []
 
         async def look(wait: Callable[[], Awaitable[str | Purchase]]) -> None:
@@ -225,9 +228,18 @@ class _Bought(AsyncIterator[Chunk]):
             nursery.cancel_scope.cancel()
 
         async with trio.open_nursery() as nursery:
+            nursery.cancel_scope.deadline = self._until
             if self._partials is not None:
                 nursery.start_soon(look, self._partials.receive)
             nursery.start_soon(look, functools.partial(self._buyer.finished, self._id))
+        if not found:
+            raise ApiError(
+                503,
+                f"Job {self._id[:16]} takes long, and goes on: pylon job status {self._id[:16]}.",
+                "answer_pending",
+                kind="server_error",
+                headers=((JOB_HEADER, self._id), *_ONCE),
+            )
         return next((end for end in found if isinstance(end, Purchase)), found[0])
 
     async def _last(self, record: Purchase) -> Chunk:

@@ -131,7 +131,7 @@ def _as_pylon_error(error: ApiError) -> PylonError:
             return WalletError(error.message, "raise --bid, or look at pylon wallet balance")
         case "model_not_found":
             return ModelMissing(error.message, "pylon models; without --model the default answers")
-        case "no_provider" | "answer_lost" | "provider_failed" | "answer_changed":
+        case "no_provider" | "answer_pending" | "answer_lost" | "provider_failed" | "answer_changed":
             return MarketError(error.message, "pylon job list shows what was bought")
         case "wallet_unavailable":
             return WalletError(error.message, "pylon wallet balance")

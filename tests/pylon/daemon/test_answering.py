@@ -146,10 +146,12 @@ async def test_what_makes_no_sense(make, params):
 
 
 async def test_a_gateway_buys_from_another_home(make):
+    """Also where it has a backend of its own, which answers ``infer``."""
     shop, shop_config = make("shop")
     async with opened(shop, shop_config, mode="provider", backend=ScriptedBackend(WORDS)) as selling:
         home, config = make("home", {"market": True}, relays=tuple(selling.pool.urls))
-        async with opened(home, config, mode="host") as runtime:
+        async with opened(home, config, mode="both", backend=ScriptedBackend("its own")) as runtime:
+            assert (await infer(runtime))["text"] == "its own"
             async with sdk(f"http://{runtime.api}", home) as run:
                 with pytest.raises(openai.RateLimitError) as info:
                     await run(ask())

@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from protocols import bolt11
-from pylon.config import WalletConfig
+from pylon.config import ApiConfig, WalletConfig
 from pylon.errors import AlreadyPaid, BudgetExceeded, InvoiceInvalid, WalletFrozen
 from pylon.money import Msat, max_fee, sats
 from pylon.store import freeze, intents
@@ -225,6 +225,32 @@ def test_the_home_is_bounded_where_programs_buy():
             assert (found.per_day, found.each, found.approve_above) == (sats(20), sats(10), sats(6))
             assert (found.reserve, found.payee_day, found.max_fee) == (sats(3), None, None)
     assert home_limits(WalletConfig())(tx, Spend("", "c", "api", PURCHASE, sats(1), Msat(0))) == budgets.UNBOUNDED
+
+
+def test_what_the_api_buys_is_bounded_beside():
+    wallet = WalletConfig(budget_each_sats=10, reserve_sats=3)
+    api = ApiConfig(budget_day_msats=Msat(20_500), budget_each_msats=Msat(12_000))
+    with transaction() as tx:
+        for scope, each, day in (("api", sats(10), Msat(20_500)), ("connection", sats(10), None)):
+            found = home_limits(wallet, api)(tx, Spend("", "c", scope, PURCHASE, sats(1), Msat(0)))
+            assert (found.each, found.scope_day, found.reserve) == (each, day, sats(3))
+        found = home_limits(WalletConfig(), api)(tx, Spend("", "c", "api", PURCHASE, sats(1), Msat(0)))
+        assert (found.each, found.per_day) == (Msat(12_000), None)
+
+
+def test_the_day_of_a_scope_counts_that_scope_alone():
+    day = 2 * (FIVE + max_fee(FIVE))
+    with transaction() as tx:
+        purse = bounded(tx, clock := StoppedClock(), scope_day=Msat(day))
+        ask(purse, tx, 1, scope="other")
+        ask(purse, tx, 2, scope="api")
+        ask(purse, tx, 3, scope="api")
+        for number in (4, 5):
+            with pytest.raises(BudgetExceeded, match="24 hours for api"):
+                ask(purse, tx, number, scope="api")
+        ask(purse, tx, 6, scope="other")
+        told = [warned.budget for warned in budgets.warnings(tx, clock.now())[""]]
+        assert sorted(told) == ["api", "other"]
 
 
 def test_what_a_budget_leaves_is_what_a_failed_payment_gives_back():
