@@ -70,11 +70,20 @@ class LocalAnswerer:
     @asynccontextmanager
     async def stream(self, request: InferenceRequest, *, whole: bool = False) -> AsyncIterator[Answer]:
         """A model that was named and is not there is an error: whoever names one branches on it."""
+        if request.model:
+            await self._expect(request.model)
         route = await self._router.resolve(request.model)
-        if route.substituted and request.model:
-            raise model_not_found(request.model)
         async with self._router.stream(attrs.evolve(request, model=route.model), self._deadlines) as chunks:
             yield Answer(chunks, route.model)
+
+    async def _expect(self, model: str) -> None:
+        """Raises what a missing model means. The router is not asked for it, as it remembers what it had to replace."""
+        names = {info.id for info in await self._router.models()}
+        if names.isdisjoint((model, f"{model}:latest")):
+            health = await self._router.health()
+            if not health.ok:
+                raise BackendUnavailable(f"no backend can answer: {health.detail}")
+            raise model_not_found(model)
 
 
 _STATUS: Mapping[type[InferenceError], tuple[int, str]] = {

@@ -6,10 +6,11 @@ import json
 
 import httpx
 import openai
+import orjson
 import pytest
 import trio
 
-from pylon.api import openai_routes
+from pylon.api import openai_routes, server
 from pylon.api.guard import MAX_BODY_BYTES
 from pylon.errors import BackendTimeout, BackendUnavailable, InferenceError
 from pylon.testing.backend import Reply, ScriptedBackend
@@ -22,6 +23,16 @@ WORDS = "it is not known why, and never was"
 
 def joined(pieces) -> str:
     return "".join(piece.choices[0].delta.content or "" for piece in pieces if piece.choices)
+
+
+def raw(body: dict) -> bytes:
+    """A request as bytes, for who is no proper client."""
+    sent = orjson.dumps(body)
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(sent)}\r\n"
+    return f"{head}Authorization: {BEARER['Authorization']}\r\n\r\n".encode() + sent
+
+
+STREAM = raw({"messages": [{"role": "user", "content": "why?"}], "stream": True, "max_tokens": 900_000})
 
 
 async def raised(client, kind, call):
@@ -262,6 +273,47 @@ async def test_leaving_before_the_first_words_ends_the_generation(stream, reply)
         await http.aclose()
         await until(lambda: backend.active == 0 and client.api.running == 0, 3)
         assert (len(backend.requests), backend.stopped) == (1, 1)
+
+
+@pytest.mark.parametrize("where", ["a stream", "the silence before"])
+async def test_the_end_of_the_server_ends_what_runs(where):
+    backend = ScriptedBackend(Reply("word " * 10_000, pace=0.01, first=0 if where == "a stream" else 60))
+    async with open_client(local(backend)) as client:
+        stream = await client.served.connect()
+        await stream.send_all(STREAM)
+        if where == "a stream":
+            assert b"200" in await stream.receive_some(100)
+        await until(lambda: backend.active, 5)
+        began = trio.current_time()
+    assert trio.current_time() - began < 3
+    assert (backend.active, backend.stopped) == (0, 1)
+    await trio.aclose_forcefully(stream)
+
+
+async def test_who_does_not_read_ends_the_generation(monkeypatch):
+    monkeypatch.setattr(server, "SEND_SECONDS", 0.3)
+    backend = ScriptedBackend(Reply("word" * 5_000 + " word" * 5_000 + (" " + "w" * 20_000) * 2_000))
+    async with open_client(local(backend)) as client:
+        async with await client.served.connect() as stream:
+            await stream.send_all(STREAM)
+            await until(lambda: backend.stopped, 20)
+            assert backend.active == 0
+            await until(lambda: client.api.running == 0, 3)
+
+
+async def test_a_model_that_nobody_has_is_not_remembered():
+    """Names come from callers; there may be any number of them."""
+    backend = ScriptedBackend(WORDS)
+    async with open_client(local(backend)) as client:
+        for number in range(3):
+            await raised(client, openai.NotFoundError, ask(model=f"gpt-{number}"))
+        assert client.api.answerer._router.substitutions == {}
+        backend.up = False
+        client.api.answerer._router._looks.clear()
+        error = await raised(client, openai.InternalServerError, ask(model="gpt"))
+        assert (error.status_code, error.code) == (503, "backend_unavailable")
+        error = await raised(client, openai.InternalServerError, ask(model=""))
+        assert (error.status_code, error.code) == (503, "backend_unavailable")
 
 
 async def test_too_many_at_a_time():
