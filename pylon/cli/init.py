@@ -143,5 +143,8 @@ def _text(report: dict[str, Any], phrase: str | None) -> str:
     else:
         lines.append("Next: pylon start")
     if report["network"] not in ("simnet", "mainnet"):
-        lines.append("Its wallet is on Spark's regtest and wants the internet; what works without: --network simnet")
+        lines.append(
+            "Its wallet is on Spark's regtest and wants the internet; what works without: "
+            "pylon --home DIR init --network simnet"
+        )
     return "\n".join(lines)

@@ -58,7 +58,8 @@ def _balance(report: dict[str, Any]) -> list[str]:
 def _addresses(report: dict[str, Any]) -> list[str]:
     lines = []
     for name, what in (("spark_address", "Spark address"), ("bitcoin_address", "Bitcoin address")):
-        lines.append(f"{what}: {report[name] or 'none; this wallet has no such address'}")
+        missing = "unknown: its network does not answer" if name in report["can"] else "none: it has no such address"
+        lines.append(f"{what}: {report[name] or missing}")
     return lines
 
 

@@ -16,7 +16,7 @@ import trio
 from pylon.clock import Clock
 from pylon.compute.buyer import purchase_records
 from pylon.compute.purchase import PurchaseState
-from pylon.errors import NotFound, SealError, StoreError, brief
+from pylon.errors import NotFound, PylonError, SealError, StoreError, brief
 from pylon.money import Msat, format_msat
 from pylon.provider.sale import SaleState
 from pylon.provider.server import sale_records
@@ -65,7 +65,7 @@ class Report:
     owners: dict[str, Accounts] | None = None
     """By owner, where that was asked for."""
     remarks: tuple[str, ...] = ()
-    """What agrees, and is worth knowing all the same."""
+    """What is no problem, and worth knowing all the same."""
 
 
 @attrs.frozen
@@ -99,11 +99,19 @@ async def audit(
     :param owners: whether to give the accounts of each owner, too.
     """
     looks: dict[str, _Look] = {}
+    silent = ""
     if wallet is not None:
-        looks[""] = await _look_into(store, wallet, clock, "", 0.0)
+        try:
+            looks[""] = await _look_into(store, wallet, clock, "", 0.0)
+        except StoreError:
+            raise
+        except PylonError as error:
+            silent = f"not compared with the wallet, which does not say what it holds: {error.message}"
     if keeper is not None and agents:
         looks |= await _look_at_agents(store, keeper, agents, clock)
-    return _report(store, looks, owners)
+    found = _report(store, looks, owners)
+    # What is not known is no problem of the books.
+    return attrs.evolve(found, remarks=(*found.remarks, silent)) if silent else found
 
 
 async def _look_into(store: Store, wallet: Wallet, clock: Clock, owner: str, began: float) -> _Look:

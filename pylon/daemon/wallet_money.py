@@ -94,7 +94,6 @@ class WalletVerbs:
             "reachable": balance is not None,
             "answered_in_ms": None if balance is None else round((trio.current_time() - began) * 1_000, 1),
             "problem": problem,
-            "can": sorted(info.can),
             "unit_msats": info.unit_msats,
             "node_pubkey": info.node_pubkey,
             "frozen": None if frozen is None else frozen.words,
@@ -274,7 +273,13 @@ async def _known(wallet: Wallet) -> Balance | None:
 
 
 def _who(info: WalletInfo) -> dict[str, Any]:
-    return {"wallet": info.name, "kind_of_wallet": info.kind, "network": info.network, "note": info.note}
+    return {
+        "wallet": info.name,
+        "kind_of_wallet": info.kind,
+        "network": info.network,
+        "note": info.note,
+        "can": sorted(info.can),
+    }
 
 
 def _holds(balance: Balance | None) -> dict[str, Any]:

@@ -22,11 +22,13 @@ def test_json(simnet):
     assert (report["problems"], report["clean"]) == ([], True)
 
 
-def test_without_a_wallet(pylon):
+def test_a_wallet_that_does_not_answer_is_no_problem_of_the_books(pylon):
+    """Spark, without the internet."""
     pylon("init")
     code, out, _ = pylon("books", "--check")
     assert code == 0
     assert "wallet says" not in out
+    assert "not compared with the wallet" in out
 
 
 def test_problems_are_told_and_check_exits_with_1(simnet, daemon):

@@ -12,7 +12,7 @@ from protocols import bolt11
 REPORT = {
     "wallet": "home", "kind_of_wallet": "simnet", "network": "simnet", "note": "simnet sats are not money",
     "settled_msats": 21_000, "pending_msats": 1_500, "spendable_msats": 19_500, "known_at": 5.0,
-    "node_pubkey": "02" * 33, "spark_address": "simspark1x", "bitcoin_address": None,
+    "node_pubkey": "02" * 33, "spark_address": "simspark1x", "bitcoin_address": None, "can": ["spark_address"],
 }  # fmt: skip
 
 
@@ -50,11 +50,11 @@ def test_what_is_on_its_way_is_said(simnet, daemon):
         out = simnet("wallet", "balance")[1]
     assert "On its way out" not in out
     assert out.endswith("Network: testnet\n")
-    assert "Bitcoin address: none; this wallet has no such address\n" in out
+    assert "Bitcoin address: none: it has no such address\n" in out
 
 
 def test_the_daemon_is_asked_if_there_is_one(simnet, daemon):
-    with daemon({"result": {**REPORT, "funded_msats": 2_000}}) as asked:
+    with daemon({"result": {**REPORT, "funded_msats": 2_000, "state": "settled"}}) as asked:
         assert simnet("wallet", "fund", "--amount", "2")[0] == 0
     assert (asked[0]["method"], asked[0]["params"]) == ("wallet.fund", {"amount_msats": 2_000})
 
