@@ -189,7 +189,7 @@ class Died(BaseException):
 
 @pytest.fixture
 def die_at(monkeypatch):
-    """``die_at(step)``: before the file operation of that number from now; ``die_at.live()`` tells how many there were."""
+    """``die_at(step)``: at the file operation of that number from now; ``die_at.live()`` tells how many there were."""
     state = {"left": None, "dead": False, "calls": 0}
 
     def wrap(name):
