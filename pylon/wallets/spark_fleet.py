@@ -266,6 +266,10 @@ class SparkFleet:
     def _changed(self, link: SparkLink) -> None:
         entry = self._known.setdefault(link.identity_pubkey, _Known())
         entry.news = True
+        for wallet in self._wallets.values():
+            # It may be one of ours that was paid; in server mode nobody tells it.
+            if wallet.server:
+                wallet.outdate()
         self._ring()
         self._tell(link.identity_pubkey)
 

@@ -116,6 +116,10 @@ class SparkLink:
                     raise
             self.known_at, self._trip_began, self._good_trip = began, started, trip
 
+    def outdate(self) -> None:
+        """There may be news: the last round trip does not serve any more."""
+        self._stale = True
+
     async def _keep_private(self, instance: Any, settings: Any) -> None:
         """Have the operators show its balance to nobody. In client mode the SDK does that by itself."""
         if not self.server or settings.spark_private_mode_enabled:

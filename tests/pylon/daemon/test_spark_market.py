@@ -105,11 +105,8 @@ async def test_an_agent_is_funded_lives_and_gives_back(network, make):
         await network.deposit(runtime.wallet.identity_pubkey, 50_000)
         funded = await verb(runtime, "agent.fund", agent="alice", amount_msats=sats(10_000), source="wallet")
         assert funded["funded_msats"] == sats(10_000)
-        info = await until(
-            lambda: verb(runtime, "agent.info", agent="alice"), lambda info: info["balance_msats"] is not None
-        )
-        assert info["balance_msats"] == sats(10_000)
-        assert info["state"] != "spawning"
+        info = await until(lambda: verb(runtime, "agent.info", agent="alice"), lambda info: info["state"] != "spawning")
+        assert info["balance_msats"] in (None, sats(10_000)), "unknown is not zero, and what is known is right"
         # From outside, to the address of its wallet, while nobody looks.
         await network.deposit(row["wallet"], 500)
         await until(

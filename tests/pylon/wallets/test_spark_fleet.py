@@ -227,6 +227,22 @@ async def test_a_payment_is_news_of_both_and_swept_at_once(make, network):
         assert fleet.known(bob.identity_pubkey).settled == sats(50)
 
 
+async def test_a_sibling_that_was_paid_looks_again(network, tmp_path):
+    """In server mode nobody tells it, and the last look is not old yet."""
+    kit = SparkKit(
+        REGTEST, clock=network.clock, directory=tmp_path, bridge=InlineBridge(), sdk=network, fresh_seconds=60.0,
+        durable=False,
+    )  # fmt: skip
+    fleet = SparkFleet(kit, random.Random(0))
+    alice, bob = fleet.wallet(seed(0), "alice"), fleet.wallet(seed(1), "bob")
+    await network.deposit(alice.identity_pubkey, 100)
+    assert (await bob.balance()).settled == 0
+    issued = await bob.receive(sats(50), "", 600, "k")
+    await alice.pay(issued.bolt11, max_fee=sats(2), idempotency_key="k")
+    assert (await bob.balance()).settled == sats(50)
+    await fleet.aclose()
+
+
 async def test_the_end(make, network):
     fleet = make()
     wallet = fleet.wallet(seed(0), "one")
