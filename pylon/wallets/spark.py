@@ -324,6 +324,12 @@ class SparkWallet(SparkPayments):
             if spark_types.is_bitcoin(event.payment):
                 self._news(event.payment)
             self._on_change(self)
+        elif event.is_UNCLAIMED_DEPOSITS():
+            for deposit in event.unclaimed_deposits:
+                log.warning(
+                    "%s: a deposit of %s waits (%s:%d): taking it costs more than it may, or failed; it is tried again",
+                    *(self.name, format_msat(sats(deposit.amount_sats)), deposit.txid, deposit.vout),
+                )
         elif event.is_NEW_DEPOSITS() or event.is_CLAIMED_DEPOSITS():
             self._stale = True
             self._on_change(self)
