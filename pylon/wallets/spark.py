@@ -101,7 +101,9 @@ class SparkWallet(SparkPayments):
             became = None if send.id in known else await self._became(send, fresh=True)
             if became is not None and became.state is PaymentState.PENDING:
                 leaving += send.amount + send.most_fee
-        return Balance(settled=Msat(settled), pending_out=Msat(leaving), known_at=known_at)
+        balance = Balance(settled=Msat(settled), pending_out=Msat(leaving), known_at=known_at)
+        self._on_balance(self, balance)
+        return balance
 
     async def sweep(self) -> Balance:
         """``balance`` for one who looks after many wallets: it does not count as a use of this one."""

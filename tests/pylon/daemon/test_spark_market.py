@@ -21,6 +21,7 @@ from pylon.testing.backend import ScriptedBackend
 from pylon.testing.spark import FakeSpark
 from pylon.wallets import spark_kit
 from pylon.wallets.bridge import InlineBridge
+from pylon.wallets.spark_fleet import SparkFleet
 from pylon.wallets.spark_types import REGTEST
 
 
@@ -33,6 +34,14 @@ def network(monkeypatch):
         real(self, *args, **{**options, "bridge": InlineBridge(), "sdk": made, "fresh_seconds": 0.2, "durable": False})
 
     monkeypatch.setattr(spark_kit.SparkKit, "__init__", init)
+    fleet = SparkFleet.__init__
+
+    def brisk(self, *args, settings, **options):
+        # A deposit that nobody tells of is found within minutes; nobody here waits for that.
+        brisk = attrs.evolve(settings, sweep_seconds=0.5, sweeps_per_second=20.0)
+        fleet(self, *args, settings=brisk, **options)
+
+    monkeypatch.setattr(SparkFleet, "__init__", brisk)
     return made
 
 
