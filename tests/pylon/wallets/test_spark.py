@@ -441,6 +441,30 @@ async def test_a_named_amount_that_is_another_is_refused(funded):
     assert await alice.quote(issued.bolt11, amount=sats(10)) > 0
 
 
+async def test_what_has_just_come_in_can_be_spent(network, kit, funded, wallet, server):
+    """Also by a wallet that is opened for this payment, and has taken nothing yet."""
+    bob = await funded("bob", 1)
+    issued = await bob.receive(sats(1_000), "", 600, "k")
+    alice = wallet("alice", server=server)
+    await network.deposit(alice.identity_pubkey, 5_000)
+    paid = await alice.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key="1")
+    assert paid.state is PaymentState.SETTLED
+
+
+async def test_what_has_come_in_since_the_last_look_can_be_spent(network, tmp_path, clock, funded, server):
+    bob = await funded("bob", 1)
+    issued = await bob.receive(sats(1_000), "", 600, "k")
+    kit = SparkKit(
+        REGTEST, clock=clock, directory=tmp_path, bridge=InlineBridge(), sdk=network, fresh_seconds=60, durable=False
+    )
+    alice = SparkWallet(kit, SEEDS["alice"], "alice", server=server)
+    assert (await alice.balance()).settled == 0
+    await network.deposit(alice.identity_pubkey, 5_000)
+    paid = await alice.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key="1")
+    assert paid.state is PaymentState.SETTLED
+    await alice.aclose()
+
+
 # --- unknown ----------------------------------------------------------------------------------------------------------
 
 
