@@ -66,5 +66,31 @@ def test_two_daemons_trade_over_lightning(lightning, connect, relay, world):
         assert hashlib.sha256(bytes.fromhex(payment["preimage"])).hexdigest() == invoice.payment_hash
     balance = json.loads(home.run("wallet", "balance", "--json").stdout)
     assert balance["settled_msats"] == channel_msats(lightning.distant)[0]
+    assert home.check_books()["accounts"]["spent_msats"] == PRICE
+    assert shop.check_books()["accounts"]["earned_msats"] == PRICE
+    home.stop()
+    shop.stop()
+
+
+def test_a_daemon_killed_while_it_pays_pays_once(lightning, connect, relay, world):
+    before = channel_msats(lightning.payer, lightning.payee)
+    shop = home_over(world, "shop", relay, connect(lightning.payee).connection)
+    shop.start("provider", fake=True)
+    home = home_over(world, "home", relay, connect(lightning.payer).connection)
+    home.start()
+    lightning.payee.settle(False)
+    try:
+        home.submit("Are you still there?")
+        until(lightning.payer.unsettled_sats, 30, "a payment is on its way")
+        home.daemon.kill()
+        lightning.payee.settle(True)
+        until(lambda: channel_msats(lightning.payee) == [before[1] + PRICE], 15, "it settles while nobody looks")
+    finally:
+        lightning.payee.settle(True)
+    shop.sale_ended()
+    home.start()
+    assert home.purchase_ended(within=90)["state"] == "answered"
+    assert channel_msats(lightning.payer, lightning.payee) == [before[0] - PRICE, before[1] + PRICE]
+    assert home.check_books()["accounts"]["spent_msats"] == PRICE
     home.stop()
     shop.stop()
