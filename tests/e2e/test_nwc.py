@@ -168,3 +168,30 @@ def test_our_client_uses_our_wallet(tmp_path, relay, bank, shop):
     assert (shown["payments"], shown["spent_msats"]) == (1, PRICE_MSATS + FEE_MSATS)
     bank.stop()
     shop.stop()
+
+
+def test_a_homes_own_wallet_is_somebody_elses(world, relay, bank):
+    """What it has is what its connection leaves it; it buys nothing here, and its string is nowhere but in its file."""
+    made = connected(bank)
+    guest = world.node("guest").configure(relays=[relay], more='[wallet]\nkind = "nwc"')
+    refused = guest.run("wallet", "balance")
+    assert refused.returncode == 1
+    assert "wallet.nwc" in refused.stderr
+    place = guest.home.keys / "wallet.nwc"
+    place.write_text(made["uri"] + "\n")
+    place.chmod(0o644)
+    assert "chmod 600" in guest.run("wallet", "balance").stderr
+    place.chmod(0o600)
+    assert guest.json("wallet", "balance")["settled_msats"] == BUDGET_SATS * 1_000
+    guest.start()
+    assert guest.json("wallet", "balance")["spendable_msats"] == BUDGET_SATS * 1_000
+    guest.check_books()
+    bank.stop()
+    # Its wallet is away: it starts all the same, and says that it does not know.
+    guest.stop()
+    guest.start()
+    assert guest.json("status")["wallet"]["settled_msats"] is None
+    guest.stop()
+    secret = ConnectionUri.parse(made["uri"]).secret.reveal().hex()
+    assert secret not in guest.daemon.said() + (guest.home.logs / "pylon.log").read_text()
+    assert secret.encode() not in guest.home.database.read_bytes()
