@@ -162,7 +162,7 @@ class Guarded(RuleBasedStateMachine):
         self.time.run(process)
         with closing(Witness(self.path)) as store:
             # One that died may not have heard that its freeze was committed.
-            self.frozen = freeze.mark(store) is not None
+            self.frozen = remembered.get(store, freeze.KEY) is not None
 
     def limits(self, source, spend):
         if not self.readable:
@@ -317,6 +317,11 @@ class Guarded(RuleBasedStateMachine):
         self.live(self._reconcile)
 
     async def _reconcile(self, store: Store) -> None:
+        known = set()
+        for wallet in self.wallets.values():
+            wallet.resolve()
+            if not wallet.away:
+                known |= {a.key for a in wallet.attempts.values() if a.state is not PaymentState.PENDING}
         for intent in intents.pending(store):
             if intent.purpose == PURCHASE and ":late:" not in intent.cause:
                 purse = self.purse(store, intent.owner)
@@ -328,11 +333,8 @@ class Guarded(RuleBasedStateMachine):
         await reconciler.settle(partial(self.purse, store), lambda intent: intent.purpose == PURCHASE)
         await reconciler.settle(partial(self.purse, store), lambda intent: ":late:" not in intent.cause)
         await reconciler.doubt(partial(self.purse, store))
-        for intent in intents.pending(store):
-            wallet = self.wallets[intent.owner]
-            if not wallet.away:
-                attempt = wallet.attempts.get(intent.idempotency_key)
-                assert attempt is None or attempt.state is PaymentState.PENDING, "known, and not booked"
+        left = {intent.idempotency_key for intent in intents.pending(store)}
+        assert not left & known, "known, and not booked"
 
     @rule(
         kind=st.sampled_from(["frozen", "frozen unreadably", "a wallet is away", "budgets do not read"]), owner=owners
