@@ -25,11 +25,10 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
-import attrs
 import trio
 
 from protocols import bolt11, nip47
-from protocols.keys import PublicKey, SecretKey
+from protocols.keys import PublicKey
 from protocols.nip01 import Event
 from protocols.nip40 import is_expired
 from protocols.nip47 import Encryption, ErrorCode, Failure, Nip47Invalid, Request
@@ -46,12 +45,10 @@ from pylon.backoff import Backoff
 from pylon.clock import Clock
 from pylon.crashpoints import crash_point
 from pylon.errors import (
-    BudgetExceeded,
     FeeTooHigh,
     InsufficientFunds,
     InvoiceExpired,
     InvoiceInvalid,
-    PaymentUnknown,
     RelayError,
     StoreError,
     WalletError,
@@ -63,10 +60,11 @@ from pylon.relays.pool import RelayPool
 from pylon.store import inbox, intents, outbox
 from pylon.store import wallet_connections as connections
 from pylon.store.database import Reads, Store, Tx
-from pylon.store.intents import INVOICE, Intent, IntentState
+from pylon.store.intents import INVOICE, Approval, Intent, IntentState
 from pylon.store.wallet_connections import Connection, PayRequest
-from pylon.wallets.budgets import UNBOUNDED, Budget, Limits, Spend
+from pylon.wallets.budgets import Limits
 from pylon.wallets.nwc_answers import WALLET_SECONDS, Answers, failure_of, outgoing
+from pylon.wallets.nwc_guests import Guest, Witness, connection_limits
 from pylon.wallets.port import Direction, Payment, Wallet
 from pylon.wallets.purse import Failed, Outcome, Purse, Settled, Unknown
 
@@ -77,11 +75,6 @@ MAX_AGE = 300.0
 """Seconds after which a request pays nothing any more; also how far a client's clock may be wrong."""
 MAX_CONTENT = 64 << 10
 """Characters of a request, encrypted."""
-BURST = 60
-PER_SECOND = 2.0
-"""How often a connection may ask: so many at once, and then so many a second."""
-AT_ONCE = 16
-"""Requests of one connection that are worked at."""
 CLOSED_SECONDS = 7 * 86_400.0
 """For which a closed connection is told that it is closed."""
 KEEP_REQUESTS = 30 * 86_400.0
@@ -91,63 +84,6 @@ _SWEEP_SECONDS = 20.0
 _OVERLAP_SECONDS = 5.0
 _RECORD_SECONDS = 30.0
 _REMEMBERED = 10_000
-
-
-def connection_limits(clock: Clock, home: Limits | None = None) -> Limits:
-    """The budget of a connection's payment: its own, checked here, and what bounds every program of the home."""
-
-    def limits(source: Reads, spend: Spend) -> Budget:
-        connection = connections.by_scope(source, spend.scope)
-        left = connections.left(source, connection, clock.now())
-        if spend.most > left or (connection.each is not None and spend.amount > connection.each):
-            each = "" if connection.each is None else f", {format_msat(connection.each)} for one invoice"
-            raise BudgetExceeded(
-                f"more than this connection may spend: {format_msat(left)} are left of its day, fees included{each}"
-            )
-        return UNBOUNDED if home is None else home(source, spend)
-
-    return limits
-
-
-@attrs.define(eq=False)
-class _Guest:
-    """A connection while it is served: how much it may ask."""
-
-    connection: Connection
-    secret: SecretKey = attrs.field(repr=False)
-    tokens: float = BURST
-    refilled_at: float = 0.0
-    working: int = 0
-    scolded_at: float = -1e9
-
-    def may_ask(self, now: float) -> bool:
-        self.tokens = min(self.tokens + (now - self.refilled_at) * PER_SECOND, BURST)
-        self.refilled_at = now
-        if self.tokens < 1 or self.working >= AT_ONCE:
-            return False
-        self.tokens -= 1
-        return True
-
-
-class _Witness:
-    """The wallet as the purse uses it; notes why it refused to pay, which the purse tells in words only."""
-
-    def __init__(self, wallet: Wallet, why: dict[str, str]) -> None:
-        self._wallet = wallet
-        self._why = why
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._wallet, name)
-
-    async def pay(self, target: str, *, amount: Msat | None = None, max_fee: Msat, idempotency_key: str) -> Payment:
-        named = {} if amount is None else {"amount": amount}
-        try:
-            return await self._wallet.pay(target, max_fee=max_fee, idempotency_key=idempotency_key, **named)
-        except PaymentUnknown:
-            raise
-        except WalletError as error:
-            self._why[idempotency_key] = error.code
-            raise
 
 
 class WalletService:
@@ -171,9 +107,9 @@ class WalletService:
         self._clock = clock
         self._rng = rng
         self._why: dict[str, str] = {}
-        self._purse = Purse(_Witness(wallet, self._why), store, clock, limits=connection_limits(clock, limits))
+        self._purse = Purse(Witness(wallet, self._why), store, clock, limits=connection_limits(clock, limits))
         self._answers = Answers(wallet, store, clock, alias)
-        self._guests: dict[str, _Guest] = {}
+        self._guests: dict[str, Guest] = {}
         self._under_way: set[str] = set()
         self._refused: OrderedDict[str, None] = OrderedDict()
         self._waits: dict[str, tuple[float, Backoff]] = {}
@@ -232,7 +168,7 @@ class WalletService:
             except StoreError as error:
                 log.error("wallet connection %s cannot be served: %s", connection.name, error.message)
                 continue
-            self._guests[connection.client] = _Guest(connection, key, refilled_at=trio.current_time())
+            self._guests[connection.client] = Guest(connection, key, refilled_at=trio.current_time())
             for url in connection.relays:
                 self._pool.add_relay(url)
 
@@ -311,7 +247,7 @@ class WalletService:
         guest.working += 1
         self._nursery.start_soon(self._handle, guest, event)
 
-    async def _handle(self, guest: _Guest, event: Event) -> None:
+    async def _handle(self, guest: Guest, event: Event) -> None:
         try:
             await self._serve(guest, event)
         except Exception as error:
@@ -320,7 +256,7 @@ class WalletService:
         finally:
             guest.working -= 1
 
-    async def _serve(self, guest: _Guest, event: Event) -> None:
+    async def _serve(self, guest: Guest, event: Event) -> None:
         now = self._clock.now()
         connection = guest.connection
         if not connection.is_open(now):
@@ -350,7 +286,7 @@ class WalletService:
         self._send(guest, self._response(guest, request.id, request.method, request.encryption, answer))
         return None
 
-    async def _refuse_unread(self, guest: _Guest, event: Event, failure: Failure) -> None:
+    async def _refuse_unread(self, guest: Guest, event: Event, failure: Failure) -> None:
         """Answer a request whose method is not looked at, so far as it can be opened."""
         cipher, method = nip47.asked_encryption(event) or Encryption.NIP44, ""
         try:
@@ -362,7 +298,7 @@ class WalletService:
 
     # --- paying -----------------------------------------------------------------------------------------------
 
-    async def _pay(self, guest: _Guest, request: Request) -> None:
+    async def _pay(self, guest: Guest, request: Request) -> None:
         taken = connections.find_request(self._store, request.id)
         if taken is not None or inbox.seen(self._store, CONSUMER, request.id):
             return await self._tell_again(guest, taken)
@@ -400,7 +336,7 @@ class WalletService:
                 raise InsufficientFunds(amount + fee, max(spendable, 0))
 
     def _reserve(
-        self, tx: Tx, guest: _Guest, request: Request, text: str, invoice: bolt11.Invoice, amount: Msat
+        self, tx: Tx, guest: Guest, request: Request, text: str, invoice: bolt11.Invoice, amount: Msat
     ) -> Intent | None:
         """Take the request, and set aside what it costs, in one.
 
@@ -442,7 +378,7 @@ class WalletService:
         note(payment_hash=invoice.payment_hash)
         return intent
 
-    async def _refuse(self, guest: _Guest, request: Request, error: Exception) -> None:
+    async def _refuse(self, guest: Guest, request: Request, error: Exception) -> None:
         """A request to pay that comes to nothing is written down as answered, and never looked at again."""
         failure = failure_of(error)
 
@@ -465,7 +401,7 @@ class WalletService:
         if await self._store.write(write):
             self._send(guest, self._response(guest, request.id, PAY_INVOICE, request.encryption, failure))
 
-    async def _tell_again(self, guest: _Guest, taken: PayRequest | None) -> None:
+    async def _tell_again(self, guest: Guest, taken: PayRequest | None) -> None:
         """A request that came before: what it was answered is said again, and nothing is done."""
         if taken is None or taken.answered_at is None:
             return
@@ -582,9 +518,17 @@ class WalletService:
             nap = min(nap, max(self._waits.get(intent.id, (0.0, None))[0] - trio.current_time(), 0.5))
         return nap
 
+    def pays(self, intent: Intent) -> bool:
+        """Whether this service sees to an intent."""
+        if self._nursery is None or not connections.is_scope(intent.scope):
+            return False
+        return intent.id in self._under_way or bool(connections.open_requests(self._store, intent.payment_hash))
+
     def _is_fresh(self, intent: Intent) -> bool:
-        """Whether somebody may still want it to be paid."""
+        """Whether somebody may still want it to be paid: who asked, or the operator, who has said yes since."""
         now = self._clock.now()
+        if intents.get(self._store, intent.id).approval is Approval.GIVEN:
+            return connections.by_scope(self._store, intent.scope).is_open(now)
         for asked in connections.open_requests(self._store, intent.payment_hash):
             if now - asked.created_at <= MAX_AGE and (asked.expires_at is None or now < asked.expires_at):
                 return connections.get(self._store, asked.client).is_open(now)
@@ -667,7 +611,7 @@ class WalletService:
 
     # --- sending ----------------------------------------------------------------------------------------------
 
-    def _notify(self, tx: Tx, guest: _Guest, type: str, told: Transaction) -> None:
+    def _notify(self, tx: Tx, guest: Guest, type: str, told: Transaction) -> None:
         now = tx.clock.now()
         if not guest.connection.is_open(now):
             return
@@ -683,7 +627,7 @@ class WalletService:
             outbox.add(tx, event, guest.connection.relays, "nwc.notification", guest.connection.client, at=now)
 
     def _response(
-        self, guest: _Guest, request: str, method: str, cipher: Encryption, answer: Mapping[str, Any] | Failure
+        self, guest: Guest, request: str, method: str, cipher: Encryption, answer: Mapping[str, Any] | Failure
     ) -> Event:
         error = answer if isinstance(answer, Failure) else None
         return nip47.build_response(
@@ -697,7 +641,7 @@ class WalletService:
             encryption=cipher,
         )
 
-    def _send(self, guest: _Guest, event: Event) -> None:
+    def _send(self, guest: Guest, event: Event) -> None:
         """To every relay of the connection that is there now; whoever asked can ask again."""
         assert self._nursery is not None
         for url in guest.connection.relays:
