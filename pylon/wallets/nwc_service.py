@@ -28,10 +28,9 @@ from typing import Any
 import trio
 
 from protocols import bolt11, nip47
-from protocols.keys import PublicKey
 from protocols.nip01 import Event
 from protocols.nip40 import is_expired
-from protocols.nip47 import Encryption, ErrorCode, Failure, Nip47Invalid, Request
+from protocols.nip47 import ErrorCode, Failure, Nip47Invalid, Request
 from protocols.nip47_methods import (
     HOLD_INVOICE_ACCEPTED,
     PAY_INVOICE,
@@ -39,7 +38,6 @@ from protocols.nip47_methods import (
     PAYMENT_SENT,
     Paid,
     PayInvoice,
-    Transaction,
 )
 from pylon.backoff import Backoff
 from pylon.clock import Clock
@@ -48,8 +46,6 @@ from pylon.errors import (
     FeeTooHigh,
     InsufficientFunds,
     InvoiceExpired,
-    InvoiceInvalid,
-    RelayError,
     StoreError,
     WalletError,
     WrongNetwork,
@@ -63,8 +59,9 @@ from pylon.store.database import Reads, Store, Tx
 from pylon.store.intents import INVOICE, Approval, Intent, IntentState
 from pylon.store.wallet_connections import Connection, PayRequest
 from pylon.wallets.budgets import Limits
-from pylon.wallets.nwc_answers import WALLET_SECONDS, Answers, failure_of, outgoing
+from pylon.wallets.nwc_answers import WALLET_SECONDS, Answers, failure_of, outgoing, payable
 from pylon.wallets.nwc_guests import Guest, Witness, connection_limits
+from pylon.wallets.nwc_post import Post
 from pylon.wallets.port import Direction, Payment, Wallet
 from pylon.wallets.purse import Failed, Outcome, Purse, Settled, Unknown
 
@@ -114,20 +111,21 @@ class WalletService:
         self._refused: OrderedDict[str, None] = OrderedDict()
         self._waits: dict[str, tuple[float, Backoff]] = {}
         self._kick = trio.Event()
+        self._post = Post(pool, clock)
         self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve. Started once the present connections are listened for."""
         try:
             async with trio.open_nursery() as nursery:
-                self._nursery = nursery
+                self._nursery = self._post.nursery = nursery
                 self._guests.clear()
                 nursery.start_soon(self._keep_settling)
                 nursery.start_soon(self._keep_sweeping)
                 nursery.start_soon(self._keep_hearing)
                 await self._follow_connections(task_status)
         finally:
-            self._nursery = None
+            self._nursery = self._post.nursery = None
             self._under_way.clear()
 
     # --- listening --------------------------------------------------------------------------------------------
@@ -260,11 +258,11 @@ class WalletService:
         now = self._clock.now()
         connection = guest.connection
         if not connection.is_open(now):
-            return await self._refuse_unread(
+            return await self._post.refuse_unread(
                 guest, event, Failure(ErrorCode.UNAUTHORIZED, "this wallet connection is closed")
             )
         if nip47.asked_encryption(event) is None:
-            return await self._refuse_unread(
+            return await self._post.refuse_unread(
                 guest, event, Failure(ErrorCode.UNSUPPORTED_ENCRYPTION, "nip44_v2 and nip04 are spoken here")
             )
         try:
@@ -278,23 +276,13 @@ class WalletService:
                 # Written down, so that one from the future is not paid when its time has come.
                 return await self._refuse(guest, request, stale)
             answer: Mapping[str, Any] | Failure = failure_of(stale)
-            self._send(guest, self._response(guest, request.id, request.method, request.encryption, answer))
+            self._post.send(guest, self._post.response(guest, request.id, request.method, request.encryption, answer))
             return None
         if request.method == PAY_INVOICE:
             return await self._pay(guest, request)
         answer = await self._answers.answer(connection, request)
-        self._send(guest, self._response(guest, request.id, request.method, request.encryption, answer))
+        self._post.send(guest, self._post.response(guest, request.id, request.method, request.encryption, answer))
         return None
-
-    async def _refuse_unread(self, guest: Guest, event: Event, failure: Failure) -> None:
-        """Answer a request whose method is not looked at, so far as it can be opened."""
-        cipher, method = nip47.asked_encryption(event) or Encryption.NIP44, ""
-        try:
-            request = nip47.open_request(event, guest.secret)
-            cipher, method = request.encryption, request.method
-        except Nip47Invalid:
-            pass
-        self._send(guest, self._response(guest, event.id, method, cipher, failure))
 
     # --- paying -----------------------------------------------------------------------------------------------
 
@@ -303,7 +291,7 @@ class WalletService:
         if taken is not None or inbox.seen(self._store, CONSUMER, request.id):
             return await self._tell_again(guest, taken)
         try:
-            text, invoice, amount = _payable(PayInvoice.read(request.params))
+            text, invoice, amount = payable(PayInvoice.read(request.params))
         except (Nip47Invalid, WalletError) as error:
             return await self._refuse(guest, request, error)
         there = intents.find(self._store, invoice.payment_hash)
@@ -399,7 +387,7 @@ class WalletService:
             return True
 
         if await self._store.write(write):
-            self._send(guest, self._response(guest, request.id, PAY_INVOICE, request.encryption, failure))
+            self._post.send(guest, self._post.response(guest, request.id, PAY_INVOICE, request.encryption, failure))
 
     async def _tell_again(self, guest: Guest, taken: PayRequest | None) -> None:
         """A request that came before: what it was answered is said again, and nothing is done."""
@@ -410,7 +398,7 @@ class WalletService:
             intent = intents.find(self._store, taken.payment_hash)
             answer = None if intent is None else self._outcome(self._store, intent)
         if answer is not None:
-            self._send(guest, self._response(guest, taken.id, PAY_INVOICE, taken.encryption, answer))
+            self._post.send(guest, self._post.response(guest, taken.id, PAY_INVOICE, taken.encryption, answer))
 
     async def _drive(self, intent: Intent, text: str, *, reconcile: bool = False) -> None:
         """Pay, or find out what became of it, and write that down with the answers to all who asked."""
@@ -447,7 +435,7 @@ class WalletService:
             guest = self._guests.get(connections.by_scope(tx, now.scope).client)
             if guest is not None:
                 told = outgoing(tx, self._store, now, now.fee_msats or Msat(0))
-                self._notify(tx, guest, PAYMENT_SENT, told)
+                self._post.notify(tx, guest, PAYMENT_SENT, told)
 
     def _answer_all(self, tx: Tx, intent: Intent, own_fault: bool = False, detail: str = "") -> None:
         """Answer every request that waits for this payment, once its outcome is known."""
@@ -459,7 +447,7 @@ class WalletService:
             guest = self._guests.get(waiting.client)
             connections.answered(tx, waiting.id, now)
             if guest is not None:
-                response = self._response(guest, waiting.id, PAY_INVOICE, waiting.encryption, answer)
+                response = self._post.response(guest, waiting.id, PAY_INVOICE, waiting.encryption, answer)
                 outbox.add(tx, response, guest.connection.relays, "nwc.response", guest.connection.client, at=now)
 
     def _outcome(
@@ -605,67 +593,6 @@ class WalletService:
 
         def write(tx: Tx) -> None:
             if connections.mark_told(tx, payment_hash, step, settled_at):
-                self._notify(tx, guest, type, told)
+                self._post.notify(tx, guest, type, told)
 
         await self._store.write(write)
-
-    # --- sending ----------------------------------------------------------------------------------------------
-
-    def _notify(self, tx: Tx, guest: Guest, type: str, told: Transaction) -> None:
-        now = tx.clock.now()
-        if not guest.connection.is_open(now):
-            return
-        for cipher in Encryption:
-            event = nip47.build_notification(
-                guest.secret,
-                PublicKey.from_hex(guest.connection.client),
-                type=type,
-                body=told.result(),
-                created_at=int(now),
-                encryption=cipher,
-            )
-            outbox.add(tx, event, guest.connection.relays, "nwc.notification", guest.connection.client, at=now)
-
-    def _response(
-        self, guest: Guest, request: str, method: str, cipher: Encryption, answer: Mapping[str, Any] | Failure
-    ) -> Event:
-        error = answer if isinstance(answer, Failure) else None
-        return nip47.build_response(
-            guest.secret,
-            PublicKey.from_hex(guest.connection.client),
-            request=request,
-            method=method,
-            result=None if isinstance(answer, Failure) else answer,
-            error=error,
-            created_at=int(self._clock.now()),
-            encryption=cipher,
-        )
-
-    def _send(self, guest: Guest, event: Event) -> None:
-        """To every relay of the connection that is there now; whoever asked can ask again."""
-        assert self._nursery is not None
-        for url in guest.connection.relays:
-            if self._pool.is_connected(url):
-                self._nursery.start_soon(self._publish, url, event)
-
-    async def _publish(self, url: str, event: Event) -> None:
-        try:
-            verdict = await self._pool.publish(url, event)
-        except RelayError as error:
-            log.debug("an answer did not reach %s: %s", url, error.message)
-        else:
-            if not verdict.accepted:
-                log.warning("%s refused an answer: %s", url, verdict.message)
-
-
-def _payable(asked: PayInvoice) -> tuple[str, bolt11.Invoice, Msat]:
-    """What is to be paid, and how much. Raises ``InvoiceInvalid``."""
-    try:
-        invoice = bolt11.decode(asked.invoice)
-    except bolt11.Bolt11Invalid as error:
-        raise InvoiceInvalid(f"not an invoice that can be paid: {error}") from None
-    if invoice.amount_msats is None and asked.amount is None:
-        raise InvoiceInvalid("the invoice names no amount, and the request none either")
-    if None not in (invoice.amount_msats, asked.amount) and invoice.amount_msats != asked.amount:
-        raise InvoiceInvalid("the invoice is for another amount")
-    return asked.invoice, invoice, Msat(invoice.amount_msats or asked.amount or 0)
