@@ -240,7 +240,7 @@ class WalletService:
             if trio.current_time() - guest.scolded_at >= 1.0:
                 guest.scolded_at = trio.current_time()
                 failure = Failure(ErrorCode.RATE_LIMITED, "too many requests: try again in a few seconds")
-                self._nursery.start_soon(self._refuse_unread, guest, event, failure)
+                self._nursery.start_soon(self._post.refuse_unread, guest, event, failure)
             return
         guest.working += 1
         self._nursery.start_soon(self._handle, guest, event)
