@@ -8,15 +8,14 @@ of the ``spark`` crate that the Breez SDK is built on. bech32m: BIP-350.
 from __future__ import annotations
 
 import attrs
-import bech32
 
+from protocols import bech32_words
 from protocols.keys import PublicKey
 
 PREFIXES = {"mainnet": "spark", "testnet": "sparkt", "regtest": "sparkrt", "signet": "sparks"}
 """Of addresses, by network."""
 _OLD_PREFIXES = {"mainnet": "sp", "testnet": "spt", "regtest": "sprt", "signet": "sps"}
 _NETWORKS = {prefix: network for table in (PREFIXES, _OLD_PREFIXES) for network, prefix in table.items()}
-_BECH32M = 0x2BC830A3
 _MAX_CHARS = 2_000
 
 
@@ -46,35 +45,25 @@ def encode(network: str, identity: str) -> str:
     """The address of a wallet. Raises ``SparkAddressInvalid``."""
     if network not in PREFIXES:
         raise SparkAddressInvalid(f"no Spark network is called {network!r}")
-    key = _key(bytes.fromhex(identity))
-    data = bech32.convertbits(b"\x0a\x21" + key, 8, 5)
-    assert data is not None, "bytes convert"
-    values = bech32.bech32_hrp_expand(PREFIXES[network]) + data
-    checksum = bech32.bech32_polymod([*values, *[0] * 6]) ^ _BECH32M
-    words = data + [(checksum >> 5 * (5 - place)) & 31 for place in range(6)]
-    return PREFIXES[network] + "1" + "".join(bech32.CHARSET[word] for word in words)
+    words = bech32_words.to_words(b"\x0a\x21" + _key(bytes.fromhex(identity)))
+    return bech32_words.encode(PREFIXES[network], words, bech32m=True)
 
 
 def decode(text: str) -> SparkAddress:
     """Read an address. Raises ``SparkAddressInvalid``."""
     text = text.strip()
-    if len(text) > _MAX_CHARS or not text.isascii():
-        raise SparkAddressInvalid("not a Spark address")
-    if text not in (text.lower(), text.upper()):
-        raise SparkAddressInvalid("capitals and small letters are mixed")
-    prefix, separator, rest = text.lower().rpartition("1")
+    read = bech32_words.decode(text, bech32m=True) if len(text) <= _MAX_CHARS else None
+    if read is None:
+        raise SparkAddressInvalid("it does not read, or its checksum is wrong: is it complete?")
+    prefix, words = read
     network = _NETWORKS.get(prefix)
-    if not separator or network is None:
+    if network is None:
         raise SparkAddressInvalid("it does not begin as Spark addresses do")
-    words = [bech32.CHARSET.find(char) for char in rest]
-    if len(words) < 6 or -1 in words:
-        raise SparkAddressInvalid("it has characters that no address has")
-    if bech32.bech32_polymod(bech32.bech32_hrp_expand(prefix) + words) != _BECH32M:
-        raise SparkAddressInvalid("its checksum is wrong: is it complete?")
-    payload = bech32.convertbits(words[:-6], 5, 8, False)
-    if payload is None:
+    payload, whole = bech32_words.to_bytes(words), len(words) * 5 // 8
+    if len(words) * 5 % 8 >= 5 or any(payload[whole:]):
         raise SparkAddressInvalid("its length is wrong")
-    fields = dict(_fields(bytes(payload)))
+    payload = payload[:whole]
+    fields = dict(_fields(payload))
     if 1 not in fields:
         raise SparkAddressInvalid("it names no wallet")
     return SparkAddress(network, _key(fields[1]).hex(), invoice=2 in fields)

@@ -132,7 +132,7 @@ async def open_runtime(
         store = await stack.enter_async_context(open_home_store(home, clock, keys.vault))
         # Who gives everything away needs no wallet, on any network.
         wallets = (
-            await stack.enter_async_context(open_wallets(home, config, identity, clock))
+            await stack.enter_async_context(open_wallets(home, config, identity, clock, stays=True))
             if config.enable_payments or mode != "provider" or config.network == "simnet"
             else None
         )

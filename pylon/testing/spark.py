@@ -160,6 +160,27 @@ class FakeSpark:
         self._transfers[transfer.id] = transfer
         await self._arrive(transfer)
 
+    async def deposit_to(self, address: str, sats: int) -> None:
+        """From the chain, to an address that somebody here was given."""
+        (identity,) = [name for name in self._accounts if bitcoin_address(name) == address]
+        await self.deposit(identity, sats)
+
+    def open_invoice(self, description: str) -> str:
+        """An invoice of a stranger's that names no amount."""
+        preimage = self._bytes()
+        payment_hash = hashlib.sha256(preimage).hexdigest()
+        text = bolt11.encode(
+            prefix=REGTEST.prefix,
+            amount_msats=None,
+            timestamp=int(self.clock.now()),
+            payment_hash=payment_hash,
+            payment_secret=self._bytes().hex(),
+            description=description,
+            node_secret=SERVICE_SECRET,
+        )
+        self._invoices[payment_hash] = _Invoice(text, "stranger", 0, payment_hash, preimage.hex(), description)
+        return text
+
     def total(self) -> int:
         """All sats that somebody has or that are on their way; a fee is nobody's."""
         waiting = sum(
@@ -279,6 +300,11 @@ class FakeSpark:
         )
 
 
+def bitcoin_address(identity: str) -> str:
+    """Where a wallet is sent coins: text that nobody else has, and no address of a real chain."""
+    return "bcrt1p" + hashlib.sha256(identity.encode()).hexdigest()[:58]
+
+
 class FakeSdkBuilder:
     """``breez_sdk_spark.SdkBuilder``, as far as it is used."""
 
@@ -392,7 +418,8 @@ class FakeBreezSdk:
         if method.is_SPARK_ADDRESS():
             text = spark_address.encode("regtest", self.identity)
         elif method.is_BITCOIN_ADDRESS():
-            text = "bcrt1p" + hashlib.sha256(self.identity.encode()).hexdigest()[:58]
+            network.account(self.identity)
+            text = bitcoin_address(self.identity)
         elif method.is_BOLT11_INVOICE():
             text = self._invoice(method)
         else:
@@ -413,6 +440,10 @@ class FakeBreezSdk:
 
     async def prepare_send_payment(self, request: Any) -> Any:
         text = request.payment_request.input
+        faults = self._network.account(self.identity).faults
+        if faults and faults[0].kind == "no_route":
+            faults.pop(0)
+            raise self._network._service_error("no route found")
         if spark_address.looks_like(text):
             await self._begin("prepare_send_payment", local=True)
             method = self._real.SendPaymentMethod.SPARK_ADDRESS(address=text, fee=0, token_identifier=None)
@@ -422,10 +453,6 @@ class FakeBreezSdk:
             read = self._read(text)
             amount = request.amount or -(-(read.amount_msats or 0) // 1_000)
             self._route(text, read)
-            faults = self._network.account(self.identity).faults
-            if faults and faults[0].kind == "no_route":
-                faults.pop(0)
-                raise self._network._service_error("no route found")
             method = self._real.SendPaymentMethod.BOLT11_INVOICE(
                 invoice_details=self._details(text, read),
                 spark_transfer_fee_sats=None,

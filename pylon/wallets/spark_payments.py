@@ -92,6 +92,9 @@ class SparkPayments(SparkLink):
         sending = self._sending[send.key] = _Sending(send)
         try:
             self._journal.begin(send)
+            if self.server or not self._synced:
+                # What has come in is ours to spend once it was taken, and nobody has done that here.
+                await self._refresh()
             async with self._using() as instance:
                 prepared, fee = await self._prepare(instance, read, wanted)
                 if fee > max_fee:
@@ -139,19 +142,24 @@ class SparkPayments(SparkLink):
             options = sdk.SendPaymentOptions.BOLT11_INVOICE(prefer_spark=False, completion_timeout_secs=seconds)
         request = sdk.SendPaymentRequest(prepare_response=prepared, options=options, idempotency_key=send.id)
         async with self._using() as instance:
-            try:
-                with trio.move_on_after(self._kit.deadlines.send):
-                    response = await self._kit.bridge.outlast(instance.send_payment, request)
-                    return self._news(response.payment)
-            except sdk.SdkError as error:
-                available = Msat(0)
-                if spark_errors.kind(error) == "InsufficientFunds":
-                    info = await self._ask(
-                        "asking for the balance", instance.get_info, sdk.GetInfoRequest(ensure_synced=False)
-                    )
-                    available = sats(info.balance_sats)
-                required = Msat(ceil_to_sat(send.amount) + fee)
-                raise spark_errors.while_sending(error, required=required, available=available) from None
+            with trio.move_on_after(self._kit.deadlines.send):
+                try:
+                    try:
+                        return self._news((await self._kit.bridge.outlast(instance.send_payment, request)).payment)
+                    except sdk.SdkError.InsufficientFunds:
+                        # Nothing was sent. What has come in since we looked is ours to spend once it was taken.
+                        self._stale = True
+                        await self._refresh()
+                        return self._news((await self._kit.bridge.outlast(instance.send_payment, request)).payment)
+                except sdk.SdkError as error:
+                    available = Msat(0)
+                    if spark_errors.kind(error) == "InsufficientFunds":
+                        info = await self._ask(
+                            "asking for the balance", instance.get_info, sdk.GetInfoRequest(ensure_synced=False)
+                        )
+                        available = sats(info.balance_sats)
+                    required = Msat(ceil_to_sat(send.amount) + fee)
+                    raise spark_errors.while_sending(error, required=required, available=available) from None
         raise PaymentUnknown(
             f"Spark did not say within {self._kit.deadlines.send:.0f} s what became of the payment",
             "it is looked up again; do not pay again",

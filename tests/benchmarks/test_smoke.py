@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 
-from benchmarks import agents, market, report
+from benchmarks import agents, market, report, spark
 from benchmarks.__main__ import NAMES
 
 
@@ -37,3 +37,11 @@ def test_twenty_agents():
     } <= figures.keys()
     assert figures["20 due at once, late p99"] >= figures["20 due at once, late p50"] > 0
     assert "40 asleep, memory in all" in report.as_text([table])
+
+
+def test_two_spark_wallets():
+    table = spark.run(wallets=(1, 2), modes=("server",), seconds=0.1, settle=0.1)
+    (heads, rows) = table.details[0]
+    assert [row[:2] for row in rows] == [["server", "1"], ["server", "2"]]
+    assert "each further wallet, server mode" in {figure.name for figure in table.figures}
+    assert heads[2] in report.as_text([table])

@@ -179,7 +179,10 @@ def test_events_after_the_run_are_dropped(bridge):
     kept[0](print, "nobody hears")
 
 
-def test_several_trio_runs_share_one_loop():
+def test_several_trio_runs_share_one_loop(monkeypatch):
+    # Libraries may have seen the loop of the real one already.
+    monkeypatch.setattr(AsyncioBridge, "_shared", None)
+
     async def loop():
         return asyncio.get_running_loop()
 

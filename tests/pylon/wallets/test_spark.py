@@ -37,6 +37,8 @@ from pylon.wallets.spark_kit import SparkDeadlines, SparkKit
 from pylon.wallets.spark_payments import LOST_SECONDS
 from pylon.wallets.spark_types import REGTEST
 from tests.pylon.wallets.conformance import FEE_CAP, House, WalletConformance
+from tests.pylon.wallets.conformance_holds import HASH, PREIMAGE, held, hold
+from tests.pylon.wallets.conformance_house import nothing_moves
 
 SEEDS = {name: hashlib.sha512(name.encode()).digest() for name in ("alice", "bob", "carol", "dave")}
 
@@ -86,13 +88,16 @@ def server(request):
 
 class TestConformance(WalletConformance):
     @pytest.fixture
-    async def house(self, network, wallet, clock, server):
+    async def house(self, request, network, wallet, clock, server):
         alice, bob, carol = (wallet(name, server=server) for name in ("alice", "bob", "carol"))
         for one, amount in ((alice, 100_000), (carol, 50_000)):
             await network.deposit(one.identity_pubkey, amount)
             await one.balance()
         await bob.balance()
         before = network.total()
+
+        async def open_invoice(description: str) -> str:
+            return network.open_invoice(description)
 
         def inject(kind: str, seconds: float = 0.0, ends: PaymentState = PaymentState.SETTLED) -> None:
             network.fault(alice.identity_pubkey, Fault(kind, seconds, ends is PaymentState.SETTLED))
@@ -108,13 +113,45 @@ class TestConformance(WalletConformance):
             fail_next=partial(inject, "fail"),
             unroute_next=partial(inject, "no_route"),
             time_out_next=partial(inject, "lost"),
+            open_invoice=open_invoice,
+            deposit=lambda address, amount: network.deposit_to(address, amount // 1_000),
+            hold_lapses=network.htlc_seconds,
         )
-        assert network.total() + network.fees() == before
+        if "deposit" not in request.node.name:
+            assert network.total() + network.fees() == before
 
     async def test_an_invoice_may_commit_to_its_description_by_a_hash(self, house: House):
         """The SDK has no way to ask for one."""
         with pytest.raises(NotSupported):
             await house.payee.receive(sats(1), "words", 600, "zap-1", hash_description=True)
+
+    async def test_cancelled_it_comes_back(self, house: House):
+        """Spark has no way to send it back before the HTLC expires, nor to call an invoice back: it is never taken."""
+        issued = await hold(house)
+        async with nothing_moves(house):
+            async with held(house, issued):
+                await house.payee.cancel(HASH)
+                await house.payee.cancel(HASH)
+                with pytest.raises(PaymentFailed):
+                    await house.payee.settle(PREIMAGE)
+                await house.pass_time(house.hold_lapses)
+            failed = await house.payer.lookup_payment(HASH)
+            assert (failed.state, failed.preimage, failed.settled_at) == (PaymentState.FAILED, None, None)
+            invoice = await house.payee.lookup_invoice(HASH)
+            assert (invoice.received, invoice.held, invoice.cancelled) == (0, 0, True)
+
+    async def test_cancelled_before_it_is_paid(self, house: House):
+        issued = await hold(house)
+        await house.payee.cancel(HASH)
+        await house.payee.cancel(HASH)
+        assert (await house.payee.lookup_invoice(HASH)).cancelled
+        async with nothing_moves(house):
+            pending = await house.payer.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key="1")
+            assert pending.state is PaymentState.PENDING
+            with pytest.raises(PaymentFailed):
+                await house.payee.settle(PREIMAGE)
+            await house.pass_time(house.hold_lapses)
+        assert (await house.payer.lookup_payment(HASH)).state is PaymentState.FAILED
 
     async def test_what_settles_later_is_heard_then(self, house: House, server: bool):
         """At once in client mode; in server mode the wallet is asked every few seconds."""
@@ -292,9 +329,6 @@ async def test_a_long_description_is_cut_to_what_fits(wallet):
 
 # --- holding ----------------------------------------------------------------------------------------------------------
 
-PREIMAGE = "07" * 32
-HASH = hashlib.sha256(bytes.fromhex(PREIMAGE)).hexdigest()
-
 
 async def test_what_is_held_is_settled_by_its_preimage(funded):
     alice, bob = await funded("alice"), await funded("bob", 1)
@@ -405,6 +439,30 @@ async def test_a_named_amount_that_is_another_is_refused(funded):
     with pytest.raises(InvoiceInvalid):
         await alice.quote(issued.bolt11, amount=sats(11))
     assert await alice.quote(issued.bolt11, amount=sats(10)) > 0
+
+
+async def test_what_has_just_come_in_can_be_spent(network, kit, funded, wallet, server):
+    """Also by a wallet that is opened for this payment, and has taken nothing yet."""
+    bob = await funded("bob", 1)
+    issued = await bob.receive(sats(1_000), "", 600, "k")
+    alice = wallet("alice", server=server)
+    await network.deposit(alice.identity_pubkey, 5_000)
+    paid = await alice.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key="1")
+    assert paid.state is PaymentState.SETTLED
+
+
+async def test_what_has_come_in_since_the_last_look_can_be_spent(network, tmp_path, clock, funded, server):
+    bob = await funded("bob", 1)
+    issued = await bob.receive(sats(1_000), "", 600, "k")
+    kit = SparkKit(
+        REGTEST, clock=clock, directory=tmp_path, bridge=InlineBridge(), sdk=network, fresh_seconds=60, durable=False
+    )
+    alice = SparkWallet(kit, SEEDS["alice"], "alice", server=server)
+    assert (await alice.balance()).settled == 0
+    await network.deposit(alice.identity_pubkey, 5_000)
+    paid = await alice.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key="1")
+    assert paid.state is PaymentState.SETTLED
+    await alice.aclose()
 
 
 # --- unknown ----------------------------------------------------------------------------------------------------------
