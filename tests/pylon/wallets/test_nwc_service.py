@@ -16,10 +16,11 @@ from protocols.nip47_methods import Transaction, TransactionState, TransactionTy
 from pylon.errors import NotFound, UsageError
 from pylon.money import Msat, max_fee, sats
 from pylon.relays.pool import RelayPool
-from pylon.store import freeze, intents
+from pylon.store import approvals, freeze, intents
 from pylon.store import wallet_connections as connections
 from pylon.store.wallet_connections import DAY
-from pylon.wallets import nwc_service
+from pylon.wallets import nwc_guests
+from pylon.wallets.budgets import Budget
 from pylon.wallets.port import PaymentState
 from pylon.wallets.simnet import Fault, FaultKind
 from tests.pylon.wallets.nwc_world import RELAY, open_world
@@ -164,7 +165,7 @@ class TestWhatItSays:
         issued = await bill(shop)
         paid = await app.ok("pay_invoice", {"invoice": issued.bolt11})
         assert (await app.ok("get_balance"))["balance"] == BUDGET - PRICE - paid["fees_paid"]
-        await trio.sleep(DAY)
+        world.clock.skew += DAY
         assert (await app.ok("get_balance"))["balance"] == BUDGET
         poor = world.wallet("poor")
         async with world.serving(poor, "poor") as serving:
@@ -277,6 +278,28 @@ class TestPaying:
         assert sorted(kinds) == [nip47.RESPONSE, nip47.NOTIFICATION_NIP04, nip47.NOTIFICATION]
         assert intents.get(bank.store, found.id).state == "settled"
 
+    async def test_what_waits_for_the_operator(self, world, shop):
+        wallet = world.wallet("home")
+        await wallet.fund(sats(10_000))
+
+        def limits(source, spend):
+            return Budget(None, None, approve_above=Msat(0))
+
+        async with world.serving(wallet, "home", limits=limits) as serving:
+            _, uri = await serving.connect(per_day=BUDGET)
+            app = App(world, uri)
+            issued = await bill(shop)
+            event = app.request("pay_invoice", {"invoice": issued.bolt11})
+            assert await app.send(event, 1_000.0) == []
+            assert (await app.ok("get_balance"))["balance"] == BUDGET - PRICE - max_fee(PRICE)
+            (waiting,) = approvals.waiting(serving.store)
+            async with app.listening() as heard:
+                await serving.store.write(lambda tx: approvals.approve(tx, waiting.id, tx.clock.now()))
+                await trio.sleep(70)
+                responses = [frame for frame in heard() if frame.kind == nip47.RESPONSE]
+            assert [nip47.open_response(frame, uri.secret).error for frame in responses] == [None]
+        assert (await shop.balance()).settled == PRICE
+
     async def test_unknown_through_a_restart(self, world, shop):
         """It was asked for by a process that died; it is seen to its end, and answered, and not paid again."""
         wallet = world.wallet("home")
@@ -370,7 +393,7 @@ class TestTooMuch:
             await trio.sleep(20)
             responses = [nip47.open_response(frame, app.uri.secret) for frame in heard()]
         good = [response for response in responses if response.error is None]
-        assert len(good) <= nwc_service.BURST
+        assert len(good) <= nwc_guests.BURST
         assert {r.error.code for r in responses if r.error} == {ErrorCode.RATE_LIMITED}
         assert len(responses) < 80
         await trio.sleep(60)
