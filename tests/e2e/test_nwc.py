@@ -42,6 +42,9 @@ class Sdk:
 
     def ask(self, name, **params):
         self.say(json.dumps([name, params]))
+        return self.hear()
+
+    def hear(self):
         line = self._process.stdout.readline()
         assert line, "it has ended"
         return json.loads(line)
@@ -135,6 +138,30 @@ def test_another_librarys_client_uses_our_wallet(world, relay, bank, shop):
         assert secret.encode() not in node.home.database.read_bytes()
     (event,) = fetch(relay, kinds=[13194], authors=[ConnectionUri.parse(till["uri"]).wallet.hex])
     assert read_info(event).encryptions == frozenset(Encryption)
+
+
+@pytest.mark.parametrize("point", ["nwc.pay.before", "nwc.pay.after"])
+def test_the_wallet_dies_while_it_pays(world, relay, shop, point):
+    """Whoever asked is answered by the next life, with the proof; paid is it once."""
+    bank = world.node("bank").configure(relays=[relay])
+    bank.fund()
+    made = connected(bank, "app", "--relay", relay)
+    bank.start(crash_at=point)
+    till = connected(shop, "till")
+    with sdk(made["uri"]) as app, sdk(till["uri"]) as seller:
+        bill = seller.ok("make_invoice", amount=PRICE_MSATS, description="tea")
+        app.say(json.dumps(["pay_invoice", {"invoice": bill["invoice"]}]))
+        bank.daemon.killed()
+        bank.start()
+        answer = app.hear()
+        assert "ok" in answer, answer
+        payment_hash = bolt11.decode(bill["invoice"]).payment_hash
+        assert hashlib.sha256(bytes.fromhex(answer["ok"]["preimage"])).hexdigest() == payment_hash
+    assert [row["payment_hash"] for row in bank.charges()] == [payment_hash]
+    assert bank.wallet_msats() == FUNDS_SATS * 1_000 - PRICE_MSATS - FEE_MSATS
+    bank.check_books()
+    bank.stop()
+    shop.stop()
 
 
 def test_our_client_uses_our_wallet(tmp_path, relay, bank, shop):
