@@ -260,8 +260,12 @@ class ApiConfig:
 
 @attrs.frozen(kw_only=True)
 class WalletConfig:
-    """What programs may spend of the home's own sats. What you pay by hand is bounded by the wallet alone."""
+    """The home's own wallet, and what programs may spend of it. What you pay by hand is bounded by the wallet alone."""
 
+    kind: str = _key(_choice("network", "nwc"), "network")
+    """``nwc``: a wallet that you have already, by Nostr Wallet Connect. Agents have wallets of the network's own."""
+    uri_file: Path | None = _key(PATH, None)
+    """Where its connection string is (0600); ``None``: ``keys/wallet.nwc``. ``PYLON_NWC_URI`` wins over both."""
     budget_day_sats: int | None = _key(_integer(0, MAX_MSAT // 1_000, "sats"), None)
     """For any 24 hours, fees included, sats; 0 means nothing. What you buy by hand counts, too."""
     budget_each_sats: int | None = _key(_integer(0, MAX_MSAT // 1_000, "sats"), None)
@@ -616,6 +620,10 @@ network = "{network}"{remark}
 # zap_max_sats = 1000000
 
 [wallet]
+# The home's own wallet; "nwc" is one that you have already, by the connection string that it gives you
+# (Nostr Wallet Connect), in keys/wallet.nwc (0600) or in PYLON_NWC_URI.
+# kind = "network"
+# uri_file = "/custom/wallet.nwc"
 # What programs may spend of this home's sats; no key, no bound but the wallet. 0 means nothing.
 # budget_day_sats = 1000  # in any 24 hours, fees included
 # budget_each_sats = 100

@@ -60,6 +60,21 @@ def put_private(path: Path, content: bytes, *, replace: bool) -> None:
             draft.unlink()
 
 
+def publish(draft: Path, path: Path) -> None:
+    """Give a finished file its name, and never one that is taken (``FileExistsError``).
+
+    A link does that at once. Where the file system knows none, as on a memory stick, the name is taken first.
+    """
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        raise
+    except OSError:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        os.replace(draft, path)
+    sync_directory(path.parent)
+
+
 def draft_prefix(path: Path) -> str:
     """How the names of files begin that were to become ``path``: a crash may leave one, whole or not."""
     return f".{path.name}."

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import click
 
 from pylon.cli.amounts import BOUND, SATS
-from pylon.cli.output import note, plain
+from pylon.cli.output import FileDescriptor, note, plain
 from pylon.cli.times import DURATION
 from pylon.errors import PylonError, UsageError
 
@@ -281,7 +281,7 @@ def daemon_note(running: bool, what: str) -> None:
 
 passphrase_option = click.option(
     "--passphrase-fd",
-    type=click.IntRange(0),
+    type=FileDescriptor(),
     metavar="N",
     help="Read the bundle's passphrase from file descriptor N, its first line; else it is asked for.",
 )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pylon.cli.agent_options import confirm
-from pylon.cli.output import F, State, emit, home_passphrase_option, json_option, note, pass_state
+from pylon.cli.output import F, FileDescriptor, State, emit, home_passphrase_option, json_option, note, pass_state
 from pylon.cli.unlock import home_passphrase, typed, unlock
 from pylon.errors import UsageError
 
@@ -25,7 +25,7 @@ OPEN = "none: whoever can read these files has the identity and its money (pylon
 
 def descriptor_option(name: str, words: str) -> Callable[[F], F]:
     """A passphrase from an open file."""
-    return click.option(name, type=click.IntRange(0), metavar="N", help=words)
+    return click.option(name, type=FileDescriptor(), metavar="N", help=words)
 
 
 @click.group()
@@ -270,6 +270,7 @@ def restore(state: State, file: str, force: bool, backup_passphrase_fd: int | No
         "agents": done.agents,
         "unknown_payments": done.unknown,
         "frozen": True,
+        "config": None if done.config is None else str(done.config),
         "kept": None if done.kept is None else str(done.kept),
     }
     emit(state, report, lambda: _restored(report))
@@ -285,6 +286,8 @@ def _restored(report: dict[str, Any]) -> str:
         "passphrase: that of the backup" if report["passphrase"] else f"passphrase: {OPEN}",
         "Spending is frozen. Next: pylon start, pylon books --check, then pylon wallet thaw",
     ]
+    if report["config"] and report["config"].endswith(".restored"):
+        lines.append(f"Its configuration has a data_dir: look at {report['config']}, and rename it to config.toml")
     if report["kept"]:
         lines.append(f"What was here before is kept in {report['kept']}: money may hang on it.")
     return "\n".join(lines)

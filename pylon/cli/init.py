@@ -63,6 +63,8 @@ def init(state: State, network: str | None, import_: bool, words: str, force: bo
             note(f"warning: {home.config} was there already, and says network {loaded.config.network!r}: edit it there")
     if import_ and not created.new:
         note("warning: there was an identity already; nothing was imported (--force replaces it)")
+    if protected and created.identity is not None and not created.new:
+        note(f"warning: {home.mnemonic} holds the phrase in plain; pylon identity passphrase seals it")
 
     who = created.public
     report: dict[str, Any] = {

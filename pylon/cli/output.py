@@ -18,6 +18,7 @@ from pylon.errors import PylonError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pylon.passphrase import Passphrase
     from pylon.paths import Home
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -30,6 +31,8 @@ class State:
         self.home_option: str | None = None
         self.json = False
         self.passphrase_fd: int | None = None
+        self.passphrase: Passphrase | None = None
+        """Of the home, once it was given: a command of several steps asks once."""
         self._home: Home | None = None
 
     @property
@@ -75,6 +78,18 @@ def json_option(command: F) -> F:
     )(command)
 
 
+class FileDescriptor(click.ParamType[int]):
+    """The number of an open file. What stands there instead is not repeated: it may be what should be read from it."""
+
+    name = "integer"
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> int:
+        text = str(value)
+        if not text.isascii() or not text.isdecimal() or len(text) > 9:
+            self.fail("the number of an open file is wanted, as in 3 3< FILE", param, context)
+        return int(text)
+
+
 def _set_descriptor(context: click.Context, _: click.Parameter, value: int | None) -> None:
     if value is not None:
         context.ensure_object(State).passphrase_fd = value
@@ -84,7 +99,7 @@ def home_passphrase_option(command: F) -> F:
     """``--passphrase-fd``, where it is the home's."""
     return click.option(
         "--passphrase-fd",
-        type=click.IntRange(0),
+        type=FileDescriptor(),
         metavar="N",
         expose_value=False,
         callback=_set_descriptor,

@@ -22,9 +22,13 @@ def home_passphrase(state: State) -> Passphrase | None:
         if state.passphrase_fd is not None:
             note(f"warning: a passphrase was given, but {state.home.data} has none: pylon identity passphrase sets one")
         return None
-    if state.passphrase_fd is not None:
-        return passphrase.from_descriptor(state.passphrase_fd)
-    return passphrase.from_environment() or typed("Passphrase of this home", str(state.home.data))
+    if state.passphrase is None:
+        if state.passphrase_fd is not None:
+            state.passphrase = passphrase.from_descriptor(state.passphrase_fd)
+        else:
+            given = passphrase.from_environment()
+            state.passphrase = given or typed("Passphrase of this home", str(state.home.data))
+    return state.passphrase
 
 
 def unlock(state: State) -> Unlocked:

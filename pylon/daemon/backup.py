@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import json
 import os
 import secrets
 import shutil
 import sqlite3
+import time
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,21 +30,20 @@ from pylon import identity
 from pylon.clock import Clock
 from pylon.daemon.sealed_file import FRAME_BYTES, read_sealed, write_sealed
 from pylon.errors import BackupError, IdentityError
-from pylon.files import sync_directory, write_private
+from pylon.files import draft_prefix, publish, sync_directory, write_private
 from pylon.host.registry import RESTORED
 from pylon.identity import Unlocked
 from pylon.passphrase import Passphrase
 from pylon.paths import Home
-from pylon.store import datakey, intents, settings
+from pylon.store import datakey, freeze, intents, settings
 from pylon.store.database import Tx, open_store
 from pylon.store.datakey import DataKey
 from pylon.store.vault import Vault
 
 VERSION = 1
-FROZEN = "frozen"
-"""In ``pylon.store.settings``: a JSON object with ``reason`` and ``at``, and nobody of this home spends."""
 _REASON = "restored from a backup: look at the books, then thaw"
 _MAX_MANIFEST = 4 << 20
+_DAY = 86_400.0
 
 
 @attrs.frozen
@@ -60,6 +60,8 @@ class Restored:
     """Payments whose outcome is to be asked for."""
     kept: Path | None
     """Where what was here before has gone."""
+    config: Path | None = None
+    """Where the backup's configuration was written, if it was."""
 
 
 # --- out ----------------------------------------------------------------------------------------------------------
@@ -83,8 +85,7 @@ def back_up(home: Home, unlocked: Unlocked, target: Path, passphrase: Passphrase
                 for _ in read_sealed(file, passphrase):
                     pass
                 length = file.tell()
-        os.link(draft, target)
-        sync_directory(target.parent)
+        publish(draft, target)
     except FileExistsError:
         raise BackupError(f"{target} is there already, and is not overwritten", "name a new file") from None
     except OSError as error:
@@ -101,7 +102,8 @@ def _database_copy(home: Home) -> Iterator[Path | None]:
     if not home.database.exists():
         yield None
         return
-    copy = home.data / f".{home.database.name}.{secrets.token_hex(8)}"
+    _sweep_copies(home)
+    copy = home.data / f"{draft_prefix(home.database)}{secrets.token_hex(8)}"
     os.close(os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     try:
         with contextlib.closing(sqlite3.connect(home.database, timeout=30)) as source:
@@ -118,6 +120,14 @@ def _database_copy(home: Home) -> Iterator[Path | None]:
     finally:
         for path in (copy, copy.with_name(copy.name + "-journal")):
             with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+
+
+def _sweep_copies(home: Home) -> None:
+    """Copies that a killed backup has left: those of another one that runs now are younger than a day."""
+    for path in home.data.glob(f"{draft_prefix(home.database)}*"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > _DAY:
                 path.unlink()
 
 
@@ -212,9 +222,22 @@ def restore(home: Home, source: Path, passphrase: Passphrase, clock: Clock, *, f
         _move_in(home, stage)
     except OSError as error:
         raise BackupError(f"cannot restore into {home.data}: {error.strerror or error}", "do the same again") from None
-    if opened.config is not None and not os.path.lexists(home.config):
-        write_private(home.config, opened.config.encode())
-    return attrs.evolve(restored, kept=kept)
+    return attrs.evolve(restored, kept=kept, config=_restore_config(home, opened.config))
+
+
+def _restore_config(home: Home, text: str | None) -> Path | None:
+    """Write the configuration, unless there is one. One that says that everything is elsewhere is put beside."""
+    if text is None or os.path.lexists(home.config):
+        return None
+    path = home.config
+    try:
+        if tomllib.loads(text).get("data_dir"):
+            path = path.with_name(f"{path.name}.restored")
+    except tomllib.TOMLDecodeError:
+        pass
+    with contextlib.suppress(FileExistsError):
+        write_private(path, text.encode())
+    return path
 
 
 def _unseal(source: Path, passphrase: Passphrase, stage: Path) -> _Opened:
@@ -308,7 +331,7 @@ async def _open_and_mark(path: Path, vault: Vault, clock: Clock) -> tuple[int, i
 def _begin_anew(tx: Tx) -> tuple[int, int]:
     """Freeze, mark what is open as unknown, raise the epochs. How many agents and payments there are."""
     now = tx.clock.now()
-    settings.put(tx, FROZEN, json.dumps({"reason": _REASON, "at": now}))
+    freeze.freeze(tx, _REASON, now)
     pending = intents.pending(tx)
     for intent in pending:
         intents.mark_unknown(tx, intent.id, error="the home was restored from a backup", at=now)

@@ -25,6 +25,7 @@ from pylon.config import Bind, Config, DeadlinesConfig
 from pylon.daemon.embedded_relay import EmbeddedRelay
 from pylon.daemon.hosting import Hosting, assemble
 from pylon.daemon.housekeeping import keep_house
+from pylon.daemon.nwc_home import open_nwc_wallet
 from pylon.daemon.wallets import Wallets, open_wallets
 from pylon.errors import ConfigError, ModelMissing, NotFound, SealError, brief
 from pylon.host.deeds import Deeds
@@ -135,6 +136,8 @@ async def open_runtime(
             if config.enable_payments or mode != "provider" or config.network == "simnet"
             else None
         )
+        if wallets is not None and config.wallet.kind == "nwc":
+            wallets = await stack.enter_async_context(open_nwc_wallet(wallets, home, config, store, clock, rng))
         wallet = None if wallets is None else wallets.own
         locks = stack.enter_context(SeedLocks()) if mode in ("host", "both") else None
         nursery = await stack.enter_async_context(trio.open_nursery())
@@ -171,10 +174,10 @@ async def open_runtime(
                 settings=BuyerSettings(config.network, keeper.invoice_prefix, quote_seconds=quote_seconds),
             )
             supervisor.start(ChildSpec("buyer", buyer.run))
-            reconcile = functools.partial(_reconcile, hosting, account.purse, buyer, locks is not None)
-            supervisor.start(ChildSpec("reconciler", reconcile))
             service = WalletService(wallet, store, pool, clock, rng, limits=home_limits(config.wallet))
             supervisor.start(ChildSpec("wallet-connect", service.run))
+            reconcile = functools.partial(_reconcile, hosting, account.purse, buyer, service, locks is not None)
+            supervisor.start(ChildSpec("reconciler", reconcile))
             if serve_http and config.api.enabled:
                 bound = await nursery.start(_serve_api(home, config, hosting))
                 hosting.pay.address = public_address(config, bound)
@@ -233,11 +236,11 @@ async def _keep_receipts(hosting: Hosting) -> None:
         await trio.sleep(_RECEIPTS_EVERY)
 
 
-async def _reconcile(hosting: Hosting, own: Purse, buyer: Buyer, hosts: bool) -> None:
+async def _reconcile(hosting: Hosting, own: Purse, buyer: Buyer, service: WalletService, hosts: bool) -> None:
     """See to the payments that nobody sees to, and to those that an earlier life has not seen the end of."""
     await hosting.withdrawals.reconciler.run(
         lambda owner: hosting.agents.purse(owner) if owner else own,
-        lambda intent: _is_driven(intent, buyer, hosting.deeds if hosts else None),
+        lambda intent: service.pays(intent) or _is_driven(intent, buyer, hosting.deeds if hosts else None),
     )
 
 

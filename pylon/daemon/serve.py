@@ -91,7 +91,7 @@ async def _check_books(runtime: Runtime, say: Callable[[str], None]) -> None:
             hosting = runtime.hosting
             report = await books.audit(
                 runtime.store,
-                runtime.wallet,
+                None if runtime.config.wallet.kind == "nwc" else runtime.wallet,
                 runtime.clock,
                 keeper=None if hosting is None else hosting.agents.keeper,
                 agents=None if hosting is None else hosting.owned(),
@@ -117,6 +117,8 @@ async def _greeting(runtime: Runtime) -> list[str]:
     elif runtime.wallet is not None:
         note = (await runtime.wallet.info()).note
         lines.append(f"network: {config.network}" + (f". {note}" if note else ""))
+    if not identity.is_protected(runtime.home):
+        lines.append("no passphrase protects the keys of this home: pylon identity passphrase sets one")
     lines.extend(f"relay: {url}" for url in runtime.pool.urls)
     if runtime.provider is not None:
         price = "free" if not config.enable_payments else format_msat(Msat(runtime.provider.terms.price))

@@ -75,9 +75,7 @@ class Verbs:
             "books": self.books,
             **WalletGuard(self.store, self.clock).table(),
             **self._wallet_verbs(),
-            **ConnectVerbs(
-                self.config, self.store, self.clock, None if self.runtime is None else self.runtime.pool.urls
-            ).table(),
+            **ConnectVerbs(self.config, self.store, self.clock, self._relays).table(),
         }
         if self.agents is not None:
             verbs |= self.agents.table()
@@ -193,7 +191,7 @@ class Verbs:
         hosting = None if self.agents is None else self.agents.hosting
         found = await books.audit(
             self.store,
-            self.wallet,
+            None if self.config.wallet.kind == "nwc" else self.wallet,  # others may use it, too
             self.clock,
             keeper=None if hosting is None else hosting.agents.keeper,
             agents=None if hosting is None else hosting.owned(),

@@ -134,7 +134,7 @@ class NwcWallet:
         self._network = network
         self._name = uri.wallet.hex[:16]
         self._client = NwcClient(uri, pool, clock, self._heard)
-        self._link = NwcLink(self._client)
+        self._link = NwcLink(self._client, store, uri.client.hex)
         self._records = Records(uri.client.hex, store.vault)
         self._payer = Payer(self._link, self._records, store, clock, self._announce, network=network, patience=patience)
         self._listeners: set[_Listener] = set()
@@ -150,6 +150,7 @@ class NwcWallet:
         async with trio.open_nursery() as nursery:
             await nursery.start(self._client.run)
             nursery.start_soon(self._poll)
+            nursery.start_soon(self._link.keep_confirming)
             task_status.started()
 
     # --- what it is -------------------------------------------------------------------------------------------

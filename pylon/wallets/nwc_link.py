@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 import attrs
+import orjson
+import trio
 
 from protocols import nip47_methods
 from protocols.nip47 import PAGE, ErrorCode, Failure, Nip47Invalid
@@ -19,10 +23,24 @@ from protocols.nip47_methods import (
     Transaction,
 )
 from pylon import errors
-from pylon.errors import BudgetExceeded, InsufficientFunds, NotSupported, PaymentFailed, PaymentUnknown, WalletError
+from pylon.errors import (
+    BudgetExceeded,
+    InsufficientFunds,
+    NotSupported,
+    PaymentFailed,
+    PaymentUnknown,
+    StoreError,
+    WalletError,
+)
 from pylon.money import Msat
+from pylon.store import settings
+from pylon.store.database import Store
 from pylon.wallets.nwc_client import NoAnswer, NotAsked, NwcClient, Refused
 
+log = logging.getLogger(__name__)
+
+_CONFIRMED_SECONDS = 3_600.0
+_ASK_AGAIN_SECONDS = 30.0
 LOOK_SECONDS = 16.0
 """For an answer about one invoice."""
 
@@ -30,8 +48,11 @@ LOOK_SECONDS = 16.0
 class NwcLink:
     """See the module. Every method raises ``WalletError``; one of ``nwc_client`` only where it says so."""
 
-    def __init__(self, client: NwcClient) -> None:
+    def __init__(self, client: NwcClient, store: Store, wallet: str) -> None:
+        """``wallet``: its name in the store, where what it has said of itself is remembered."""
         self._client = client
+        self._store = store
+        self._key = f"nwc:{wallet}"
         self._service: ServiceInfo | None = None
 
     @property
@@ -40,25 +61,53 @@ class NwcLink:
         return self._service is not None and bool(self._service.notifications)
 
     async def service(self) -> ServiceInfo:
-        """Who it is, asked until it has said so."""
+        """Who it is; a wallet that was met before is taken for what it was then, until it says otherwise."""
         if self._service is None:
-            published = await self._client.info()
-            listed = () if published is None else published.methods
-            try:
-                service = ServiceInfo.read(await self._client.ask(GET_INFO, {}))
-            except Refused as error:
-                if error.failure.code not in (ErrorCode.NOT_IMPLEMENTED, ErrorCode.RESTRICTED) or not listed:
-                    raise error_of(error.failure) from None
-                service = ServiceInfo()
-            except (NotAsked, NoAnswer):
-                raise unreachable() from None
-            except Nip47Invalid as error:
-                raise WalletError(f"the wallet's answer cannot be read: {error}") from None
-            told = () if published is None else published.notifications
-            self._service = attrs.evolve(
-                service, methods=service.methods or listed, notifications=service.notifications or told
-            )
+            self._service = self._remembered()
+        if self._service is None:
+            await self._confirm()
+        assert self._service is not None
         return self._service
+
+    async def keep_confirming(self) -> None:
+        """Ask who it is now and then, and soon again while it does not answer. Until cancelled."""
+        while True:
+            try:
+                await self._confirm()
+                wait = _CONFIRMED_SECONDS
+            except (WalletError, StoreError) as error:
+                log.debug("the wallet does not say who it is: %s", error.message)
+                wait = _ASK_AGAIN_SECONDS
+            await trio.sleep(wait)
+
+    async def _confirm(self) -> None:
+        self._service = await self._ask_who()
+        told = orjson.dumps(self._service.result()).decode()
+        if settings.get(self._store, self._key) != told:
+            await self._store.write(functools.partial(settings.put, key=self._key, value=told))
+
+    def _remembered(self) -> ServiceInfo | None:
+        text = settings.get(self._store, self._key)
+        try:
+            return None if text is None else ServiceInfo.read(orjson.loads(text))
+        except (ValueError, TypeError, AttributeError):
+            return None
+
+    async def _ask_who(self) -> ServiceInfo:
+        published = await self._client.info()
+        listed = () if published is None else published.methods
+        try:
+            service = ServiceInfo.read(await self._client.ask(GET_INFO, {}))
+        except Refused as error:
+            if error.failure.code not in (ErrorCode.NOT_IMPLEMENTED, ErrorCode.RESTRICTED) or not listed:
+                raise error_of(error.failure) from None
+            service = ServiceInfo()
+        except (NotAsked, NoAnswer):
+            raise unreachable() from None
+        except Nip47Invalid as error:
+            raise WalletError(f"the wallet's answer cannot be read: {error}") from None
+        told = () if published is None else published.notifications
+        return attrs.evolve(service, methods=service.methods or listed, notifications=service.notifications or told)
 
     async def need(self, method: str, what: str) -> None:
         """Raises ``NotSupported`` where the wallet does not have a method."""
@@ -151,7 +200,7 @@ def unreachable() -> WalletError:
     """Nothing was sent, or nothing that matters."""
     return WalletError(
         "the wallet does not answer on any relay of its connection",
-        "is it running, and is the connection still open? pylon wallet status",
+        "is it running, and is the connection still open?",
     )
 
 

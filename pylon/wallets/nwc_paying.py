@@ -136,7 +136,9 @@ class Payer:
         if invoice.expires_at <= self._clock.now():
             raise InvoiceExpired("the invoice has expired", "ask for a new one")
         found = await self.check_way(invoice)
-        if found is not None and STATES.get(found.state or TransactionState.PENDING) is not PaymentState.FAILED:
+        known = found is not None and STATES.get(found.state or TransactionState.PENDING) is not PaymentState.FAILED
+        if known and self._records.by_key(self._store, key) is None:
+            # Else it is this very payment, begun by another caller while we asked.
             raise AlreadyPaid("the wallet has paid this invoice already, or is about to")
         if limit < max_fee(price):
             raise FeeTooHigh(
@@ -218,9 +220,7 @@ class Payer:
                     await bell.wait()
                 nursery.cancel_scope.cancel()
         now = self._records.by_key(self._store, row.key)
-        if now is not None and now.state is not PaymentState.PENDING:
-            return _ended(now)
-        if answer.error is not None:
+        if answer.error is not None and (now is None or now.state is not PaymentState.SETTLED):
             raise answer.error
         return _ended(now or row)
 

@@ -219,6 +219,9 @@ def play(home, seller, protected, request, relay):
     for line in ("status", "status --json", "agent list", "agent list --json", "agent ticks ada", "identity show",
                  "identity show --json", "wallet balance", "books --check", "earnings --json"):  # fmt: skip
         home.run(*line.split())
+    for line in ("wallet status", "wallet address --json", "wallet invoice 10", "wallet history --csv", "wallet freeze",
+                 "wallet approvals", "wallet thaw"):  # fmt: skip
+        home.run(*line.split())
     home.run("identity", "export", "--ncryptsec", "--password-fd", "{0}", "--log-n", "16", fds=["password"])
     home.run(*f"agent export ada --bundle {node.root}/ada.bundle --passphrase-fd".split(), "{0}", fds=["backup"])
     backup = node.world.directory / "home.backup"
@@ -239,6 +242,11 @@ def play(home, seller, protected, request, relay):
     new = node.world.directory / "restored"
     bring = ("identity", "restore", str(backup), "--backup-passphrase-fd", "{0}")
     home.run(*bring, fds=["backup"], root=new, passphrase=False)
+    # Nobody spends in a restored home, whatever is asked of it.
+    bill = json.loads(seller.run("wallet", "invoice", "10", "--json"))["bolt11"]
+    words = {"passphrase": False} | ({"fds": ["backup"]} if protected else {})
+    own = ["--passphrase-fd", "{0}"] if protected else []
+    home.run(*own, "wallet", "pay", bill, "--yes", root=new, code=4, **words)
     opened = unlock(Home(new), Passphrase(BACKUP_PASSPHRASE) if protected else None)
     assert opened.identity.pubkey == node.pubkey == from_phrase(opened.identity.reveal_phrase()).pubkey
     # A daemon that dies of itself leaves no image of its memory.
@@ -271,3 +279,26 @@ def search_files(world, home, seller):
             assert found_in(raw, home.secrets) == allowed.get(path, []), path
     assert {"pylon.db", "pylon.log", "simnet.db", "home.out", "home.backup", "ada.bundle"} <= names
     assert debug, "the log was at its most talkative"
+
+
+def test_sparks_storage_holds_no_key(world, tmp_path_factory):
+    """What the Spark SDK keeps on disk, as far as it goes without its servers."""
+    node = world.node("home").configure(network="regtest")
+    home = Searched(node, False, tmp_path_factory.mktemp("passphrases"))
+    home.run("identity", "passphrase", "--new-passphrase-fd", "{0}", fds=["home"])
+    home.protected = True
+    known = unlock(node.home, Passphrase(PASSPHRASE))
+    seed = nip06.seed(known.identity.reveal_phrase())
+    derived = [nip06.derive(seed, f"m/8797555'/{account}'{rest}") for account in (0, 1) for rest in ("", "/0'")]
+    home.secrets = {
+        "passphrase": spelled(PASSPHRASE),
+        "phrase": of_words(known.identity.reveal_phrase()),
+        "key": of_key(known.identity.nostr) | of_key(known.identity.simnet),
+        "data key": of_bytes(known.key.reveal()),
+        "spark's keys": set().union(*map(of_bytes, derived)),
+    }
+    assert home.run("wallet", "address", "--json")
+    files = [path for path in node.root.rglob("*") if path.is_file()]
+    assert any("spark" in path.parts for path in files), "it has opened its wallet"
+    for path in files:
+        assert found_in(path.read_bytes(), home.secrets) == [], path

@@ -1,10 +1,10 @@
 """A Nostr Wallet Connect service (NIP-47) over an Electrum daemon, as a process of its own.
 
-``python -m tests.lightning.nwc_electrum --electrum DIR --relay URL [--mute METHOD=COUNT ...]``
+``python -m tests.lightning.nwc_electrum --electrum DIR --relay URL [--mute WHAT=COUNT ...]``
 
 Keys, events and both ciphers are nostr-sdk's, the wallet is Electrum's: nothing of Pylon's is in it. It prints
 ``connection nostr+walletconnect://...`` when it listens, and ends when its stdin closes or on SIGTERM. ``--mute`` keeps
-the next COUNT answers to a METHOD to itself, after having done what was asked.
+to itself the next COUNT answers to a method, after having done what was asked, or notifications of a type.
 
 Requests are taken one beside the other, for a payment may be on its way for long. What settles is looked for a few
 times a second, and told in both kinds of notification.
@@ -100,9 +100,7 @@ class Service:
         except (ElectrumError, NostrSdkError, ValueError, TypeError, KeyError) as broken:
             error = {"code": "INTERNAL", "message": type(broken).__name__}
         print("error" if error else "ok", method, error["code"] if error else "", file=sys.stderr, flush=True)
-        if self.mute[method] > 0:
-            self.mute[method] -= 1
-            print("muted", method, file=sys.stderr, flush=True)
+        if self._is_muted(method):
             return
         body = {"result_type": method, "error": error, "result": result}
         tags = [["p", self.customer.public_key().to_hex()], ["e", event.id().to_hex()]]
@@ -123,10 +121,19 @@ class Service:
 
     async def _tell(self, entry: dict[str, Any]) -> None:
         said = "payment_received" if entry["type"] == "incoming" else "payment_sent"
+        if self._is_muted(said):
+            return
         body = {"notification_type": said, "notification": entry}
         tags = [["p", self.customer.public_key().to_hex()]]
         await self._publish(NOTIFICATION_NIP44, self._seal(body, NIP44), tags)
         await self._publish(NOTIFICATION_NIP04, self._seal(body, NIP04), tags)
+
+    def _is_muted(self, what: str) -> bool:
+        if self.mute[what] <= 0:
+            return False
+        self.mute[what] -= 1
+        print("muted", what, file=sys.stderr, flush=True)
+        return True
 
     def _open(self, content: str, cipher: str) -> str:
         opened = self.keys.nip44_decrypt if cipher == NIP44 else self.keys.nip04_decrypt
@@ -145,9 +152,9 @@ async def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--electrum", type=Path, required=True, metavar="DIR")
     parser.add_argument("--relay", required=True, metavar="URL")
-    parser.add_argument("--mute", action="append", default=[], metavar="METHOD=COUNT")
+    parser.add_argument("--mute", action="append", default=[], metavar="WHAT=COUNT")
     arguments = parser.parse_args()
-    mute = Counter({method: int(count) for method, _, count in (each.partition("=") for each in arguments.mute)})
+    mute = Counter({what: int(count) for what, _, count in (each.partition("=") for each in arguments.mute)})
     loop = asyncio.get_running_loop()
     uniffi_set_event_loop(loop)
     stopped = asyncio.Event()

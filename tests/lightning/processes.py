@@ -80,13 +80,14 @@ class Process:
     def line(self, word: str) -> str:
         """The first whole line that begins with ``word``, once it is there; without the word."""
 
-        def look() -> str | None:
-            self.must_live()
-            lines = self.said().split("\n")[:-1]
-            return next((line.removeprefix(word).strip() for line in lines if line.startswith(word)), None)
+        def look() -> list[str]:
+            found = [line for line in self.said().split("\n")[:-1] if line.startswith(word)]
+            if not found:
+                self.must_live()
+            return found
 
-        found: str = until(look, STARTS_WITHIN, lambda: f"{word!r} in {self.said()[-2_000:]}")
-        return found
+        found: list[str] = until(look, STARTS_WITHIN, lambda: f"{word!r} in {self.said()[-2_000:]}")
+        return found[0].removeprefix(word).strip()
 
     def must_live(self) -> None:
         assert self.process.poll() is None, f"it ended with {self.process.returncode}: {self.said()[-2_000:]}"
@@ -245,6 +246,10 @@ class Electrum(Process):
     def channels(self) -> list[dict[str, Any]]:
         found = self.call("list_channels")
         return [channel for channel in found if channel["type"] == "CHANNEL"]
+
+    def unsettled_sats(self) -> int:
+        """What is on its way out."""
+        return sum(channel["local_unsettled_sent"] for channel in self.channels())
 
     def settle(self, does: bool) -> None:
         """Whether it takes what it is paid, or keeps everybody waiting."""

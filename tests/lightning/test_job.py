@@ -6,6 +6,8 @@ Relay, wallet services and Lightning nodes are other people's work; homes, walle
 from __future__ import annotations
 
 import hashlib
+import json
+import sys
 
 import bolt11
 import pytest
@@ -18,8 +20,9 @@ from pylon.money import max_fee, sats
 from pylon.provider.sale import SaleState
 from pylon.store import intents
 from tests.e2e.homes import fetch
+from tests.lightning.buyer_process import home_in
 from tests.lightning.market import BACKEND_SAYS, PREFIX, PRICE, Home
-from tests.lightning.processes import channel_msats
+from tests.lightning.processes import Process, channel_msats
 
 pytestmark = [pytest.mark.deep, pytest.mark.lightning]
 
@@ -57,11 +60,6 @@ class Channels:
         """Wait until exactly this has moved."""
         expected = [held + msats.get(daemon.name, 0) for held, daemon in zip(self.before, self.daemons, strict=True)]
         await until(lambda: channel_msats(*self.daemons) == expected, 15, f"{msats} moved")
-
-
-def unsettled(daemon):
-    """Sats that are on their way out."""
-    return sum(channel["local_unsettled_sent"] for channel in daemon.channels())
 
 
 async def delivered(provider, store, request_id):
@@ -117,12 +115,12 @@ async def test_a_payment_on_its_way_counts_is_not_repeated_and_settles_late(ligh
     try:
         async with shop.selling() as (provider, sales), home.buying() as (buyer, purchases):
             begun = await buyer.buy("Are you slow?", bid=BID, max_tokens=32)
-            await until(lambda: unsettled(lightning.payer), 30, "a payment is on its way")
-            await trio.sleep(3)
+            await until(lightning.payer.unsettled_sats, 30, "a payment is on its way")
+            await trio.sleep(5)  # long enough for a look at the invoice
             paying = buyer.records.load(purchases, begun.id)
             assert paying.state is PurchaseState.PAYING
             assert intents.committed(purchases, "", since=0.0) == PRICE + max_fee(PRICE)
-            assert unsettled(lightning.payer) == PRICE // 1_000
+            assert lightning.payer.unsettled_sats() == PRICE // 1_000
             sale = provider.records.load(sales, paying.request_id)
             assert (sale.state, sale.paid) == (SaleState.QUOTED, 0)
             await channels.moved()
@@ -140,9 +138,11 @@ async def test_a_payment_on_its_way_counts_is_not_repeated_and_settles_late(ligh
     await channels.moved(payer=-PRICE, payee=PRICE)
 
 
-async def test_an_answer_of_the_wallet_that_is_lost_costs_nothing_twice(lightning, connect, relay, tmp_path):
+@pytest.mark.parametrize("lost", [["pay_invoice"], ["pay_invoice", "payment_sent"]], ids=len)
+async def test_an_answer_of_the_wallet_that_is_lost_costs_nothing_twice(lightning, connect, relay, tmp_path, lost):
+    """Then a notification tells, and without one a look at the invoice does."""
     channels = Channels(lightning)
-    home = Home(tmp_path, "home", relay, connect(lightning.payer, pay_invoice=1).connection)
+    home = Home(tmp_path, "home", relay, connect(lightning.payer, **dict.fromkeys(lost, 1)).connection)
     shop = Home(tmp_path, "shop", relay, connect(lightning.payee).connection)
     async with shop.selling() as (provider, sales), home.buying() as (buyer, purchases):
         begun = await buyer.buy("Did you hear?", bid=BID, max_tokens=32)
@@ -173,5 +173,37 @@ async def test_a_payment_that_fails_moves_nothing(lightning, connect, relay, tmp
     assert (ended.state, ended.paid, ended.preimage) == (PurchaseState.FAILED, 0, None)
     assert (sale.state, sale.paid) == (SaleState.QUOTED, 0)
     assert spent["spent"] == spent["fees"] == spent["wallet"] == 0
-    assert unsettled(lightning.payer) == 0
+    assert lightning.payer.unsettled_sats() == 0
     await channels.moved()
+
+
+async def test_a_buyer_killed_while_it_pays_pays_once(lightning, connect, relay, tmp_path):
+    channels = Channels(lightning)
+    settings = {"relay": relay, "connection": connect(lightning.payer).connection}
+    (tmp_path / "home.json").write_text(json.dumps(settings))
+    shop = Home(tmp_path, "shop", relay, connect(lightning.payee).connection)
+    command = [sys.executable, "-m", "tests.lightning.buyer_process", str(tmp_path)]
+    lightning.payee.settle(False)
+    try:
+        async with shop.selling() as (provider, sales):
+            for life in range(2):
+                with Process(command, tmp_path / f"life-{life}.out") as buyer:
+                    await trio.to_thread.run_sync(buyer.line, "running")
+                    await until(lightning.payer.unsettled_sats, 30, "a payment is on its way")
+                    await trio.sleep(1)
+                    buyer.process.kill()
+            assert lightning.payer.unsettled_sats() == PRICE // 1_000
+            lightning.payee.settle(True)
+            with Process(command, tmp_path / "life-2.out") as buyer:
+                await trio.to_thread.run_sync(buyer.line, "ended")
+                assert buyer.line("ended") == PurchaseState.ANSWERED, buyer.said()
+            (sale,) = provider.records.where(sales, "1 = 1", ())
+            await delivered(provider, sales, sale.id)
+    finally:
+        lightning.payee.settle(True)
+    await channels.moved(payer=-PRICE, payee=PRICE)
+    home = home_in(tmp_path)
+    async with home.opened() as (purchases, _, _):
+        spent = await audited(purchases, home)
+        assert (spent["spent"], spent["fees"]) == (PRICE, 0)
+        assert intents.committed(purchases, "", since=0.0) == PRICE

@@ -6,8 +6,11 @@ import functools
 import os
 import shutil
 import stat
+from contextlib import contextmanager
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from protocols import nip06
 from pylon import identity, protection
@@ -186,8 +189,8 @@ class Died(BaseException):
 
 @pytest.fixture
 def die_at(monkeypatch):
-    """``die_at(step, after)`` counts file operations; ``calls`` tells how many there were."""
-    state = {"left": None, "after": False, "dead": False, "calls": 0}
+    """``die_at(step)``: before the file operation of that number from now; ``die_at.live()`` counts them."""
+    state = {"left": None, "dead": False, "calls": 0}
 
     def wrap(name):
         real = getattr(os, name)
@@ -195,27 +198,21 @@ def die_at(monkeypatch):
         def wrapped(*args, **kwargs):
             if state["dead"]:
                 raise Died
-            if state["left"] is None:
-                return real(*args, **kwargs)
-            state["calls"] += 1
-            state["left"] -= 1
-            if state["left"] == 0 and not state["after"]:
-                state["dead"] = True
-                raise Died
-            try:
-                return real(*args, **kwargs)
-            finally:
+            if state["left"] is not None:
+                state["calls"] += 1
+                state["left"] -= 1
                 if state["left"] == 0:
                     state["dead"] = True
                     raise Died
+            return real(*args, **kwargs)
 
         monkeypatch.setattr(os, name, wrapped)
 
     for name in OPERATIONS:
         wrap(name)
 
-    def die_at(step, after):
-        state.update(left=step, after=after, dead=False, calls=0)
+    def die_at(step):
+        state.update(left=step, dead=False, calls=0)
 
     def live():
         state.update(left=None, dead=False)
@@ -226,27 +223,83 @@ def die_at(monkeypatch):
 
 
 def crashes(home, die_at, act):
-    """The home as each crash leaves it; afterwards it is as it was before."""
+    """The home as each crash leaves it, and as the end does; after one operation is before the next one."""
     copy = home.root.with_name("copy")
     shutil.copytree(home.root, copy)
-    for after in (False, True):
-        step = 1
-        while True:
-            die_at(step, after)
-            try:
-                act()
-                done = True
-            except Died:
-                done = False
-            calls = die_at.live()
-            yield step, after, done
-            shutil.rmtree(home.root)
-            shutil.copytree(copy, home.root)
-            if done:
-                break
-            assert calls == step
-            step += 1
-        assert step > 8, "hardly anything was counted"
+    step = 0
+    done = False
+    while not done:
+        step += 1
+        die_at(step)
+        try:
+            act()
+            done = True
+        except Died:
+            pass
+        calls = die_at.live()
+        yield step, done
+        shutil.rmtree(home.root)
+        shutil.copytree(copy, home.root)
+        assert done or calls == step
+    assert step > 8, "hardly anything was counted"
+
+
+@contextmanager
+def dying_at(step):
+    """Die before the ``step``-th of what changes a disk; 0: not at all."""
+    left, dead = step, False
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("open", "link", "replace", "unlink", "pwrite"):
+            real = getattr(os, name)
+
+            def wrapped(*args, real=real, **kwargs):
+                nonlocal left, dead
+                left -= 1
+                if dead or left == 0:
+                    dead = True
+                    raise Died
+                return real(*args, **kwargs)
+
+            patch.setattr(os, name, wrapped)
+        yield
+
+
+PASSPHRASES = (None, OLD, NEW, WRONG)
+steps = st.tuples(st.sampled_from([OLD, NEW, WRONG, None]), st.integers(0, 20) | st.just(0))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(steps, min_size=1, max_size=8))
+def test_any_history_of_passphrases_and_crashes(quick, tmp_path_factory, history):
+    """At every moment one passphrase, or none, opens it, and it is the one before or the one that was being set."""
+    home = Home(tmp_path_factory.mktemp("history") / "home")
+    create(home, PHRASE, now=NOW)
+    key, now = home.data_key.read_bytes(), None
+    for wanted, step in history:
+        try:
+            with dying_at(step):
+                unprotect(home, now) if wanted is None else protect(home, wanted, now)
+            died = False
+        except Died:
+            died = True
+        protected = identity.is_protected(home)
+        working = [each for each in PASSPHRASES if opens(home, each)]
+        if protected:
+            assert len(working) == 1, "one alone"
+            (reached,) = working
+            assert in_plain(home, "leader monkey") == [], "from the moment that one is wanted"
+        else:
+            assert len(working) == len(PASSPHRASES), "nothing is wanted"
+            reached = None
+        assert reached in (now, wanted) if died else reached is wanted
+        now = reached
+        assert unlock(home, now).key.reveal() == key
+    protect(home, OLD, now)
+    assert in_plain(home, "leader monkey") == []
+    unprotect(home, OLD)
+    assert home.data_key.read_bytes() == key
+    assert home.mnemonic.read_text() == PHRASE + "\n"
 
 
 # Descriptors that a dead process held are closed when it is collected here.
@@ -266,9 +319,11 @@ def test_a_crash_anywhere_leaves_the_old_passphrase_or_the_new_one(home, die_at,
     }[act]
     before, after = {"set": (None, NEW), "change": (OLD, NEW), "remove": (OLD, None), "new identity": (OLD, OLD)}[act]
     seen = set()
-    for step, _, done in crashes(home, die_at, do):
+    for step, done in crashes(home, die_at, do):
         working = opens(home, before, after)
         assert working, (act, step)
+        if identity.is_protected(home):
+            assert in_plain(home, "leader monkey", "abandon abandon") == [], "from the moment that one is wanted"
         # Removing: a home that wants no passphrase opens with the old one too.
         now = after if 1 in working else before
         assert unlock(home, now).key.reveal() == key

@@ -10,9 +10,9 @@ from protocols.keys import SecretKey
 from protocols.nip90 import JOB_TEXT, FeedbackStatus, parse_request
 from pylon.compute.purchase import PurchaseState
 from pylon.daemon import books
-from pylon.errors import NotFound
+from pylon.errors import NotFound, WalletFrozen
 from pylon.money import Msat, max_fee, sats
-from pylon.store import intents, ledger
+from pylon.store import approvals, freeze, intents, ledger
 from pylon.testing.backend import ScriptedBackend
 from pylon.testing.relay import open_memory_relay
 from pylon.wallets.purse import Budget
@@ -366,3 +366,72 @@ async def test_twenty_agents_and_a_real_provider(autojump_clock, market):
         assert books.report(store, None).problems == ()
         await trio.sleep(1)
         assert buyer._replies.subscriptions() == 0
+
+
+# --- the operator's hand ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("owner", ["home", "alice"])
+async def test_nobody_buys_while_spending_is_frozen(autojump_clock, market, parties, owner):
+    home, alice, seller = parties
+    who = "" if owner == "home" else alice.hex
+    seller.announce()
+    async with home.buying(quote_seconds=60.0) as (buyer, store):
+        purchase = await buyer.buy("think", **ASK, owner=who)
+        request = await seller.request()
+        await store.write(lambda tx: freeze.freeze(tx, "strange things", market.clock.now()))
+        with pytest.raises(WalletFrozen):
+            await buyer.buy("think again", **ASK, owner=who)
+        await seller.quote(request)
+        record = await bought(buyer, purchase)
+        assert record.state is PurchaseState.FAILED
+        assert "frozen: strange things" in record.reason
+        assert len(requests(market, request.pubkey)) == 1, "nobody else sees the prompt"
+        assert intents.pending(store) == []
+        await store.write(freeze.thaw)
+        await buyer.buy("and again", **ASK, owner=who)
+        await until(lambda: len(requests(market, request.pubkey)) == 2)
+    assert (await seller.wallet.balance()).settled == sats(1_000)
+
+
+@pytest.mark.parametrize("yes", [True, False])
+async def test_a_thought_that_wants_a_yes(autojump_clock, market, parties, yes):
+    home, _, seller = parties
+    eve = await open_agent(home, "eve", limits=bounded(approve_above=Msat(PRICE - 1)))
+    seller.announce()
+    async with home.buying() as (buyer, store):
+        purchase = await buyer.buy("think", **ASK, owner=eve.hex)
+        request = await seller.request()
+        await seller.quote(request)
+        (waiting,) = await until(lambda: approvals.waiting(store))
+        await trio.sleep(100.0)
+        assert (waiting.owner, waiting.payee) == (eve.hex, seller.wallet.node_pubkey)
+        assert (await seller.wallet.balance()).settled == sats(1_000)
+        if yes:
+            await store.write(lambda tx: approvals.approve(tx, waiting.id, market.clock.now()))
+            await in_state(buyer, store, purchase, PurchaseState.PAID)
+            seller.answer(request, "words")
+            assert (await bought(buyer, purchase)).text == "words"
+        else:
+            await store.write(lambda tx: approvals.deny(tx, waiting.id, "too dear", market.clock.now()))
+            record = await bought(buyer, purchase)
+            assert (record.state, record.reason, record.paid) == (PurchaseState.FAILED, "too dear", 0)
+            assert len(requests(market, eve.hex)) == 1, "a no is a no to the next provider, too"
+        assert books.report(store, None).problems == ()
+
+
+async def test_a_yes_that_was_given_while_nobody_ran(autojump_clock, market, parties):
+    home, _, seller = parties
+    eve = await open_agent(home, "eve", limits=bounded(approve_above=Msat(0)))
+    seller.announce()
+    async with home.buying() as (buyer, store):
+        purchase = await buyer.buy("think", **ASK, owner=eve.hex)
+        request = await seller.request()
+        await seller.quote(request)
+        (waiting,) = await until(lambda: approvals.waiting(store))
+    async with home.opened() as (store, _):
+        await store.write(lambda tx: approvals.approve(tx, waiting.id, market.clock.now()))
+    async with home.buying() as (buyer, store):
+        await in_state(buyer, store, purchase, PurchaseState.PAID)
+        seller.answer(request, "words")
+        assert (await bought(buyer, purchase)).text == "words"

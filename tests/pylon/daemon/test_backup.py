@@ -193,6 +193,34 @@ def test_a_file_that_is_there_stays(home):
     assert {entry.name for entry in path.parent.iterdir()} == {"home", "backup"}
 
 
+def test_a_memory_stick_without_links(home, monkeypatch):
+    def unknown(*_):
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", unknown)
+    path = backed_up(home)
+    with pytest.raises(BackupError, match="not overwritten"):
+        back_up(home, unlock(home), path, WORDS, now=NOW)
+    restore(Home(home.root.parent / "new"), path, WORDS, CLOCK)
+
+
+def test_what_a_killed_backup_has_left_goes(home):
+    old, new = home.data / ".pylon.db.0123", home.data / ".pylon.db.4567"
+    for path in (old, new):
+        path.write_bytes(b"half a database")
+    os.utime(old, (NOW - 1e6, 1.0))
+    backed_up(home)
+    assert (old.exists(), new.exists()) == (False, True)
+
+
+def test_a_configuration_that_points_elsewhere_is_put_beside(home, tmp_path):
+    home.config.write_text('network = "simnet"\ndata_dir = "/elsewhere"\n')
+    new = Home(tmp_path / "new")
+    done = restore(new, backed_up(home), WORDS, CLOCK)
+    assert (done.config.name, new.config.exists()) == ("config.toml.restored", False)
+    assert done.config.read_text() == home.config.read_text()
+
+
 def test_a_damaged_database_is_told(home):
     raw = bytearray(home.database.read_bytes())
     raw[8192:60_000] = bytes(60_000 - 8192)

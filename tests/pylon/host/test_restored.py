@@ -10,8 +10,9 @@ import trio
 
 from protocols.nip_sa import STATE
 from protocols.nip_sa_state import parse_state
-from pylon.daemon.backup import FROZEN, _begin_anew
+from pylon.daemon.backup import _begin_anew
 from pylon.host import memory, registry
+from pylon.store import freeze
 from pylon.store import settings as remembered
 from pylon.store.database import open_store
 from pylon.testing.sim.host_node import HostNode
@@ -32,7 +33,7 @@ async def begin_anew(path, world):
     async with open_store(path, vault=world.node._vault, clock=world.clock, executor="inline", durable=False) as store:
         counted = await store.write(_begin_anew)
         # As its operator does at the end of it all.
-        await store.write(lambda tx: tx.execute("DELETE FROM settings WHERE key = ?", (FROZEN,)))
+        assert await store.write(freeze.thaw) is not None
     return counted
 
 

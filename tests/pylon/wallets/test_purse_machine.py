@@ -1,8 +1,14 @@
 """The purse in any order of anything: crashes at every await and commit, late news, lies, crowds, freezes, yes and no.
 
-A step is one rule; a run of the machine is some 40 × 30 of them, each a process that starts, works and may die in the
-middle. ``PYLON_DEEP=1`` runs 1,000 × 60. The witness is the wallet's own history (``fickle``), never what the purse
-believes. What must hold, after every step:
+A step is one rule; a run of the machine is some 900 of them (30 × 30), in which wallets are asked for about 400 payments;
+``PYLON_DEEP=1`` makes 1,000 × 60. Each step is a process that starts, works and may die in the middle. The witness is
+the wallet's own history (``fickle``), never what the purse believes. Planted and found: a check outside the transaction,
+unknown taken for failed, a fee or what is pending left out, a new key at every call, an address looked up by its hash,
+a freeze that is not asked before the wallet or in the reservation, a freeze or a budget that does not read and lets
+pass, a waiting payment that is sent, a no that is not kept, a payee that is not counted, 0 taken for no bound, a lie
+that is believed for ever, a fee that is not booked.
+
+What must hold, after every step:
 
 * conserved: what the ledger holds, less what settled and is not booked, is the wallet's balance, to the millisatoshi;
 * never over budget: per scope, per rolling day, per payee and day, reserve, one payment, fee; what a wallet has lied
@@ -31,7 +37,7 @@ import pytest
 import trio
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from protocols import bolt11, entropy
 from pylon.daemon.reconciler import Reconciler
@@ -53,17 +59,20 @@ FUNDS = sats(400)
 MINE = "addr of a friend"
 
 owners = st.sampled_from(OWNERS)
-bounds = st.sampled_from([None, None, 0, 7_000, 20_000, 60_000])
-budgets = st.builds(
-    Budget,
-    per_scope=bounds,
-    per_day=bounds,
-    reserve=st.sampled_from([0, 0, sats(380)]),
-    each=st.sampled_from([None, None, 6_000]),
-    payee_day=bounds,
-    max_fee=st.sampled_from([None, None, 500, 0]),
-    approve_above=st.sampled_from([None, None, 5_000, 0]),
-)
+# One or two bounds a budget: with more of them hardly anything would ever be paid.
+BOUNDS = [
+    {},
+    *({name: bound} for name in ("per_scope", "per_day", "payee_day") for bound in (7_000, 20_000, 60_000)),
+    {"per_day": 0},
+    {"payee_day": 0},
+    {"reserve": sats(380)},
+    {"reserve": sats(380), "max_fee": 500},
+    {"max_fee": 0, "per_day": 20_000},
+    {"each": 5_000, "payee_day": 20_000},
+    {"approve_above": 0},
+    {"approve_above": 5_000, "per_day": 60_000},
+]
+budgets = st.sampled_from([Budget(**{"per_scope": None, "per_day": None, **bound}) for bound in BOUNDS])
 delays = st.sampled_from([0.0, 1.0, 50.0, 5_000.0, DAY])
 fates = st.builds(
     Fate,
@@ -126,6 +135,7 @@ class Guarded(RuleBasedStateMachine):
         self.approved: set[str] = set()
         self.denied: set[str] = set()
         self.wallets: dict[str, FickleWallet] = {}
+        self.broken: list[str] = []
 
     @initialize(chosen=st.lists(budgets, min_size=len(OWNERS), max_size=len(OWNERS)))
     def begin(self, chosen: list[Budget]) -> None:
@@ -161,7 +171,7 @@ class Guarded(RuleBasedStateMachine):
         self.time.run(process)
         with closing(Witness(self.path)) as store:
             # One that died may not have heard that its freeze was committed.
-            self.frozen = freeze.mark(store) is not None
+            self.frozen = remembered.get(store, freeze.KEY) is not None
 
     def limits(self, source, spend):
         if not self.readable:
@@ -172,18 +182,25 @@ class Guarded(RuleBasedStateMachine):
         return Purse(self.wallets[owner], store, self.time, owner, self.limits)
 
     def _is_sent(self, owner: str, attempt: Attempt) -> None:
-        """The witness: at the moment in which a wallet is asked for something new."""
-        want, budget = self.wants[attempt.key], self.budgets[owner]
-        assert not self.frozen, "sent while spending is frozen"
-        assert want.owner == owner, "paid from another's wallet"
-        assert attempt.key not in self.denied, "sent in spite of a no"
-        if want.purpose == WITHDRAWAL:
+        """The witness: at the moment in which a wallet is asked for something new. What it raised would be taken for
+        the wallet's own trouble, so that it takes notes.
+        """
+        want, budget = self.wants.get(attempt.key), self.budgets[owner]
+        if want is None:
+            self.broken.append("paid under a key that no intent has")
             return
-        assert attempt.fee <= max_fee(Msat(attempt.amount))
-        if budget.approve_above is not None and attempt.amount > budget.approve_above:
-            assert attempt.key in self.approved, "sent without the yes that it wants"
-        assert budget.each is None or attempt.amount <= budget.each
-        assert budget.max_fee is None or attempt.fee <= budget.max_fee
+        bounded = want.purpose != WITHDRAWAL
+        asks = bounded and budget.approve_above is not None and attempt.amount > budget.approve_above
+        wrong = {
+            "sent while spending is frozen": self.frozen,
+            "paid from another's wallet": want.owner != owner,
+            "sent in spite of a no": attempt.key in self.denied,
+            "sent without the yes that it wants": asks and attempt.key not in self.approved,
+            "a fee above the highest": attempt.fee > max_fee(Msat(attempt.amount)),
+            "a fee above the budget's": bounded and budget.max_fee is not None and attempt.fee > budget.max_fee,
+            "more than one may cost": bounded and budget.each is not None and attempt.amount > budget.each,
+        }
+        self.broken.extend(words for words, is_so in wrong.items() if is_so)
 
     def want(self, owner: str, cause: str, scope: str, purpose: str, kind: str, amount: int, payee: int) -> Want:
         self.serial += 1
@@ -242,21 +259,24 @@ class Guarded(RuleBasedStateMachine):
     @rule(
         owner=owners,
         cause=st.integers(0, 4),
-        fresh=st.booleans(),
+        fresh=st.sampled_from([True, True, False]),
         scope=st.sampled_from(["tick 1", "tick 2"]),
         purpose=st.sampled_from([PURCHASE, PURCHASE, INVOICE, WITHDRAWAL]),
         kind=st.sampled_from(["named", "named", "open", "address"]),
-        amount=st.sampled_from([1, 5_000, 5_001, 17_777]),
+        amount=st.sampled_from([5_000, 5_000, 5_001, 17_777, 1]),
         payee=st.integers(0, 1),
         count=st.integers(1, 10),
-        dies=st.sampled_from(["", "", "", "reserving", "reserved", "recording", "recorded"]),
+        dies=st.sampled_from([*[""] * 8, "reserving", "reserved", "recording", "recorded"]),
         will=st.lists(fates, max_size=3),
-        freezes=st.sampled_from([None, None, None, 0.0, 0.5, 10.0]),
+        freezes=st.sampled_from([*[None] * 9, 0.0, 0.5, 10.0]),
+        calm=st.sampled_from([True, True, False]),
     )
     def a_crowd_buys(
-        self, owner, cause, fresh, scope, purpose, kind, amount, payee, count, dies, will, freezes
+        self, owner, cause, fresh, scope, purpose, kind, amount, payee, count, dies, will, freezes, calm
     ) -> None:
         """Up to ten at once, for one cause or for one each; the first may die, and somebody may freeze meanwhile."""
+        if calm:
+            self.calm()
         self.wallets[owner].fates.extend(will)
         name = [f"new {self.serial} {n}" if fresh else f"cause {cause} {n % 2}" for n in range(count)]
         wanted = [self.want(owner, name[n], scope, purpose, kind, amount, payee) for n in range(count)]
@@ -270,6 +290,28 @@ class Guarded(RuleBasedStateMachine):
                     nursery.start_soon(self.spend, store, want)
 
         self.live(crowd)
+
+    @rule(
+        owner=owners,
+        cause=st.integers(0, 7),
+        purpose=st.sampled_from([PURCHASE, INVOICE, WITHDRAWAL]),
+        kind=st.sampled_from(["named", "open", "address"]),
+        dies=st.sampled_from(["", "", "", "reserved", "recording"]),
+        fate=fates,
+        reconciles=st.booleans(),
+        calm=st.sampled_from([True, True, False]),
+        blind=st.sampled_from([False, False, False, True]),
+    )
+    def one_buys(self, owner, cause, purpose, kind, dies, fate, reconciles, calm, blind) -> None:
+        """A small sum, which most budgets carry: so much goes wrong with it that it is bought once more."""
+        if calm:
+            self.calm()
+        self.readable = self.readable and not blind
+        self.wallets[owner].fates.appendleft(fate)
+        want = attrs.evolve(self.want(owner, f"cause {cause}", "tick 1", purpose, kind, 100, 0), dies=dies)
+        self.live(lambda store: self.spend(store, want))
+        if reconciles:
+            self.live(self._reconcile)
 
     @rule(data=st.data(), times=st.integers(1, 3))
     def ask_again(self, data, times: int) -> None:
@@ -292,6 +334,11 @@ class Guarded(RuleBasedStateMachine):
         self.live(self._reconcile)
 
     async def _reconcile(self, store: Store) -> None:
+        known = set()
+        for wallet in self.wallets.values():
+            wallet.resolve()
+            if not wallet.away:
+                known |= {a.key for a in wallet.attempts.values() if a.state is not PaymentState.PENDING}
         for intent in intents.pending(store):
             if intent.purpose == PURCHASE and ":late:" not in intent.cause:
                 purse = self.purse(store, intent.owner)
@@ -303,36 +350,43 @@ class Guarded(RuleBasedStateMachine):
         await reconciler.settle(partial(self.purse, store), lambda intent: intent.purpose == PURCHASE)
         await reconciler.settle(partial(self.purse, store), lambda intent: ":late:" not in intent.cause)
         await reconciler.doubt(partial(self.purse, store))
-        for intent in intents.pending(store):
-            wallet = self.wallets[intent.owner]
-            if not wallet.away:
-                attempt = wallet.attempts.get(intent.idempotency_key)
-                assert attempt is None or attempt.state is PaymentState.PENDING, "known, and not booked"
+        left = {intent.idempotency_key for intent in intents.pending(store)}
+        assert not left & known, "known, and not booked"
 
-    @rule(unreadable=st.booleans(), reason=st.sampled_from(["", "strange things"]))
-    def freeze(self, unreadable: bool, reason: str) -> None:
+    @rule(
+        kind=st.sampled_from(["", "", "frozen", "frozen unreadably", "a wallet is away", "budgets do not read"]),
+        owner=owners,
+    )
+    def trouble(self, kind: str, owner: str) -> None:
         async def work(store: Store) -> None:
-            if unreadable:
+            if kind == "frozen":
+                await self._freeze_later(store, 0.0, "strange things")
+            elif kind == "frozen unreadably":
                 await store.write(lambda tx: remembered.put(tx, freeze.KEY, "{canary"))
-                self.frozen = True
-            else:
-                await self._freeze_later(store, 0.0, reason)
 
         self.live(work)
+        if kind == "a wallet is away":
+            self.wallets[owner].away = True
+        elif kind == "budgets do not read":
+            self.readable = False
 
     async def _freeze_later(self, store: Store, seconds: float, reason: str = "") -> None:
         await trio.sleep(seconds)
         await store.write(lambda tx: freeze.freeze(tx, reason, self.time.now()))
         self.frozen = True
 
-    @precondition(lambda self: self.frozen)
     @rule()
-    def thaw(self) -> None:
+    def calm(self) -> None:
+        """It thaws, wallets come back, budgets read."""
+
         async def work(store: Store) -> None:
             self.frozen = False
-            assert await store.write(freeze.thaw) is not None
+            await store.write(freeze.thaw)
 
         self.live(work)
+        self.readable = True
+        for wallet in self.wallets.values():
+            wallet.away = False
 
     @rule(data=st.data(), yes=st.booleans(), driver=st.booleans())
     def decide(self, data, yes: bool, driver: bool) -> None:
@@ -365,14 +419,6 @@ class Guarded(RuleBasedStateMachine):
     def pass_time(self, seconds: float) -> None:
         self.time.run(partial(trio.sleep, seconds))
 
-    @rule(owner=owners)
-    def a_wallet_goes_or_comes(self, owner: str) -> None:
-        self.wallets[owner].away = not self.wallets[owner].away
-
-    @rule()
-    def lose_sight_of_the_budgets(self) -> None:
-        self.readable = not self.readable
-
     # --- what holds -------------------------------------------------------------------------------------------
 
     @invariant()
@@ -381,9 +427,11 @@ class Guarded(RuleBasedStateMachine):
             self._check()
 
     def _check(self) -> None:
+        assert self.broken == []
         with closing(Witness(self.path)) as store:
             for owner, wallet in self.wallets.items():
                 wallet.resolve()
+                assert wallet.complaints == []
                 self._check_owner(store, owner, wallet)
             assert [str(problem) for problem in books.check(store)] == []
 
@@ -426,10 +474,8 @@ class Guarded(RuleBasedStateMachine):
 
     def _end(self) -> None:
         """Nothing goes wrong any more: everything comes to its end, and is booked."""
-        if self.frozen:
-            self.thaw()
+        self.calm()
         for wallet in self.wallets.values():
-            wallet.away = False
             wallet.fates.clear()
         for _ in range(4):
             self.pass_time(1.5 * DAY)
@@ -461,7 +507,7 @@ def _ended(attempt: Attempt) -> float:
 DEEP = os.environ.get("PYLON_DEEP") == "1"
 TestGuarded = Guarded.TestCase
 TestGuarded.settings = settings(
-    max_examples=1_000 if DEEP else 40,
+    max_examples=1_000 if DEEP else 30,
     stateful_step_count=60 if DEEP else 30,
     deadline=None,
     report_multiple_bugs=False,
