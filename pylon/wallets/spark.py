@@ -4,7 +4,7 @@ The SDK is asyncio's and lives behind ``pylon.wallets.bridge``. ``spark_kit`` ho
 the connection and how it is proven, ``spark_payments`` what pays; here is the rest of the port, invoices above all.
 
 Limits of the SDK, refused or told as such: no invoice by the hash of its description; ``cancel`` keeps a payment from
-ever being taken, but the invoice can still be paid, and who has paid has it back only when the HTLC expires (hours).
+ever being taken, but the invoice can still be paid, and who has paid has it back only when the HTLC expires.
 """
 
 from __future__ import annotations

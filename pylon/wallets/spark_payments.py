@@ -39,7 +39,7 @@ from pylon.wallets.spark_link import SparkLink
 log = logging.getLogger(__name__)
 
 LOST_SECONDS = 900.0
-"""A payment of which the operators have heard nothing for so long was never made."""
+"""A payment that the operators do not know after so long was never made."""
 _NAMESPACE = uuid.UUID("6d7a3f0e-4c58-5d2b-9c2e-5b6f1f1d8a10")
 
 
@@ -49,6 +49,8 @@ class SparkPayments(SparkLink):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._sending: dict[str, _Sending] = {}
+        self._missed: dict[str, int] = {}
+        """Payments that are long due and not found, with the round trip that missed them first."""
 
     @property
     def is_busy(self) -> bool:
@@ -273,6 +275,9 @@ class SparkPayments(SparkLink):
         if found is not None:
             return self._news(found, tell=False)
         if running or self.known_at - send.created_at < LOST_SECONDS:
+            return self._as_pending(send)
+        # The SDK does not say when it could not read its history: two round trips must both have missed it.
+        if self._missed.setdefault(send.key, self._good_trip) == self._good_trip:
             return self._as_pending(send)
         log.warning("payment %s never reached Spark", send.id)
         self._journal.mark(send.key, Stage.FAILED)

@@ -53,13 +53,13 @@ async def test_every_open_intent_is_seen_to(tmp_path, monkeypatch, mode):
         born = await first.hosting.agents.spawn(AgentSettings(name="alice"))
         await first.wallet.fund(sats(500))
         await first.hosting.agents.wallet(born.agent.id).fund(sats(500))
-    known = identity.load(home)
+    known = identity.unlock(home)
     made: dict[tuple[str, str, bool], str] = {}
-    async with open_home_store(home, clock) as store, SimnetLedger(home.simnet, clock=clock) as net:
+    async with open_home_store(home, clock, known.vault) as store, SimnetLedger(home.simnet, clock=clock) as net:
         shop = net.wallet("shop", b"\x09" * 32)
         keys = registry.keys(store, store.vault, born.agent.id)
         wallets = {
-            "": net.wallet("own", known.simnet.reveal()),
+            "": net.wallet("own", known.identity.simnet.reveal()),
             born.agent.id: net.wallet("alice", keys.wallet.reveal()),
         }
         for owner, wallet in wallets.items():

@@ -1,8 +1,14 @@
 """The purse in any order of anything: crashes at every await and commit, late news, lies, crowds, freezes, yes and no.
 
-A step is one rule; a run of the machine is some 30 × 30 of them, each a process that starts, works and may die in the
-middle. ``PYLON_DEEP=1`` runs 1,000 × 60. The witness is the wallet's own history (``fickle``), never what the purse
-believes. What must hold, after every step:
+A step is one rule; a run of the machine is some 900 of them (30 × 30), in which wallets are asked for about 400 payments;
+``PYLON_DEEP=1`` makes 1,000 × 60. Each step is a process that starts, works and may die in the middle. The witness is
+the wallet's own history (``fickle``), never what the purse believes. Planted and found: a check outside the transaction,
+unknown taken for failed, a fee or what is pending left out, a new key at every call, an address looked up by its hash,
+a freeze that is not asked before the wallet or in the reservation, a freeze or a budget that does not read and lets
+pass, a waiting payment that is sent, a no that is not kept, a payee that is not counted, 0 taken for no bound, a lie
+that is believed for ever, a fee that is not booked.
+
+What must hold, after every step:
 
 * conserved: what the ledger holds, less what settled and is not booked, is the wallet's balance, to the millisatoshi;
 * never over budget: per scope, per rolling day, per payee and day, reserve, one payment, fee; what a wallet has lied
@@ -53,22 +59,20 @@ FUNDS = sats(400)
 MINE = "addr of a friend"
 
 owners = st.sampled_from(OWNERS)
-bounds = st.sampled_from([7_000, 20_000, 20_000, 60_000, 0])
-chosen_bounds = {
-    "per_scope": bounds,
-    "per_day": bounds,
-    "payee_day": bounds,
-    "reserve": st.sampled_from([sats(380), sats(340)]),
-    "each": st.just(5_000),
-    "max_fee": st.sampled_from([500, 0]),
-    "approve_above": st.sampled_from([0, 5_000]),
-}
 # One or two bounds a budget: with more of them hardly anything would ever be paid.
-budgets = st.lists(st.sampled_from(sorted(chosen_bounds)), max_size=2, unique=True).flatmap(
-    lambda names: st.builds(
-        Budget, **{"per_scope": st.none(), "per_day": st.none(), **{name: chosen_bounds[name] for name in names}}
-    )
-)
+BOUNDS = [
+    {},
+    *({name: bound} for name in ("per_scope", "per_day", "payee_day") for bound in (7_000, 20_000, 60_000)),
+    {"per_day": 0},
+    {"payee_day": 0},
+    {"reserve": sats(380)},
+    {"reserve": sats(380), "max_fee": 500},
+    {"max_fee": 0, "per_day": 20_000},
+    {"each": 5_000, "payee_day": 20_000},
+    {"approve_above": 0},
+    {"approve_above": 5_000, "per_day": 60_000},
+]
+budgets = st.sampled_from([Budget(**{"per_scope": None, "per_day": None, **bound}) for bound in BOUNDS])
 delays = st.sampled_from([0.0, 1.0, 50.0, 5_000.0, DAY])
 fates = st.builds(
     Fate,
@@ -259,17 +263,20 @@ class Guarded(RuleBasedStateMachine):
         scope=st.sampled_from(["tick 1", "tick 2"]),
         purpose=st.sampled_from([PURCHASE, PURCHASE, INVOICE, WITHDRAWAL]),
         kind=st.sampled_from(["named", "named", "open", "address"]),
-        amount=st.sampled_from([1, 5_000, 5_001, 17_777]),
+        amount=st.sampled_from([5_000, 5_000, 5_001, 17_777, 1]),
         payee=st.integers(0, 1),
         count=st.integers(1, 10),
         dies=st.sampled_from([*[""] * 8, "reserving", "reserved", "recording", "recorded"]),
         will=st.lists(fates, max_size=3),
         freezes=st.sampled_from([*[None] * 9, 0.0, 0.5, 10.0]),
+        calm=st.sampled_from([True, True, False]),
     )
     def a_crowd_buys(
-        self, owner, cause, fresh, scope, purpose, kind, amount, payee, count, dies, will, freezes
+        self, owner, cause, fresh, scope, purpose, kind, amount, payee, count, dies, will, freezes, calm
     ) -> None:
         """Up to ten at once, for one cause or for one each; the first may die, and somebody may freeze meanwhile."""
+        if calm:
+            self.calm()
         self.wallets[owner].fates.extend(will)
         name = [f"new {self.serial} {n}" if fresh else f"cause {cause} {n % 2}" for n in range(count)]
         wanted = [self.want(owner, name[n], scope, purpose, kind, amount, payee) for n in range(count)]
@@ -292,9 +299,14 @@ class Guarded(RuleBasedStateMachine):
         dies=st.sampled_from(["", "", "", "reserved", "recording"]),
         fate=fates,
         reconciles=st.booleans(),
+        calm=st.sampled_from([True, True, False]),
+        blind=st.sampled_from([False, False, False, True]),
     )
-    def one_buys(self, owner, cause, purpose, kind, dies, fate, reconciles) -> None:
+    def one_buys(self, owner, cause, purpose, kind, dies, fate, reconciles, calm, blind) -> None:
         """A small sum, which most budgets carry: so much goes wrong with it that it is bought once more."""
+        if calm:
+            self.calm()
+        self.readable = self.readable and not blind
         self.wallets[owner].fates.appendleft(fate)
         want = attrs.evolve(self.want(owner, f"cause {cause}", "tick 1", purpose, kind, 100, 0), dies=dies)
         self.live(lambda store: self.spend(store, want))
