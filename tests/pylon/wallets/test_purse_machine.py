@@ -4,10 +4,10 @@ A step is one rule; a run of the machine is some 900 of them (30 × 30), in whic
 payments; ``PYLON_DEEP=1`` makes 1,000 × 60. Each step is a process that starts, works and may die in the middle. The
 witness is the wallet's own history (``fickle``), never what the purse believes.
 
-Planted and found: a check outside the transaction, unknown taken for failed, a fee or what is pending left out, a new key at every call, an address looked up by its hash,
-a freeze that is not asked before the wallet or in the reservation, a freeze or a budget that does not read and lets
-pass, a waiting payment that is sent, a no that is not kept, a payee that is not counted, 0 taken for no bound, a lie
-that is believed for ever, a fee that is not booked.
+Planted and found: a check outside the transaction, unknown taken for failed, a fee or what is pending left out, a new
+key at every call, an address looked up by its hash, a freeze that is not asked before the wallet or in the
+reservation, a freeze or a budget that does not read and lets pass, a waiting payment that is sent, a no that is not
+kept, a payee that is not counted, 0 taken for no bound, a lie that is believed for ever, a fee that is not booked.
 
 What must hold, after every step:
 
