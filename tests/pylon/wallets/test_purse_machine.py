@@ -463,6 +463,8 @@ class Guarded(RuleBasedStateMachine):
             assert budget.per_day is None or sum(a.takes for a in day) <= budget.per_day
             to_one = sum(a.takes for a in day if a.payee == last.payee)
             assert budget.payee_day is None or to_one <= budget.payee_day
+        if len(bought) == len(gone) > 0:  # the operator's own payments, and lies, may go below it
+            assert FUNDS - sum(a.takes for a in gone) >= budget.reserve
 
     def teardown(self) -> None:
         try:
