@@ -111,6 +111,7 @@ class WalletService:
         self._refused: OrderedDict[str, None] = OrderedDict()
         self._waits: dict[str, tuple[float, Backoff]] = {}
         self._kick = trio.Event()
+        self._met = trio.Event()
         self._post = Post(pool, clock)
         self._nursery: trio.Nursery | None = None
 
@@ -167,6 +168,7 @@ class WalletService:
                 log.error("wallet connection %s cannot be served: %s", connection.name, error.message)
                 continue
             self._guests[connection.client] = Guest(connection, key, refilled_at=trio.current_time())
+            self._met.set()
             for url in connection.relays:
                 self._pool.add_relay(url)
 
@@ -409,7 +411,7 @@ class WalletService:
             # What the wallet has said is written down, whoever goes away meanwhile.
             with trio.CancelScope(shield=True) as scope:
                 crash_point("nwc.pay.before")
-                outcome = await (self._purse.reconcile if reconcile else self._purse.send)(intent, text)
+                outcome = await (self._purse.reconcile if reconcile else self._purse.send)(intent)
                 crash_point("nwc.pay.after")
                 scope.deadline = trio.current_time() + _RECORD_SECONDS
                 await self._store.write(lambda tx: self._record(tx, intent, outcome))
@@ -544,6 +546,8 @@ class WalletService:
     async def _keep_hearing(self) -> None:
         """Tell a connection of its invoices as they are paid, and settle what was not known."""
         backoff = Backoff(self._rng)
+        # Listening costs some wallets a poll of their own: not before there is somebody to tell.
+        await self._met.wait()
         while True:
             began = trio.current_time()
             try:
