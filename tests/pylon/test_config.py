@@ -109,7 +109,9 @@ def test_what_init_writes_loads_to_the_defaults_of_its_network(write, network):
 def test_what_init_writes_shows_the_real_defaults(write):
     """Uncommenting a default changes nothing, and every key but the rare ones is shown."""
     text = render_default("testnet")
-    shown = re.sub(r"(?m)^# ((?!data_dir|ledger|model_file|budget_|payee_|max_fee|approve_)[a-z_]+ = )", r"\1", text)
+    shown = re.sub(
+        r"(?m)^# ((?!data_dir|ledger|model_file|budget_|payee_|max_fee|approve_|uri_file)[a-z_]+ = )", r"\1", text
+    )
     assert load(write(shown), environ={}).config == Config()
     sections = tomllib.loads(re.sub(r"(?m)^# ([a-z_]+ = )", r"\1", text))
     shown_keys = set(leaf_paths(sections))
@@ -355,3 +357,23 @@ def test_any_value_loads_or_is_refused_by_name(tmp_path_factory, key, value):
 def test_any_variable_loads_or_is_refused_by_name(name, text):
     told = complaint(Path("/nonexistent/config.toml"), {name: text})
     assert told is None or name in told
+
+
+@pytest.mark.parametrize("line", ["api_key = 5", 'api_key = ["very-secret"]', 'api_key = "very-secret\\u0001"'])
+def test_a_secret_that_is_wrong_is_named_and_not_shown(tmp_path, line):
+    path = tmp_path / "config.toml"
+    path.write_text(f"[spark]\n{line}\n")
+    with pytest.raises(ConfigError) as caught:
+        load(path, environ={})
+    assert "spark.api_key" in caught.value.message
+    assert "very-secret" not in caught.value.message + caught.value.hint
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path / "none.toml", environ={"PYLON_SPARK_API_KEY": "very-secret\x01"})
+    assert "PYLON_SPARK_API_KEY" in caught.value.message
+    assert "very-secret" not in caught.value.message + caught.value.hint
+
+
+def test_a_secret_is_in_no_repr(tmp_path):
+    config = load(tmp_path / "none.toml", environ={"PYLON_SPARK_API_KEY": "very-secret"}).config
+    assert config.spark.api_key == "very-secret"
+    assert "very-secret" not in repr(config)
