@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pylon.cli.amounts import AMOUNT
-from pylon.cli.client import call
+from pylon.cli.client import call, is_running
+from pylon.cli.job import tell_what_goes_on
 from pylon.cli.local import run_verb
 from pylon.cli.output import State, emit, home_passphrase_option, in_sats, json_option, note, pass_state, plain, warn
 from pylon.errors import NotRunning, UsageError
+from pylon.groups import cause
 
 if TYPE_CHECKING:
     from pylon.cli.client import Progress
@@ -73,12 +75,22 @@ def infer(
         "whole": not streams,
     }
 
+    begun: list[str] = []
+
     def progress(method: str, data: Any) -> None:
-        if streams and method == "words":
+        if method == "job":
+            begun.append(data["id"])
+        elif streams and method == "words":
             click.echo(plain(data["text"]), nl=False)
 
     if market:
-        done = run_verb(state, "infer", params, online=True, on_progress=progress, timeout=None)
+        runs = is_running(state.home)
+        try:
+            done = run_verb(state, "infer", params, online=True, on_progress=progress, timeout=None)
+        except BaseException as raised:
+            if begun:
+                tell_what_goes_on(cause(raised), begun[0], runs)
+            raise
     else:
         done = _infer(state, params, progress)
     if streams:
@@ -95,8 +107,6 @@ def _infer(state: State, params: dict[str, Any], progress: Progress) -> Any:
     except NotRunning:
         pass
     import trio
-
-    from pylon.groups import cause
 
     try:
         return trio.run(_infer_here, state, params, progress, strict_exception_groups=True)

@@ -93,7 +93,7 @@ def submit(
         done = run_verb(state, "job.submit", params, online=True, on_progress=progress, timeout=None)
     except BaseException as raised:
         if begun:
-            _tell_what_goes_on(cause(raised), begun[0], runs)
+            tell_what_goes_on(cause(raised), begun[0], runs)
         raise
     if waits and done["state"] != "answered":
         raise _failure(done)
@@ -123,7 +123,7 @@ class Words:
         click.echo()
 
 
-def _tell_what_goes_on(error: BaseException, ident: str, daemon: bool) -> None:
+def tell_what_goes_on(error: BaseException, ident: str, daemon: bool) -> None:
     """The job is written down: whatever ended this command has not ended it."""
     if isinstance(error, KeyboardInterrupt) and daemon:
         note(f"job {ident[:16]} goes on in the daemon: pylon job status {ident[:16]}")

@@ -99,10 +99,15 @@ def _text(params: Mapping[str, Any], name: str) -> str:
 async def answer(
     answerer: Answerer, request: InferenceRequest, notify: Notify, *, whole: bool = False
 ) -> dict[str, Any]:
-    """The whole answer, as JSON; ``words`` notifications with its pieces come before. Raises ``PylonError``."""
+    """The whole answer, as JSON. Raises ``PylonError``.
+
+    Before it come ``words`` notifications with its pieces, and before those ``job``, where it is bought.
+    """
     words, reason, usage = [], None, None
     try:
         async with answerer.stream(request, whole=whole) as found:
+            if JOB_HEADER in found.headers:
+                await notify("job", {"id": found.headers[JOB_HEADER]})
             async for chunk in found.chunks:
                 reason, usage = chunk.finish_reason or reason, chunk.usage or usage
                 text = clean(chunk.text)

@@ -101,6 +101,13 @@ def test_words_cannot_command_the_terminal(pylon, daemon):
         assert pylon("infer", "why?")[1] == "a\ufffd]0;b\n"
 
 
+def test_a_daemon_that_goes_leaves_the_job(pylon, daemon):
+    with daemon({"method": "job", "params": {"id": "ab" * 16}}, *words("so "), None):
+        code, out, err = pylon("infer", "why?", "--market")
+    assert (code, out) == (1, "so ")
+    assert "job abababababababab goes on" in err
+
+
 def test_errors_are_the_daemons(pylon, daemon):
     error = {"code": -32000, "message": "no", "data": {"code": "wallet", "message": "no", "hint": "", "exit_code": 4}}
     with daemon({"error": error}):

@@ -74,6 +74,9 @@ async def infer(runtime, told=None, **params):
     async def notify(method, data):
         if told is None:
             return True
+        if method == "job":
+            assert len(data["id"]) == 32
+            return True
         assert method == "words"
         told.append(data["text"])
         return len(told) < 3
