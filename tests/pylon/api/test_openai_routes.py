@@ -9,13 +9,19 @@ import openai
 import orjson
 import pytest
 import trio
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
 
 from pylon.api import openai_routes, server
+from pylon.api.app import build_app
 from pylon.api.guard import MAX_BODY_BYTES
+from pylon.api.openai_routes import OpenAIApi
+from pylon.clock import SystemClock
 from pylon.errors import BackendTimeout, BackendUnavailable, InferenceError
 from pylon.testing.backend import Reply, ScriptedBackend
 from tests.pylon.api.openai_client import local, open_client
-from tests.pylon.api.serving import BEARER
+from tests.pylon.api.serving import BEARER, TOKEN
+from tests.pylon.api.test_openai_shapes import bodies, good_messages, texts
 from tests.pylon.market import until
 
 WORDS = "it is not known why, and never was"
@@ -372,3 +378,55 @@ async def test_what_is_no_post():
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_json")
         assert isinstance(json.loads(answer.content), dict)
         assert isinstance(answer, httpx.Response)
+
+
+# --- whatever is posted -------------------------------------------------------------------------------------------
+
+
+well = st.fixed_dictionaries(
+    {"messages": good_messages, "prompt": texts},
+    optional={"max_tokens": st.integers(1, 5), "stream_options": st.just({"include_usage": True}), "logprobs": texts},
+)
+
+
+@settings(max_examples=80)
+@given(
+    st.sampled_from(["/v1/chat/completions", "/v1/completions"]),
+    well | bodies,
+    st.text("ab \ud83d", max_size=30),
+    st.lists(st.text("ab", min_size=1, max_size=3), max_size=2),
+)
+def test_whatever_is_posted_is_answered_alike_whole_and_in_pieces(path, body, words, stops):
+    async def post(http, stream):
+        return await http.post(path, content=json.dumps({**body, "stop": stops, "stream": stream}))
+
+    async def run():
+        api = OpenAIApi(SystemClock(), answerer=local(ScriptedBackend(words)))
+        app = build_app(None, token=TOKEN, routes=api.routes())
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(app), base_url="http://localhost", headers=BEARER
+        ) as http:
+            whole, pieces = await post(http, False), await post(http, True)
+        assert whole.status_code == pieces.status_code
+        if whole.status_code != 200:
+            event(f"refused with {whole.status_code}")
+            assert whole.status_code in (400, 404)
+            assert whole.json() == pieces.json()
+            assert set(whole.json()["error"]) == {"message", "type", "param", "code"}
+            return
+        event("answered")
+        chosen = whole.json()["choices"][0]
+        text = chosen["text"] if path == "/v1/completions" else chosen["message"]["content"]
+        assert not any(stop in text for stop in stops)
+        *events, end = pieces.text.removesuffix("\n\n").split("\n\n")
+        assert end == "data: [DONE]"
+        parts = [choice for part in map(_load, events) for choice in part["choices"]]
+        assert "".join(part.get("text", "") + part.get("delta", {}).get("content", "") for part in parts) == text
+        assert parts[-1]["finish_reason"] == chosen["finish_reason"]
+        assert api.running == 0
+
+    trio.run(run)
+
+
+def _load(line: str) -> dict:
+    return json.loads(line.removeprefix("data: "))
