@@ -44,10 +44,13 @@ class Answerer(Protocol):
         """What it answers with. Raises ``PylonError``."""
         ...
 
-    def stream(self, request: InferenceRequest, *, whole: bool = False) -> AbstractAsyncContextManager[Answer]:
+    def stream(
+        self, request: InferenceRequest, *, whole: bool = False, key: str = ""
+    ) -> AbstractAsyncContextManager[Answer]:
         """``async with answerer.stream(request) as answer: async for chunk in answer.chunks``.
 
         :param whole: nobody reads before the end, so that words need not come before they are final.
+        :param key: what was asked with it before is not paid for again; empty: it is asked anew.
 
         An empty model asks for whatever answers by default. Leaving the block ends the generation, where it can be
         ended. Raises ``ApiError`` and ``PylonError``.
@@ -68,7 +71,7 @@ class LocalAnswerer:
         return await self._router.models()
 
     @asynccontextmanager
-    async def stream(self, request: InferenceRequest, *, whole: bool = False) -> AsyncIterator[Answer]:
+    async def stream(self, request: InferenceRequest, *, whole: bool = False, key: str = "") -> AsyncIterator[Answer]:
         """A model that was named and is not there is an error: whoever names one branches on it."""
         if request.model:
             await self._expect(request.model)

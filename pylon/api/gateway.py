@@ -8,6 +8,7 @@ Rules
 2. Words are passed on as the provider sends them. What was passed on cannot be taken back: if the result does not go
    on where they ended, the call ends with an error that names the job, whose result is kept.
 3. Nothing tempts a client into paying twice: an error after a payment says that it is not worth another try.
+   A call that comes with the ``Idempotency-Key`` of an earlier one gets the answer of that one.
 4. A caller that leaves ends nothing: what was asked may be paid already, and its answer is kept in ``pylon job``.
 
 Providers count no tokens for us: usage is an estimate. Stop sequences are cut here, for a request carries none.
@@ -16,6 +17,8 @@ Providers count no tokens for us: usage is an estimate. Stop sequences are cut h
 from __future__ import annotations
 
 import functools
+import hashlib
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -73,7 +76,7 @@ class MarketAnswerer:
         return [ModelInfo(name, "market") for name in sorted(names)]
 
     @asynccontextmanager
-    async def stream(self, request: InferenceRequest, *, whole: bool = False) -> AsyncIterator[Answer]:
+    async def stream(self, request: InferenceRequest, *, whole: bool = False, key: str = "") -> AsyncIterator[Answer]:
         prompt = flatten(request.messages)
         if len(prompt) > MAX_PROMPT_CHARS:
             raise ApiError(
@@ -85,17 +88,32 @@ class MarketAnswerer:
         if not prompt.strip():
             raise ApiError(400, "There is nothing to answer.", "empty_prompt", param="messages")
         params = _params(request)
-        bid = await self._bid()
+        ident, standing = self._standing(key) if key else (None, None)
+        bid = await self._bid() if standing is None else standing.bid
+        model = request.model or None
         purchase = await self._buyer.buy(
             prompt,
             bid=bid,
             max_tokens=request.max_tokens,
-            model=request.model or None,
+            model=model,
             scope=self._scope,
             params=params,
+            purchase_id=ident,
         )
+        asked = (purchase.prompt, purchase.max_tokens, purchase.model, purchase.params)
+        if asked != (prompt, request.max_tokens, model, params):
+            raise ApiError(400, "This Idempotency-Key was used for another question.", "idempotency_key_reused")
         with self._buyer.watch(purchase.id) as partials:
             yield _Bought(self._buyer, self._store, purchase, None if whole else partials, self._why_failed).answer
+
+    def _standing(self, key: str) -> tuple[str, Purchase | None]:
+        """The purchase of a key, and its id. One that has failed is nobody's: it has cost nothing."""
+        for attempt in itertools.count():
+            ident = hashlib.sha256(f"{self._scope}:{attempt}:{key}".encode()).hexdigest()[:32]
+            found = self._buyer.records.load(self._store, ident)
+            if found is None or found.state is not PurchaseState.FAILED:
+                return ident, found
+        raise AssertionError("there is always a next one")
 
     async def _bid(self) -> Msat:
         """The most that this answer may cost now. Raises ``ApiError``."""

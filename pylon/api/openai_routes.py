@@ -109,7 +109,7 @@ class OpenAIApi:
 
     def _completion(self, form: Form) -> Callable[[Request], object]:
         async def completion(request: Request) -> object:
-            return _Completion(self, form, await request.body())
+            return _Completion(self, form, await request.body(), request.headers.get("idempotency-key", ""))
 
         return completion
 
@@ -134,10 +134,11 @@ class OpenAIApi:
 class _Completion:
     """One call and its answer, as an ASGI application: it sees its client leave."""
 
-    def __init__(self, api: OpenAIApi, form: Form, body: bytes) -> None:
+    def __init__(self, api: OpenAIApi, form: Form, body: bytes, key: str = "") -> None:
         self._api = api
         self._form = form
         self._body = body
+        self._key = key
         self._costs: Mapping[str, str] = {}
         self._status = 0
         """What was sent; 0: nothing yet."""
@@ -189,7 +190,7 @@ class _Completion:
     async def _answer(self, send: Send, began: float, nursery: trio.Nursery) -> None:
         answerer = self._api.answering()
         call = shapes.read_call(self._form, self._body, default_tokens=answerer.default_tokens)
-        async with answerer.stream(call.request, whole=not call.stream) as answer:
+        async with answerer.stream(call.request, whole=not call.stream, key=self._key) as answer:
             self._costs = answer.headers
             words = _Words(call, answer)
             first = await words.next()

@@ -324,6 +324,44 @@ async def test_what_nobody_has_read_yet_may_change(market):
         assert said[0].choices[0].message.content == "another one"
 
 
+async def test_a_key_pays_once(market):
+    """Whole, in pieces and at the same time; also once the budget is spent."""
+    backend = ScriptedBackend(Reply(WORDS, first=0.2))
+    day = PRICE + sats(2)
+    async with open_seller(market, backend), open_gateway(await open_home(market), budget_day_msats=day) as gateway:
+        said = []
+
+        async def call():
+            said.append(joined_answer(await gateway.client.chat(extra_headers={"Idempotency-Key": "k-1"})))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(call)
+            nursery.start_soon(call)
+        await call()
+        said.append(joined(await gateway.client.pieces(extra_headers={"Idempotency-Key": "k-1"})))
+        assert said == [WORDS] * 4
+        assert len(gateway.jobs()) == 1
+        await quota(gateway)
+        error = await raised(
+            gateway.client, openai.BadRequestError, ask(max_tokens=5, extra_headers={"Idempotency-Key": "k-1"})
+        )
+        assert error.code == "idempotency_key_reused"
+        assert len(gateway.jobs()) == 1
+
+
+async def test_a_key_that_has_failed_is_tried_again(market):
+    keyed = {"extra_headers": {"Idempotency-Key": "k-1"}}
+    async with open_gateway(await open_home(market)) as gateway:
+        await raised(gateway.client, openai.InternalServerError, ask(model="", **keyed))
+        async with open_seller(market):
+            assert joined_answer(await gateway.client.chat(model="", **keyed)) == WORDS
+        assert [job.state for job in gateway.jobs()] == [PurchaseState.FAILED, PurchaseState.ANSWERED]
+
+
+def joined_answer(answer) -> str:
+    return answer.choices[0].message.content
+
+
 async def test_who_leaves_loses_no_answer(market):
     backend = ScriptedBackend(Reply(WORDS, first=0.5))
     async with open_seller(market, backend), open_gateway(await open_home(market)) as gateway:
