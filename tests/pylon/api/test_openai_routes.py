@@ -323,7 +323,7 @@ async def test_a_model_that_nobody_has_is_not_remembered():
 
 
 async def test_too_many_at_a_time():
-    backend = ScriptedBackend(Reply(WORDS, first=1.0))
+    backend = ScriptedBackend(Reply(WORDS, first=0.5))
     async with open_client(local(backend), concurrency=2) as client:
         async with trio.open_nursery() as nursery:
             for _ in range(2):
@@ -338,7 +338,7 @@ async def test_too_many_at_a_time():
 
 async def test_a_silence_in_a_stream_is_said_aloud(monkeypatch):
     monkeypatch.setattr(openai_routes, "KEEP_ALIVE_SECONDS", 0.05)
-    backend = ScriptedBackend(Reply("one two", pace=0.4))
+    backend = ScriptedBackend(Reply("one two", pace=0.25))
     async with open_client(local(backend)) as client, client.served.client(**BEARER) as http:
         body = {"messages": [{"role": "user", "content": "why?"}], "stream": True}
         said = (await http.post("/v1/chat/completions", json=body)).text
