@@ -683,6 +683,17 @@ async def test_two_that_are_one_wallet_forget_nothing_of_each_other(network, kit
     await twin.aclose()
 
 
+async def test_no_more_is_on_its_way_than_there_is(network, funded):
+    """Of an unknown payment the highest fee counts, which the wallet may not have."""
+    alice, bob = await funded("alice", 1_004), await funded("bob", 1)
+    issued = await bob.receive(sats(1_000), "", 600, "k")
+    network.fault(alice.identity_pubkey, Fault("dropped"))
+    with pytest.raises(PaymentUnknown):
+        await alice.pay(issued.bolt11, max_fee=sats(500), idempotency_key="1")
+    balance = await alice.balance()
+    assert (balance.settled, balance.pending_out, balance.spendable) == (sats(1_004), sats(1_004), 0)
+
+
 async def test_a_process_that_died_before_it_told_the_sdk_has_sent_nothing(kit, funded, server):
     bob = await funded("bob", 1)
     issued = await bob.receive(sats(1_000), "", 600, "k")
