@@ -9,7 +9,8 @@ Rules
    on where they ended, the call ends with an error that names the job, whose result is kept.
 3. Nothing tempts a client into paying twice: an error after a payment says that it is not worth another try.
    A call that comes with the ``Idempotency-Key`` of an earlier one gets the answer of that one.
-4. A caller that leaves ends nothing: what was asked may be paid already, and its answer is kept in ``pylon job``.
+4. A caller that leaves gives the purchase up, as long as nothing is being paid; later its answer is kept in
+   ``pylon job``. One with a key may come again, and what it asked for takes its course.
 
 Providers count no tokens for us: usage is an estimate. Stop sequences are cut here, for a request carries none.
 """
@@ -43,6 +44,7 @@ MAX_PROMPT_CHARS = 32_000
 WALLET_SECONDS = 15.0
 ANSWER_SECONDS = 600.0
 """For a purchase; then its caller is told that it goes on: a payment may be pending, or wait for the operator's yes."""
+_GIVE_UP_SECONDS = 5.0
 _ONCE = (("x-should-retry", "false"),)
 """OpenAI's own clients heed it."""
 
@@ -104,7 +106,13 @@ class MarketAnswerer:
         if asked != (prompt, request.max_tokens, model, params):
             raise ApiError(400, "This Idempotency-Key was used for another question.", "idempotency_key_reused")
         with self._buyer.watch(purchase.id) as partials:
-            yield _Bought(self._buyer, self._store, purchase, None if whole else partials, self._why_failed).answer
+            bought = _Bought(self._buyer, self._store, purchase, None if whole else partials, self._why_failed)
+            try:
+                yield bought.answer
+            finally:
+                if not (bought.over or key):
+                    with trio.CancelScope(shield=True, deadline=trio.current_time() + _GIVE_UP_SECONDS):
+                        await self._buyer.give_up(purchase.id, "its caller has left")
 
     def _standing(self, key: str) -> tuple[str, Purchase | None]:
         """The purchase of a key, and its id. One that has failed is nobody's: it has cost nothing."""
@@ -220,13 +228,14 @@ class _Bought(AsyncIterator[Chunk]):
         self._partials = partials
         self._why_failed = why_failed
         self._said = ""
-        self._over = False
+        self.over = False
+        """Nothing more will come, or nobody waits for it here."""
         self._until = trio.current_time() + ANSWER_SECONDS
         self.answer = Answer(self, purchase.model or "market")
         self.answer.headers[JOB_HEADER] = purchase.id
 
     async def __anext__(self) -> Chunk:
-        while not self._over:
+        while not self.over:
             text = await self._next()
             if isinstance(text, Purchase):
                 return await self._last(text)
@@ -251,6 +260,7 @@ class _Bought(AsyncIterator[Chunk]):
                 nursery.start_soon(look, self._partials.receive)
             nursery.start_soon(look, functools.partial(self._buyer.finished, self._id))
         if not found:
+            self.over = True
             raise ApiError(
                 503,
                 f"Job {self._id[:16]} takes long, and goes on: pylon job status {self._id[:16]}.",
@@ -261,7 +271,7 @@ class _Bought(AsyncIterator[Chunk]):
         return next((end for end in found if isinstance(end, Purchase)), found[0])
 
     async def _last(self, record: Purchase) -> Chunk:
-        self._over = True
+        self.over = True
         self._tell(record)
         if record.state is not PurchaseState.ANSWERED:
             raise await self._why_failed(record)

@@ -246,6 +246,10 @@ class Buyer:
                     return record
                 await changed.receive()
 
+    async def give_up(self, purchase_id: str, reason: str) -> bool:
+        """End a purchase for which nothing is being paid yet; whether it has ended by this."""
+        return await self._driver.advance(purchase_id, machine.GivenUp(reason)) is not None
+
     def remembered(self) -> list[Announcement]:
         """Who sells, as it was heard a moment ago; nobody, where that is long ago."""
         return self._market.remembered()
@@ -359,6 +363,9 @@ class Buyer:
             expiration=int(now) + _REQUEST_LIFE,
             params=record.params,
         )
+        fresh = self.records.load(self._store, record.id)
+        if fresh is None or fresh.state is not record.state:
+            return machine.NoneLeft("it was given up")
         # One at a time for a purchase: one that was not taken up by the machine is of no more use.
         self._signed[record.id] = request
         return machine.Chosen(offer.provider, offer.ceiling, request.id, now + self._settings.quote_seconds)

@@ -12,6 +12,7 @@ Rules
 5. Paid and not answered by the deadline, which runs from the settlement, is *lost*: counted as spent; a late answer
    or a credit is still accepted. A credit counts only if it covers what was paid, and for no more than that.
 6. An answer is accepted once, from the chosen provider, for the current request; also where it came for nothing.
+7. Its owner may give a purchase up as long as nothing is being paid; from then on it takes its course.
 
 The machine is pure (``pylon.machine``). What a quote must satisfy is checked by ``pylon.compute.quotes``.
 """
@@ -163,6 +164,13 @@ class Credited:
 
 
 @attrs.frozen
+class GivenUp:
+    """Nobody wants the answer any more."""
+
+    reason: str
+
+
+@attrs.frozen
 class AnswerOverdue:
     """``answer_by`` has passed."""
 
@@ -195,7 +203,7 @@ def _quote(purchase: Purchase, message: Quoted) -> Purchase:
     )
 
 
-def _note(purchase: Purchase, message: TurnedAway | PaymentFailed | PaymentRefused) -> Purchase:
+def _note(purchase: Purchase, message: TurnedAway | PaymentFailed | PaymentRefused | GivenUp) -> Purchase:
     return attrs.evolve(purchase, reason=message.reason, credit=Msat(0))
 
 
@@ -292,6 +300,8 @@ PURCHASE: Machine[Purchase] = Machine(
         (_S.NEW, Begun, Arrow(_S.SEEKING, (_E.DISCOVER,))),
         (_S.SEEKING, Chosen, Arrow(_S.REQUESTED, (_E.PUBLISH_REQUEST,), _choose, _untried, "untried, within the bid")),
         (_S.SEEKING, NoneLeft, Arrow(_S.FAILED, (), _give_reason)),
+        (_S.SEEKING, GivenUp, Arrow(_S.FAILED, (), _note)),
+        (_S.REQUESTED, GivenUp, Arrow(_S.FAILED, (), _note)),
         (_S.REQUESTED, Quoted, Arrow(_S.PAYING, (_E.PAY,), _quote, _acceptable, "at most the ceiling")),
         (
             *(_S.REQUESTED, TurnedAway),

@@ -362,12 +362,59 @@ def joined_answer(answer) -> str:
     return answer.choices[0].message.content
 
 
+def leaver(gateway, key=""):
+    """A client that will leave."""
+    keyed = {"Idempotency-Key": key} if key else {}
+    return gateway.client.served.client(Authorization=f"Bearer {gateway.client.sync.api_key}", **keyed)
+
+
+async def call(http):
+    await http.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "why?"}]})
+
+
+@pytest.mark.parametrize("key", ["", "k-1"])
+async def test_who_leaves_before_anything_is_paid_gives_it_up(market, key):
+    """Unless it has a key, with which it may come again."""
+    seller = await open_actor(market, "seller")
+    seller.announce()
+    async with open_gateway(await open_home(market)) as gateway:
+        async with leaver(gateway, key) as http, trio.open_nursery() as nursery:
+            nursery.start_soon(call, http)
+            request = await seller.request()
+            nursery.cancel_scope.cancel()
+        await until(lambda: gateway.client.api.running == 0, 5)
+        await seller.quote(request)
+        await trio.sleep(0.3)
+        (job,) = gateway.jobs()
+        if key:
+            assert job.paid == PRICE
+        else:
+            assert (job.state, job.paid, job.reason) == (PurchaseState.FAILED, 0, "its caller has left")
+            assert gateway.spent() == 0
+            assert gateway.buyer._signed == {}
+
+
+async def test_who_leaves_early_asks_nobody(market):
+    """While somebody who sells is still being looked for."""
+    async with open_gateway(await open_home(market)) as gateway:
+        async with leaver(gateway) as http:
+            with trio.move_on_after(0.15):
+                await call(http)
+        await until(lambda: gateway.client.api.running == 0, 5)
+        (await open_actor(market, "seller")).announce()
+        await trio.sleep(1.0)
+        (job,) = gateway.jobs()
+        assert (job.state, job.tried) == (PurchaseState.FAILED, ())
+        assert gateway.buyer._signed == {}
+        assert market.events(JOB_TEXT) == []
+
+
 async def test_who_leaves_loses_no_answer(market):
     backend = ScriptedBackend(Reply(WORDS, first=0.5))
     async with open_seller(market, backend), open_gateway(await open_home(market)) as gateway:
-        async with gateway.client.served.client(Authorization="Bearer " + gateway.client.sync.api_key) as http:
+        async with leaver(gateway) as http:
             with trio.move_on_after(0.4):
-                await http.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "why?"}]})
+                await call(http)
         await until(lambda: gateway.client.api.running == 0, 5)
         await until(lambda: gateway.jobs() and gateway.jobs()[0].state is PurchaseState.ANSWERED, 10)
         assert gateway.jobs()[0].text == WORDS

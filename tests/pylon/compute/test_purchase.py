@@ -41,6 +41,7 @@ inputs = st.one_of(
     st.builds(m.Answered, request_ids, st.just("ee" * 32), st.sampled_from(["", "words"])),
     st.builds(m.Credited, request_ids, st.just(Msat(4_000)), st.just("sorry")),
     st.builds(m.AnswerOverdue),
+    st.builds(m.GivenUp, st.just("enough")),
 )
 
 
@@ -177,6 +178,17 @@ def test_the_time_for_the_answer_runs_from_the_settlement():
     late = m.PaymentSettled(Msat(4_000), Msat(20), None, answer_by=900.0)
     record, _ = walk(m.Begun(), CHOSEN, QUOTED, late)
     assert record.answer_by == 900.0
+
+
+def test_what_is_given_up_is_not_paid_and_what_is_being_paid_takes_its_course():
+    for before in ((m.Begun(),), (m.Begun(), CHOSEN)):
+        record, done = walk(*before, m.GivenUp("enough"))
+        assert (record.state, record.reason, done[-1]) == (PurchaseState.FAILED, "enough", ())
+        for message in (CHOSEN, QUOTED, m.NoneLeft("none"), SETTLED, ANSWERED):
+            assert PURCHASE.step(record, message) is None
+    for before in ((m.Begun(), CHOSEN, QUOTED), PAID, (*PAID, m.AnswerOverdue())):
+        record, _ = walk(*before)
+        assert PURCHASE.step(record, m.GivenUp("enough")) is None
 
 
 def test_ten_providers_are_enough():
