@@ -12,7 +12,7 @@ from typing import Protocol
 import attrs
 
 from pylon.api.openai_shapes import ApiError, model_not_found
-from pylon.errors import BackendTimeout, BackendUnavailable, InferenceError, ModelMissing, brief
+from pylon.errors import BackendUnavailable, InferenceError, brief
 from pylon.groups import cause
 from pylon.inference.port import DEFAULT_DEADLINES, Chunk, Deadlines, InferenceRequest, ModelInfo
 from pylon.inference.router import Router
@@ -89,11 +89,13 @@ class LocalAnswerer:
             raise model_not_found(model)
 
 
-_STATUS: Mapping[type[InferenceError], tuple[int, str]] = {
-    ModelMissing: (404, "model_not_found"),
-    BackendUnavailable: (503, "backend_unavailable"),
-    BackendTimeout: (503, "backend_timeout"),
+_STATUS: Mapping[str, tuple[int, str]] = {
+    "model_missing": (404, "model_not_found"),
+    "backend_busy": (429, "backend_busy"),
+    "backend_unavailable": (503, "backend_unavailable"),
+    "backend_timeout": (503, "backend_timeout"),
 }
+"""By the codes of our errors: the status, and OpenAI's code or ours. Any other error of a backend is a 500."""
 
 
 def as_api_error(error: BaseException) -> ApiError:
@@ -103,11 +105,9 @@ def as_api_error(error: BaseException) -> ApiError:
         return found
     if not isinstance(found, InferenceError):
         return ApiError(500, "The server had an error.", "server_error", kind="server_error")
-    for kind, (status, code) in _STATUS.items():
-        if isinstance(found, kind):
-            later = RETRY_SECONDS if status == 503 else None
-            return ApiError(status, said(found), code, kind="server_error", retry_after=later)
-    return ApiError(500, said(found), "inference_failed", kind="server_error")
+    status, code = _STATUS.get(found.code, (500, "inference_failed"))
+    later = RETRY_SECONDS if status in (429, 503) else None
+    return ApiError(status, said(found), code, kind="server_error", retry_after=later)
 
 
 def said(error: InferenceError) -> str:

@@ -17,7 +17,7 @@ from pylon.api.app import build_app
 from pylon.api.guard import MAX_BODY_BYTES
 from pylon.api.openai_routes import OpenAIApi
 from pylon.clock import SystemClock
-from pylon.errors import BackendTimeout, BackendUnavailable, InferenceError
+from pylon.errors import BackendTimeout, BackendUnavailable, InferenceError, ModelMissing
 from pylon.testing.backend import Reply, ScriptedBackend
 from tests.pylon.api.openai_client import local, open_client
 from tests.pylon.api.serving import BEARER, TOKEN
@@ -208,9 +208,18 @@ async def test_errors_by_name():
         assert (error.status_code, error.code) == (413, "request_too_large")
 
 
+STATUS = {"backend_busy": 429, "model_not_found": 404, "backend_unavailable": 503, "backend_timeout": 503}
+
+
+class Busy(BackendUnavailable):
+    code = "backend_busy"
+
+
 @pytest.mark.parametrize(
     ("error", "kind", "code"),
     [
+        (Busy("full"), openai.RateLimitError, "backend_busy"),
+        (ModelMissing("gone"), openai.NotFoundError, "model_not_found"),
         (BackendUnavailable("down", "start it"), openai.InternalServerError, "backend_unavailable"),
         (BackendTimeout("slow"), openai.InternalServerError, "backend_timeout"),
         (InferenceError("broke"), openai.InternalServerError, "inference_failed"),
@@ -223,8 +232,8 @@ async def test_a_backend_that_fails(error, kind, code, caplog):
         for stream in (False, True):
             found = await raised(client, kind, ask(stream=stream))
             assert found.code == code
-            assert found.status_code == (503 if code.startswith("backend") else 500)
-            assert (found.response.headers.get("retry-after") is not None) == (found.status_code == 503)
+            assert found.status_code == STATUS.get(code, 500)
+            assert ("retry-after" in found.response.headers) == (found.status_code in (429, 503))
             assert "1234" not in str(found.body)
         assert (await raised(client, kind, ask())).code == code, "no half of an answer where it is wanted whole"
 
