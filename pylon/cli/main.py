@@ -83,7 +83,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command and leave with its exit code: 0, 1 error, 2 usage, 3 not running, 4 money refused."""
     os.umask(0o077)  # whatever a command writes is its owner's alone
     code = run(sys.argv[1:] if arguments is None else arguments)
-    if "breez_sdk_spark" in sys.modules:
+    if arguments is None and "breez_sdk_spark" in sys.modules:  # the process is this command's, and ends with it
         _leave_at_once(code)
     sys.exit(code)
 

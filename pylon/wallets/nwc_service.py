@@ -409,7 +409,7 @@ class WalletService:
             # What the wallet has said is written down, whoever goes away meanwhile.
             with trio.CancelScope(shield=True) as scope:
                 crash_point("nwc.pay.before")
-                outcome = await (self._purse.reconcile if reconcile else self._purse.send)(intent, text)
+                outcome = await (self._purse.reconcile if reconcile else self._purse.send)(intent)
                 crash_point("nwc.pay.after")
                 scope.deadline = trio.current_time() + _RECORD_SECONDS
                 await self._store.write(lambda tx: self._record(tx, intent, outcome))
