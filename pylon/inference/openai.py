@@ -163,7 +163,10 @@ class OpenAICompatible:
         return [
             ModelInfo(row["id"], self._name, _context_length(row))
             for row in rows
-            if isinstance(row, dict) and isinstance(row.get("id"), str) and 0 < len(row["id"]) <= 256
+            if isinstance(row, dict)
+            and isinstance(row.get("id"), str)
+            and 0 < len(row["id"]) <= 256
+            and row.get("available") is not False
         ]
 
 
