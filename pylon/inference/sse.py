@@ -136,7 +136,7 @@ class ChatStream:
         """The chunks of a reply that came as one JSON object instead of a stream."""
         yield from self._take(body.decode("utf-8", "replace"))
         if not self.done and not self.answered:
-            raise InferenceError(
+            raise BackendUnavailable(
                 f"{self._name} sent something that is no chat completion", "is this an OpenAI-compatible endpoint?"
             )
         if not self.done:

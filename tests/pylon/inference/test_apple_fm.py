@@ -85,7 +85,7 @@ async def test_one_thing_at_a_time(server, bridge):
         (Manners.CRASHING, BackendUnavailable),
         (Manners.BREAKING, BackendUnavailable),
         (Manners.ERRING, InferenceError),
-        (Manners.LYING, InferenceError),
+        (Manners.LYING, BackendUnavailable),
     ],
 )
 async def test_troubles(server, bridge, manners, expected):
