@@ -136,6 +136,7 @@ class Router:
             seats.append(_Seat(place, Gate(place.backend.name, most=place.most, queue=place.queue), by))
         self._seats = sorted(seats, key=lambda seat: seat.rank)
         self.backends = tuple(seat.backend for seat in self._seats)
+        self.places = tuple(seat.place for seat in self._seats)
         self.default_model = default_model
         self.substitutions: dict[str, Route] = {}
         self._looks: dict[int, _Look] = {}
