@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "status": ("pylon.cli.status:status", "Show the daemon, its relays, its agents and its wallet."),
     "agent": ("pylon.cli.agent:agent", "Spawn, fund, watch and steer agents."),
     "job": ("pylon.cli.job:job", "Buy inference on the market."),
+    "compute": ("pylon.cli.compute:compute", "Show the backends of this machine, their health and their models."),
     "wallet": ("pylon.cli.wallet:wallet", "Balance, invoices and payments."),
     "earnings": ("pylon.cli.earnings:earnings", "What the provider has earned."),
     "models": ("pylon.cli.models:models", "List and fetch models."),

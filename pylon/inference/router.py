@@ -163,12 +163,19 @@ class Router:
         looks = await self._look()
         return Health(any(self._is_well(seat, look) for seat, look in looks), self._describe(looks))
 
-    async def standings(self) -> list[Standing]:
-        """How each backend stands, by preference; of those that nobody counts on, only who answers."""
+    async def standings(self, patience: float = 1.0, *, everyone: bool = False) -> list[Standing]:
+        """How each backend stands, by preference; of those that nobody counts on, only who answers or ``everyone``.
+
+        Nobody is waited for longer than ``patience`` seconds: it is then told what was known last.
+        """
+        with trio.move_on_after(patience):
+            await self._look()
+        unknown = _Look((), Health(False, "has not answered yet"), 0)
+        looks = [(seat, self._looks.get(id(seat.backend)) or unknown) for seat in self._seats]
         return [
             Standing(seat.place, self._health(seat, look), look.models, seat.gate.active, seat.gate.waiting)
-            for seat, look in await self._look()
-            if seat.place.expected or look.health.ok
+            for seat, look in looks
+            if everyone or seat.place.expected or look.health.ok
         ]
 
     async def resolve(self, model: str) -> Route:
@@ -300,7 +307,7 @@ class Router:
             try:
                 models = await seat.backend.models()
             except InferenceError as error:
-                health = Health(False, error.message)
+                health = Health(False, error.message) if health.ok else health
         before = self._looks.get(id(seat.backend))
         if not health.ok and seat.gate.is_answering and before is not None and before.models:
             health, models = _BUSY, list(before.models)
