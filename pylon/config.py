@@ -628,7 +628,10 @@ network = "{network}"{remark}
 # zap_max_sats = 1000000
 
 [wallet]
-# kind = "nwc"  # a wallet that you have already; its connection string in keys/wallet.nwc (0600), or PYLON_NWC_URI
+# The home's own wallet; "nwc" is one that you have already, by the connection string that it gives you
+# (Nostr Wallet Connect), in keys/wallet.nwc (0600) or in PYLON_NWC_URI.
+# kind = "network"
+# uri_file = "/custom/wallet.nwc"
 # What programs may spend of this home's sats; no key, no bound but the wallet. 0 means nothing.
 # budget_day_sats = 1000  # in any 24 hours, fees included
 # budget_each_sats = 100

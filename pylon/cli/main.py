@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from typing import Any, NoReturn
@@ -82,7 +83,25 @@ def cli(state: State, home: str | None) -> None:
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run a command and leave with its exit code: 0, 1 error, 2 usage, 3 not running, 4 money refused."""
     os.umask(0o077)  # whatever a command writes is its owner's alone
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+    code = run(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None and "breez_sdk_spark" in sys.modules:  # the process is this command's, and ends with it
+        _leave_at_once(code)
+    sys.exit(code)
+
+
+def _leave_at_once(code: int) -> NoReturn:
+    """End without taking the interpreter down.
+
+    Threads of the Spark SDK's own may still call into it, and one that does while it is taken down aborts the process.
+    All that is to be closed is closed by now.
+    """
+    import logging
+
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def run(arguments: list[str]) -> int:

@@ -11,6 +11,8 @@ from pylon.cli.local import run_verb
 from pylon.cli.output import State, emit, in_sats, json_option, note, pass_state
 from pylon.cli.times import ago, until
 
+_SHOWN = 18
+"""Characters of an id: payees have a hand in it, and could make a second one that begins like a short piece of it."""
 SENDING = "whoever wanted it sends it now; without a daemon, when one runs: pylon start"
 
 
@@ -68,7 +70,7 @@ def _row(entry: dict[str, Any], now: float) -> str:
     cost = f"{in_sats(entry['amount_msats'])} and at most {in_sats(entry['max_fee_msats'])} fee"
     to = f" to {entry['payee'][:20]}" if entry["payee"] else ""
     lapses = "" if entry["expires_at"] is None else f", lapses {until(entry['expires_at'], now)}"
-    return f"{entry['id'][:8]}  {whose}  {entry['purpose']}  {cost}{to}  {ago(entry['at'], now)}{lapses}"
+    return f"{entry['id'][:_SHOWN]}  {whose}  {entry['purpose']}  {cost}{to}  {ago(entry['at'], now)}{lapses}"
 
 
 @click.command()
@@ -77,7 +79,12 @@ def _row(entry: dict[str, Any], now: float) -> str:
 @pass_state
 def approve(state: State, ident: str) -> None:
     """Let a waiting payment go out. ID is that of pylon wallet approvals, or its beginning."""
-    report = run_verb(state, "wallet.approve", {"id": ident})
+    known = [entry for entry in run_verb(state, "wallet.approvals")["approvals"] if entry["id"].startswith(ident)]
+    params: dict[str, Any] = {"id": ident}
+    if len(known) == 1:
+        # The yes is to this payment, whatever may come to be called so.
+        params |= {"id": known[0]["id"], "amount_msats": known[0]["amount_msats"], "payee": known[0]["payee"]}
+    report = run_verb(state, "wallet.approve", params)
     emit(state, report, lambda: f"{_short(report)} is approved: {SENDING}")
 
 
@@ -93,7 +100,7 @@ def deny(state: State, ident: str, reason: str | None) -> None:
 
 
 def _short(report: dict[str, Any]) -> str:
-    return f"payment {report['approval']['id'][:8]} of {in_sats(report['approval']['amount_msats'])}"
+    return f"payment {report['approval']['id'][:_SHOWN]} of {in_sats(report['approval']['amount_msats'])}"
 
 
 COMMANDS = (freeze, thaw, approvals, approve, deny)

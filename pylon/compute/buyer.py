@@ -387,7 +387,7 @@ class Buyer:
             purse = self._accounts(record.owner).purse
         except NotFound:
             return await self._reconcile(record)
-        outcome = await purse.send(intents.by_hash(self._store, _hash(record)), _bolt11(record))
+        outcome = await purse.send(intents.by_hash(self._store, _hash(record)))
         if isinstance(outcome, Unknown):
             return await self._reconcile(record)
         return self._payment_input(outcome)
@@ -403,7 +403,7 @@ class Buyer:
                     log.warning("payment of purchase %s: %s", record.id[:16], error.message)
                 wait = _LONGEST_LOOK
             else:
-                outcome = await purse.reconcile(intents.by_hash(self._store, _hash(record)), _bolt11(record))
+                outcome = await purse.reconcile(intents.by_hash(self._store, _hash(record)))
                 if not isinstance(outcome, Unknown):
                     return self._payment_input(outcome)
             await trio.sleep(wait * (0.5 + self._rng.random()))

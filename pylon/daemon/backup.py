@@ -329,12 +329,17 @@ async def _open_and_mark(path: Path, vault: Vault, clock: Clock) -> tuple[int, i
 
 
 def _begin_anew(tx: Tx) -> tuple[int, int]:
-    """Freeze, mark what is open as unknown, raise the epochs. How many agents and payments there are."""
+    """Freeze, mark what is open as unknown, close wallet connections, raise the epochs.
+
+    How many agents and payments there are.
+    """
     now = tx.clock.now()
     freeze.freeze(tx, _REASON, now)
     pending = intents.pending(tx)
     for intent in pending:
         intents.mark_unknown(tx, intent.id, error="the home was restored from a backup", at=now)
+    # Some may have been closed since, and what they have spent since is not known here: new ones are cheap.
+    tx.execute("UPDATE wallet_connections SET closed_at = ? WHERE closed_at IS NULL", (now,))
     instance = secrets.token_hex(8)
     settings.put(tx, "instance", instance)
     rows = tx.all("SELECT id FROM agents WHERE deleted_at IS NULL AND moved = ''")

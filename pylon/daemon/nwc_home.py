@@ -6,6 +6,7 @@ from a command line.
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import stat
@@ -27,9 +28,11 @@ from pylon.store.database import Store
 from pylon.wallets.nwc import open_nwc
 from pylon.wallets.port import Balance
 
+log = logging.getLogger(__name__)
+
 VARIABLE = "PYLON_NWC_URI"
-KNOWN_SECONDS = 3.0
-"""How long ``status`` waits for a balance."""
+_EVERY = 30.0
+"""Seconds between two looks at the balance, for whoever must not wait for it."""
 _NETWORKS = {"testnet": "regtest", "signet": "regtest"}
 """What Spark makes of these; a wallet of one's own may be on the network itself as well."""
 
@@ -92,12 +95,23 @@ async def open_nwc_wallet(
                 )
             own_id = info.node_pubkey or own_id
 
-        async def known() -> Balance | None:
-            with trio.move_on_after(KNOWN_SECONDS):
-                try:
-                    return await own.balance()
-                except PylonError:
-                    return None
-            return None
+        last: list[Balance] = []
 
-        yield attrs.evolve(wallets, own=own, own_id=own_id, known=known)
+        async def known() -> Balance | None:
+            return last[-1] if last else None
+
+        async def watch() -> None:
+            while True:
+                try:
+                    last[:] = [await own.balance()]
+                except PylonError as error:
+                    log.debug("the wallet's balance is not known: %s", error.message)
+                await trio.sleep(_EVERY)
+
+        async def look_after() -> None:
+            async with trio.open_nursery() as nursery:
+                if wallets.look_after is not None:
+                    nursery.start_soon(wallets.look_after)
+                nursery.start_soon(watch)
+
+        yield attrs.evolve(wallets, own=own, own_id=own_id, known=known, look_after=look_after)

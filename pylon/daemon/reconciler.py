@@ -26,9 +26,9 @@ from protocols import bolt11
 from pylon.clock import Clock
 from pylon.errors import PylonError, StoreError, brief
 from pylon.store import approvals, intents
-from pylon.store.database import Store
-from pylon.store.intents import Approval, Intent, TargetForm
-from pylon.wallets.purse import DAY, Failed, Outcome, Purse, Settled, Unknown, book_outcome
+from pylon.store.database import Store, Tx
+from pylon.store.intents import Approval, Intent, IntentState, TargetForm
+from pylon.wallets.purse import DAY, Failed, Outcome, Purse, Settled, Unknown, being_sent, book_outcome
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +47,9 @@ _ASKED_AT_ONCE = 100
 _RECORD_SECONDS = 30.0
 _LATE = 3_600.0
 """Seconds after its expiry from which an invoice that no wallet knows as paid is taken for not paid."""
+
+
+_LAPSED = Failed("the operator did not approve it in time", ours=True)
 
 
 @attrs.define
@@ -134,15 +137,18 @@ class Reconciler:
             return None
         if found is not None:
             return found
-        now = self._clock.now()
+        # The wallet may have taken its time, and the operator or somebody who drives it may not.
+        now, intent = self._clock.now(), intents.get(self._store, intent.id)
+        if intent.state is not IntentState.PENDING or being_sent(self._store, intent.id):
+            return None
         if intent.lapsed(now):
-            return Failed("the operator did not approve it in time", ours=True)
+            return _LAPSED
         if intent.waits:
             return None
         if self._is_over(intent, now):
             return Failed("it was never sent")
         if intent.approval is Approval.GIVEN:
-            sent = await purse.send(intent, intents.invoice(self._store, self._store.vault, intent.id))
+            sent = await purse.send(intent)
             return None if isinstance(sent, Unknown) else sent
         return None
 
@@ -158,7 +164,16 @@ class Reconciler:
 
     async def _record(self, intent: Intent, outcome: Outcome) -> None:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + _RECORD_SECONDS):
-            await self._store.write(lambda tx: book_outcome(tx, intent, outcome, self._clock.now()))
+            await self._store.write(lambda tx: self._book(tx, intent, outcome))
+
+    def _book(self, tx: Tx, intent: Intent, outcome: Outcome) -> None:
+        """That it failed counts only if that is still so: nobody sends it by now, and no yes came since."""
+        if isinstance(outcome, Failed):
+            now = self._clock.now()
+            lapsed = outcome is not _LAPSED or intents.get(tx, intent.id).lapsed(now)
+            if being_sent(self._store, intent.id) or not lapsed:
+                return
+        book_outcome(tx, intent, outcome, self._clock.now())
 
 
 def _was_sent(intent: Intent) -> bool:

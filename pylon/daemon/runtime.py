@@ -132,7 +132,7 @@ async def open_runtime(
         store = await stack.enter_async_context(open_home_store(home, clock, keys.vault))
         # Who gives everything away needs no wallet, on any network.
         wallets = (
-            await stack.enter_async_context(open_wallets(home, config, identity, clock))
+            await stack.enter_async_context(open_wallets(home, config, identity, clock, stays=True))
             if config.enable_payments or mode != "provider" or config.network == "simnet"
             else None
         )
@@ -175,10 +175,10 @@ async def open_runtime(
                 settings=BuyerSettings(config.network, keeper.invoice_prefix, quote_seconds=quote_seconds),
             )
             supervisor.start(ChildSpec("buyer", buyer.run))
-            reconcile = functools.partial(_reconcile, hosting, account.purse, buyer, locks is not None)
-            supervisor.start(ChildSpec("reconciler", reconcile))
             service = WalletService(wallet, store, pool, clock, rng, limits=home_limits(config.wallet))
             supervisor.start(ChildSpec("wallet-connect", service.run))
+            reconcile = functools.partial(_reconcile, hosting, account.purse, buyer, service, locks is not None)
+            supervisor.start(ChildSpec("reconciler", reconcile))
             if serve_http and config.api.enabled:
                 bound = await nursery.start(_serve_api(home, config, hosting))
                 hosting.pay.address = public_address(config, bound)
@@ -238,11 +238,11 @@ async def _keep_receipts(hosting: Hosting) -> None:
         await trio.sleep(_RECEIPTS_EVERY)
 
 
-async def _reconcile(hosting: Hosting, own: Purse, buyer: Buyer, hosts: bool) -> None:
+async def _reconcile(hosting: Hosting, own: Purse, buyer: Buyer, service: WalletService, hosts: bool) -> None:
     """See to the payments that nobody sees to, and to those that an earlier life has not seen the end of."""
     await hosting.withdrawals.reconciler.run(
         lambda owner: hosting.agents.purse(owner) if owner else own,
-        lambda intent: _is_driven(intent, buyer, hosting.deeds if hosts else None),
+        lambda intent: service.pays(intent) or _is_driven(intent, buyer, hosting.deeds if hosts else None),
     )
 
 

@@ -77,9 +77,7 @@ class Verbs:
             **ComputeVerbs(self.config, None if self.runtime is None else self.runtime.engine).table(),
             **WalletGuard(self.store, self.clock).table(),
             **self._wallet_verbs(),
-            **ConnectVerbs(
-                self.config, self.store, self.clock, None if self.runtime is None else self.runtime.pool.urls
-            ).table(),
+            **ConnectVerbs(self.config, self.store, self.clock, self._relays).table(),
         }
         if self.agents is not None:
             verbs |= self.agents.table()

@@ -6,7 +6,7 @@ is made while nothing runs is served by the next daemon.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -32,8 +32,8 @@ class ConnectVerbs:
     config: Config
     store: Store
     clock: Clock
-    relays: Sequence[str] | None = None
-    """Those that are connected, where something runs."""
+    relays: Callable[[], Sequence[str] | None] = lambda: None
+    """Those of the pool, where something runs."""
 
     def table(self) -> dict[str, Method]:
         """The verbs by their names."""
@@ -82,7 +82,7 @@ class ConnectVerbs:
                 return tuple(dict.fromkeys(relay_url(url) for url in wanted))
             except (ValueError, TypeError):
                 raise UsageError("a relay is named by its address", "wss://relay.example") from None
-        found = self.config.relays or tuple(self.relays or usual_relays(self.config))
+        found = self.config.relays or tuple(self.relays() or usual_relays(self.config))
         found = tuple(url for url in found if not url.endswith(":0"))[:_MOST_RELAYS]
         if not found:
             raise UsageError("nobody knows yet where the wallet can be reached", "name a relay: --relay wss://...")

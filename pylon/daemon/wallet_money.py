@@ -211,6 +211,10 @@ class WalletVerbs:
             text = text[len(_SCHEME) :].removeprefix("//")
         target = await wallet.decode(text)
         network = (await wallet.info()).network
+        if self.config.network == "simnet" and network != "simnet":
+            raise WrongNetwork(
+                f"this home is on simnet, and its wallet on {network}: nothing is paid", "set network in config.toml"
+            )
         if target.network != network:
             raise WrongNetwork(
                 f"this is to be paid on {target.network}: this wallet is on {network}", "use a wallet of that network"

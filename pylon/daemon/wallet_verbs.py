@@ -14,8 +14,9 @@ import attrs
 from pylon.clock import Clock
 from pylon.daemon.agent_params import text
 from pylon.daemon.control import Method, Notify
+from pylon.errors import UsageError
 from pylon.store import approvals, freeze
-from pylon.store.database import Store
+from pylon.store.database import Store, Tx
 from pylon.store.freeze import Frozen
 from pylon.store.intents import Intent
 from pylon.wallets import budgets
@@ -52,11 +53,20 @@ class WalletGuard:
         return {"approvals": [self._view(intent) for intent in approvals.waiting(self.store)]}
 
     async def approve(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
+        """``amount_msats`` and ``payee``, where they are given, are what the yes is to."""
         wanted = text(params, "id")
-        intent = await self.store.write(
-            lambda tx: approvals.approve(tx, approvals.named(tx, wanted).id, self.clock.now())
-        )
-        return {"approval": self._view(intent)}
+
+        def approve(tx: Tx) -> Intent:
+            intent = approvals.named(tx, wanted)
+            meant = (params.get("amount_msats", intent.amount_msats), params.get("payee", intent.payee))
+            if meant != (intent.amount_msats, intent.payee):
+                raise UsageError("this is another payment than the one that was shown", "pylon wallet approvals")
+            owner = tx.one("SELECT moved, deleted_at FROM agents WHERE id = ?", (intent.owner,))
+            if owner is not None and (owner["moved"] or owner["deleted_at"] is not None):
+                raise UsageError("its agent is not of this home any more", f"pylon wallet deny {wanted}")
+            return approvals.approve(tx, intent.id, self.clock.now())
+
+        return {"approval": self._view(await self.store.write(approve))}
 
     async def deny(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
         wanted = text(params, "id")

@@ -51,8 +51,13 @@ class Wallets:
 
 
 @asynccontextmanager
-async def open_wallets(home: Home, config: Config, identity: Identity, clock: Clock) -> AsyncIterator[Wallets]:
-    """Open them; nobody is asked yet. Raises ``ConfigError`` for a mainnet without an API key, ``StoreError``."""
+async def open_wallets(
+    home: Home, config: Config, identity: Identity, clock: Clock, *, stays: bool = False
+) -> AsyncIterator[Wallets]:
+    """Open them; nobody is asked yet. Raises ``ConfigError`` for a mainnet without an API key, ``StoreError``.
+
+    :param stays: who opens them listens, and looks after them (``Wallets.look_after``); else they are asked and closed.
+    """
     if config.network == "simnet":
         async with SimnetLedger(config.simnet.ledger or home.simnet, clock=clock, rng=random.Random()) as ledger:
             wallet = ledger.wallet(identity.pubkey[:16], identity.simnet.reveal(), label=home.root.name)
@@ -67,7 +72,7 @@ async def open_wallets(home: Home, config: Config, identity: Identity, clock: Cl
     kit = SparkKit(network_of(config.network), clock=clock, directory=home.spark, api_key=config.spark.api_key)
     settings = FleetSettings(client_cap=config.spark.client_wallets, sweeps_per_second=config.spark.sweeps_per_second)
     fleet = SparkFleet(kit, random.Random(), settings=settings)
-    own = fleet.own(nip06.seed(identity.reveal_phrase()), identity.pubkey[:16])
+    own = fleet.own(nip06.seed(identity.reveal_phrase()), identity.pubkey[:16], client=stays)
 
     async def known() -> Balance | None:
         return fleet.known(own.identity_pubkey)

@@ -68,7 +68,7 @@ class Withdrawals:
                 raise AlreadyPaid("this invoice is being paid", "pylon books shows what is under way")
             # What the wallet has said is written down, whoever goes away meanwhile.
             with trio.CancelScope(shield=True) as scope:
-                outcome = await purse.send(intent, target)
+                outcome = await purse.send(intent)
                 scope.deadline = trio.current_time() + _RECORD_SECONDS
                 await self._store.write(lambda tx: purse.record(tx, intent, outcome))
         match outcome:

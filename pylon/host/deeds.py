@@ -277,7 +277,7 @@ class Deeds:
 
     async def _pay(self, action: Action) -> acting.Settled | acting.PaymentFailed:
         purse = self._agents.purse(action.agent)
-        outcome = await purse.send(intents.by_hash(self._store, _hash(action)), _bolt11(action))
+        outcome = await purse.send(intents.by_hash(self._store, _hash(action)))
         if isinstance(outcome, Unknown):
             return await self._reconcile(action)
         return _input(outcome)
@@ -288,7 +288,7 @@ class Deeds:
         wait = _FIRST_LOOK
         while True:
             intent = intents.by_hash(self._store, _hash(action))
-            outcome = await purse.reconcile(intent, _bolt11(action))
+            outcome = await purse.reconcile(intent)
             if not isinstance(outcome, Unknown):
                 return _input(outcome)
             await trio.sleep(wait * (0.5 + self._rng.random()))

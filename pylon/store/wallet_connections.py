@@ -131,6 +131,11 @@ def get(source: Reads, client: str) -> Connection:
     return _connection(row)
 
 
+def is_scope(scope: str) -> bool:
+    """Whether payments of this scope are some connection's."""
+    return scope.startswith(_SCOPE)
+
+
 def by_scope(source: Reads, scope: str) -> Connection:
     """Whose payments have this scope. Raises ``NotFound``."""
     return get(source, scope.removeprefix(_SCOPE))

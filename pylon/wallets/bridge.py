@@ -17,8 +17,10 @@ in virtual time are made of.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import logging
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import CancelledError, Future
 from typing import Any, Protocol, TypeVar
@@ -30,6 +32,8 @@ from pylon.errors import brief
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+_DRAIN_SECONDS = 15.0
 
 
 class Bridge(Protocol):
@@ -59,6 +63,8 @@ class AsyncioBridge:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
+        self._calls: set[_Call] = set()
+        """Under way; touched in the loop's thread only."""
         started = threading.Event()
         self._thread = threading.Thread(target=self._main, args=(started,), name="asyncio-bridge", daemon=True)
         self._thread.start()
@@ -70,6 +76,7 @@ class AsyncioBridge:
         with cls._making:
             if cls._shared is None or not cls._shared._thread.is_alive():
                 cls._shared = cls()
+                atexit.register(cls._shared.drain)
             return cls._shared
 
     def _main(self, started: threading.Event) -> None:
@@ -113,6 +120,21 @@ class AsyncioBridge:
 
         return post
 
+    def drain(self, seconds: float = _DRAIN_SECONDS) -> None:
+        """Wait for the calls that were left to end by themselves. At the end of the process.
+
+        A native library wakes its calls from threads of its own: where one of these meets an interpreter that is
+        being taken down, the process is aborted.
+        """
+        until = time.monotonic() + seconds
+        while self._calls and self._thread.is_alive() and time.monotonic() < until:
+            time.sleep(0.02)
+
+    @classmethod
+    def unfinished(cls) -> bool:
+        """Whether calls of the shared bridge are still under way."""
+        return cls._shared is not None and bool(cls._shared._calls)
+
     def stop(self) -> None:
         """End the thread: cancel what still runs, and wait for it to unwind. For tests."""
 
@@ -129,7 +151,7 @@ class AsyncioBridge:
         self._thread.join()
 
     def _submit(self, function: Callable[..., Awaitable[Any]], args: tuple[Any, ...]) -> _Call:
-        submitted = _Call(self._loop)
+        submitted = _Call(self._loop, self._calls)
         try:
             self._loop.call_soon_threadsafe(submitted.start, function, args)
         except RuntimeError as error:  # the loop is closed
@@ -179,19 +201,22 @@ class _Outcome:
 class _Call:
     """A call in the other thread: started there, cancelled there, its outcome readable here."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, under_way: set[_Call]) -> None:
         self._loop = loop
+        self._under_way = under_way
         self._task: asyncio.Task[None] | None = None
         self._cancelled = False
         self.future: Future[_Outcome] = Future()
 
     def start(self, function: Callable[..., Awaitable[Any]], args: tuple[Any, ...]) -> None:
+        self._under_way.add(self)
         self._task = self._loop.create_task(self._call(function, args))
         if self._cancelled:
             self._task.cancel()
         self._task.add_done_callback(self._end)
 
     def _end(self, task: asyncio.Task[None]) -> None:
+        self._under_way.discard(self)
         if not self.future.done():  # it was cancelled before its first step
             self.future.set_result(_Outcome(cancelled=True))
 

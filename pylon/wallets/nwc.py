@@ -150,6 +150,7 @@ class NwcWallet:
         async with trio.open_nursery() as nursery:
             await nursery.start(self._client.run)
             nursery.start_soon(self._poll)
+            nursery.start_soon(self._link.keep_confirming)
             task_status.started()
 
     # --- what it is -------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from protocols.nip47_methods import (
     PAY_INVOICE,
     PAYMENT_RECEIVED,
     PAYMENT_SENT,
+    PayInvoice,
     ServiceInfo,
     Transaction,
     TransactionState,
@@ -336,3 +337,16 @@ def _description(words: str | None, wanted_hash: str | None) -> tuple[str, bool]
     if words is None or hashlib.sha256(words.encode("utf-8", "surrogatepass")).hexdigest() != wanted_hash:
         raise NotSupported("a description hash wants the description, and must be its SHA-256")
     return words, True
+
+
+def payable(asked: PayInvoice) -> tuple[str, bolt11.Invoice, Msat]:
+    """What is to be paid, and how much. Raises ``InvoiceInvalid``."""
+    try:
+        invoice = bolt11.decode(asked.invoice)
+    except bolt11.Bolt11Invalid as error:
+        raise InvoiceInvalid(f"not an invoice that can be paid: {error}") from None
+    if invoice.amount_msats is None and asked.amount is None:
+        raise InvoiceInvalid("the invoice names no amount, and the request none either")
+    if None not in (invoice.amount_msats, asked.amount) and invoice.amount_msats != asked.amount:
+        raise InvoiceInvalid("the invoice is for another amount")
+    return asked.invoice, invoice, Msat(invoice.amount_msats or asked.amount or 0)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 import attrs
 import orjson
+import trio
 
 from protocols import nip47_methods
 from protocols.nip47 import PAGE, ErrorCode, Failure, Nip47Invalid
@@ -21,12 +23,24 @@ from protocols.nip47_methods import (
     Transaction,
 )
 from pylon import errors
-from pylon.errors import BudgetExceeded, InsufficientFunds, NotSupported, PaymentFailed, PaymentUnknown, WalletError
+from pylon.errors import (
+    BudgetExceeded,
+    InsufficientFunds,
+    NotSupported,
+    PaymentFailed,
+    PaymentUnknown,
+    StoreError,
+    WalletError,
+)
 from pylon.money import Msat
 from pylon.store import settings
 from pylon.store.database import Store
 from pylon.wallets.nwc_client import NoAnswer, NotAsked, NwcClient, Refused
 
+log = logging.getLogger(__name__)
+
+_CONFIRMED_SECONDS = 3_600.0
+_ASK_AGAIN_SECONDS = 30.0
 LOOK_SECONDS = 16.0
 """For an answer about one invoice."""
 
@@ -40,7 +54,6 @@ class NwcLink:
         self._store = store
         self._key = f"nwc:{wallet}"
         self._service: ServiceInfo | None = None
-        self._confirmed = False
 
     @property
     def notifies(self) -> bool:
@@ -48,20 +61,30 @@ class NwcLink:
         return self._service is not None and bool(self._service.notifications)
 
     async def service(self) -> ServiceInfo:
-        """Who it is. A wallet that is away is taken for what it was the last time."""
-        if not self._confirmed:
-            try:
-                self._service = await self._ask_who()
-                self._confirmed = True
-                told = orjson.dumps(self._service.result()).decode()
-                if settings.get(self._store, self._key) != told:
-                    await self._store.write(functools.partial(settings.put, key=self._key, value=told))
-            except Unreachable:
-                self._service = self._service or self._remembered()
-                if self._service is None:
-                    raise
+        """Who it is; a wallet that was met before is taken for what it was then, until it says otherwise."""
+        if self._service is None:
+            self._service = self._remembered()
+        if self._service is None:
+            await self._confirm()
         assert self._service is not None
         return self._service
+
+    async def keep_confirming(self) -> None:
+        """Ask who it is now and then, and soon again while it does not answer. Until cancelled."""
+        while True:
+            try:
+                await self._confirm()
+                wait = _CONFIRMED_SECONDS
+            except (WalletError, StoreError) as error:
+                log.debug("the wallet does not say who it is: %s", error.message)
+                wait = _ASK_AGAIN_SECONDS
+            await trio.sleep(wait)
+
+    async def _confirm(self) -> None:
+        self._service = await self._ask_who()
+        told = orjson.dumps(self._service.result()).decode()
+        if settings.get(self._store, self._key) != told:
+            await self._store.write(functools.partial(settings.put, key=self._key, value=told))
 
     def _remembered(self) -> ServiceInfo | None:
         text = settings.get(self._store, self._key)
@@ -173,14 +196,11 @@ _KINDS: dict[str, type[WalletError]] = {
 """What another Pylon says beyond the protocol (``Failure.detail``)."""
 
 
-class Unreachable(WalletError):
+def unreachable() -> WalletError:
     """Nothing was sent, or nothing that matters."""
-
-
-def unreachable() -> Unreachable:
-    return Unreachable(
+    return WalletError(
         "the wallet does not answer on any relay of its connection",
-        "is it running, and is the connection still open? pylon wallet status",
+        "is it running, and is the connection still open?",
     )
 
 

@@ -220,9 +220,7 @@ class Payer:
                     await bell.wait()
                 nursery.cancel_scope.cancel()
         now = self._records.by_key(self._store, row.key)
-        if now is not None and now.state is not PaymentState.PENDING:
-            return _ended(now)
-        if answer.error is not None:
+        if answer.error is not None and (now is None or now.state is not PaymentState.SETTLED):
             raise answer.error
         return _ended(now or row)
 

@@ -25,14 +25,12 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
-import attrs
 import trio
 
 from protocols import bolt11, nip47
-from protocols.keys import PublicKey, SecretKey
 from protocols.nip01 import Event
 from protocols.nip40 import is_expired
-from protocols.nip47 import Encryption, ErrorCode, Failure, Nip47Invalid, Request
+from protocols.nip47 import ErrorCode, Failure, Nip47Invalid, Request
 from protocols.nip47_methods import (
     HOLD_INVOICE_ACCEPTED,
     PAY_INVOICE,
@@ -40,19 +38,14 @@ from protocols.nip47_methods import (
     PAYMENT_SENT,
     Paid,
     PayInvoice,
-    Transaction,
 )
 from pylon.backoff import Backoff
 from pylon.clock import Clock
 from pylon.crashpoints import crash_point
 from pylon.errors import (
-    BudgetExceeded,
     FeeTooHigh,
     InsufficientFunds,
     InvoiceExpired,
-    InvoiceInvalid,
-    PaymentUnknown,
-    RelayError,
     StoreError,
     WalletError,
     WrongNetwork,
@@ -63,10 +56,12 @@ from pylon.relays.pool import RelayPool
 from pylon.store import inbox, intents, outbox
 from pylon.store import wallet_connections as connections
 from pylon.store.database import Reads, Store, Tx
-from pylon.store.intents import INVOICE, Intent, IntentState
+from pylon.store.intents import INVOICE, Approval, Intent, IntentState
 from pylon.store.wallet_connections import Connection, PayRequest
-from pylon.wallets.budgets import UNBOUNDED, Budget, Limits, Spend
-from pylon.wallets.nwc_answers import WALLET_SECONDS, Answers, failure_of, outgoing
+from pylon.wallets.budgets import Limits
+from pylon.wallets.nwc_answers import WALLET_SECONDS, Answers, failure_of, outgoing, payable
+from pylon.wallets.nwc_guests import Guest, Witness, connection_limits
+from pylon.wallets.nwc_post import Post
 from pylon.wallets.port import Direction, Payment, Wallet
 from pylon.wallets.purse import Failed, Outcome, Purse, Settled, Unknown
 
@@ -77,11 +72,6 @@ MAX_AGE = 300.0
 """Seconds after which a request pays nothing any more; also how far a client's clock may be wrong."""
 MAX_CONTENT = 64 << 10
 """Characters of a request, encrypted."""
-BURST = 60
-PER_SECOND = 2.0
-"""How often a connection may ask: so many at once, and then so many a second."""
-AT_ONCE = 16
-"""Requests of one connection that are worked at."""
 CLOSED_SECONDS = 7 * 86_400.0
 """For which a closed connection is told that it is closed."""
 KEEP_REQUESTS = 30 * 86_400.0
@@ -91,63 +81,6 @@ _SWEEP_SECONDS = 20.0
 _OVERLAP_SECONDS = 5.0
 _RECORD_SECONDS = 30.0
 _REMEMBERED = 10_000
-
-
-def connection_limits(clock: Clock, home: Limits | None = None) -> Limits:
-    """The budget of a connection's payment: its own, checked here, and what bounds every program of the home."""
-
-    def limits(source: Reads, spend: Spend) -> Budget:
-        connection = connections.by_scope(source, spend.scope)
-        left = connections.left(source, connection, clock.now())
-        if spend.most > left or (connection.each is not None and spend.amount > connection.each):
-            each = "" if connection.each is None else f", {format_msat(connection.each)} for one invoice"
-            raise BudgetExceeded(
-                f"more than this connection may spend: {format_msat(left)} are left of its day, fees included{each}"
-            )
-        return UNBOUNDED if home is None else home(source, spend)
-
-    return limits
-
-
-@attrs.define(eq=False)
-class _Guest:
-    """A connection while it is served: how much it may ask."""
-
-    connection: Connection
-    secret: SecretKey = attrs.field(repr=False)
-    tokens: float = BURST
-    refilled_at: float = 0.0
-    working: int = 0
-    scolded_at: float = -1e9
-
-    def may_ask(self, now: float) -> bool:
-        self.tokens = min(self.tokens + (now - self.refilled_at) * PER_SECOND, BURST)
-        self.refilled_at = now
-        if self.tokens < 1 or self.working >= AT_ONCE:
-            return False
-        self.tokens -= 1
-        return True
-
-
-class _Witness:
-    """The wallet as the purse uses it; notes why it refused to pay, which the purse tells in words only."""
-
-    def __init__(self, wallet: Wallet, why: dict[str, str]) -> None:
-        self._wallet = wallet
-        self._why = why
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._wallet, name)
-
-    async def pay(self, target: str, *, amount: Msat | None = None, max_fee: Msat, idempotency_key: str) -> Payment:
-        named = {} if amount is None else {"amount": amount}
-        try:
-            return await self._wallet.pay(target, max_fee=max_fee, idempotency_key=idempotency_key, **named)
-        except PaymentUnknown:
-            raise
-        except WalletError as error:
-            self._why[idempotency_key] = error.code
-            raise
 
 
 class WalletService:
@@ -171,27 +104,29 @@ class WalletService:
         self._clock = clock
         self._rng = rng
         self._why: dict[str, str] = {}
-        self._purse = Purse(_Witness(wallet, self._why), store, clock, limits=connection_limits(clock, limits))
+        self._purse = Purse(Witness(wallet, self._why), store, clock, limits=connection_limits(clock, limits))
         self._answers = Answers(wallet, store, clock, alias)
-        self._guests: dict[str, _Guest] = {}
+        self._guests: dict[str, Guest] = {}
         self._under_way: set[str] = set()
         self._refused: OrderedDict[str, None] = OrderedDict()
         self._waits: dict[str, tuple[float, Backoff]] = {}
         self._kick = trio.Event()
+        self._met = trio.Event()
+        self._post = Post(pool, clock)
         self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve. Started once the present connections are listened for."""
         try:
             async with trio.open_nursery() as nursery:
-                self._nursery = nursery
+                self._nursery = self._post.nursery = nursery
                 self._guests.clear()
                 nursery.start_soon(self._keep_settling)
                 nursery.start_soon(self._keep_sweeping)
                 nursery.start_soon(self._keep_hearing)
                 await self._follow_connections(task_status)
         finally:
-            self._nursery = None
+            self._nursery = self._post.nursery = None
             self._under_way.clear()
 
     # --- listening --------------------------------------------------------------------------------------------
@@ -232,7 +167,8 @@ class WalletService:
             except StoreError as error:
                 log.error("wallet connection %s cannot be served: %s", connection.name, error.message)
                 continue
-            self._guests[connection.client] = _Guest(connection, key, refilled_at=trio.current_time())
+            self._guests[connection.client] = Guest(connection, key, refilled_at=trio.current_time())
+            self._met.set()
             for url in connection.relays:
                 self._pool.add_relay(url)
 
@@ -306,12 +242,12 @@ class WalletService:
             if trio.current_time() - guest.scolded_at >= 1.0:
                 guest.scolded_at = trio.current_time()
                 failure = Failure(ErrorCode.RATE_LIMITED, "too many requests: try again in a few seconds")
-                self._nursery.start_soon(self._refuse_unread, guest, event, failure)
+                self._nursery.start_soon(self._post.refuse_unread, guest, event, failure)
             return
         guest.working += 1
         self._nursery.start_soon(self._handle, guest, event)
 
-    async def _handle(self, guest: _Guest, event: Event) -> None:
+    async def _handle(self, guest: Guest, event: Event) -> None:
         try:
             await self._serve(guest, event)
         except Exception as error:
@@ -320,15 +256,15 @@ class WalletService:
         finally:
             guest.working -= 1
 
-    async def _serve(self, guest: _Guest, event: Event) -> None:
+    async def _serve(self, guest: Guest, event: Event) -> None:
         now = self._clock.now()
         connection = guest.connection
         if not connection.is_open(now):
-            return await self._refuse_unread(
+            return await self._post.refuse_unread(
                 guest, event, Failure(ErrorCode.UNAUTHORIZED, "this wallet connection is closed")
             )
         if nip47.asked_encryption(event) is None:
-            return await self._refuse_unread(
+            return await self._post.refuse_unread(
                 guest, event, Failure(ErrorCode.UNSUPPORTED_ENCRYPTION, "nip44_v2 and nip04 are spoken here")
             )
         try:
@@ -342,32 +278,22 @@ class WalletService:
                 # Written down, so that one from the future is not paid when its time has come.
                 return await self._refuse(guest, request, stale)
             answer: Mapping[str, Any] | Failure = failure_of(stale)
-            self._send(guest, self._response(guest, request.id, request.method, request.encryption, answer))
+            self._post.send(guest, self._post.response(guest, request.id, request.method, request.encryption, answer))
             return None
         if request.method == PAY_INVOICE:
             return await self._pay(guest, request)
         answer = await self._answers.answer(connection, request)
-        self._send(guest, self._response(guest, request.id, request.method, request.encryption, answer))
+        self._post.send(guest, self._post.response(guest, request.id, request.method, request.encryption, answer))
         return None
-
-    async def _refuse_unread(self, guest: _Guest, event: Event, failure: Failure) -> None:
-        """Answer a request whose method is not looked at, so far as it can be opened."""
-        cipher, method = nip47.asked_encryption(event) or Encryption.NIP44, ""
-        try:
-            request = nip47.open_request(event, guest.secret)
-            cipher, method = request.encryption, request.method
-        except Nip47Invalid:
-            pass
-        self._send(guest, self._response(guest, event.id, method, cipher, failure))
 
     # --- paying -----------------------------------------------------------------------------------------------
 
-    async def _pay(self, guest: _Guest, request: Request) -> None:
+    async def _pay(self, guest: Guest, request: Request) -> None:
         taken = connections.find_request(self._store, request.id)
         if taken is not None or inbox.seen(self._store, CONSUMER, request.id):
             return await self._tell_again(guest, taken)
         try:
-            text, invoice, amount = _payable(PayInvoice.read(request.params))
+            text, invoice, amount = payable(PayInvoice.read(request.params))
         except (Nip47Invalid, WalletError) as error:
             return await self._refuse(guest, request, error)
         there = intents.find(self._store, invoice.payment_hash)
@@ -400,7 +326,7 @@ class WalletService:
                 raise InsufficientFunds(amount + fee, max(spendable, 0))
 
     def _reserve(
-        self, tx: Tx, guest: _Guest, request: Request, text: str, invoice: bolt11.Invoice, amount: Msat
+        self, tx: Tx, guest: Guest, request: Request, text: str, invoice: bolt11.Invoice, amount: Msat
     ) -> Intent | None:
         """Take the request, and set aside what it costs, in one.
 
@@ -442,7 +368,7 @@ class WalletService:
         note(payment_hash=invoice.payment_hash)
         return intent
 
-    async def _refuse(self, guest: _Guest, request: Request, error: Exception) -> None:
+    async def _refuse(self, guest: Guest, request: Request, error: Exception) -> None:
         """A request to pay that comes to nothing is written down as answered, and never looked at again."""
         failure = failure_of(error)
 
@@ -463,9 +389,9 @@ class WalletService:
             return True
 
         if await self._store.write(write):
-            self._send(guest, self._response(guest, request.id, PAY_INVOICE, request.encryption, failure))
+            self._post.send(guest, self._post.response(guest, request.id, PAY_INVOICE, request.encryption, failure))
 
-    async def _tell_again(self, guest: _Guest, taken: PayRequest | None) -> None:
+    async def _tell_again(self, guest: Guest, taken: PayRequest | None) -> None:
         """A request that came before: what it was answered is said again, and nothing is done."""
         if taken is None or taken.answered_at is None:
             return
@@ -474,7 +400,7 @@ class WalletService:
             intent = intents.find(self._store, taken.payment_hash)
             answer = None if intent is None else self._outcome(self._store, intent)
         if answer is not None:
-            self._send(guest, self._response(guest, taken.id, PAY_INVOICE, taken.encryption, answer))
+            self._post.send(guest, self._post.response(guest, taken.id, PAY_INVOICE, taken.encryption, answer))
 
     async def _drive(self, intent: Intent, text: str, *, reconcile: bool = False) -> None:
         """Pay, or find out what became of it, and write that down with the answers to all who asked."""
@@ -485,7 +411,7 @@ class WalletService:
             # What the wallet has said is written down, whoever goes away meanwhile.
             with trio.CancelScope(shield=True) as scope:
                 crash_point("nwc.pay.before")
-                outcome = await (self._purse.reconcile if reconcile else self._purse.send)(intent, text)
+                outcome = await (self._purse.reconcile if reconcile else self._purse.send)(intent)
                 crash_point("nwc.pay.after")
                 scope.deadline = trio.current_time() + _RECORD_SECONDS
                 await self._store.write(lambda tx: self._record(tx, intent, outcome))
@@ -511,7 +437,7 @@ class WalletService:
             guest = self._guests.get(connections.by_scope(tx, now.scope).client)
             if guest is not None:
                 told = outgoing(tx, self._store, now, now.fee_msats or Msat(0))
-                self._notify(tx, guest, PAYMENT_SENT, told)
+                self._post.notify(tx, guest, PAYMENT_SENT, told)
 
     def _answer_all(self, tx: Tx, intent: Intent, own_fault: bool = False, detail: str = "") -> None:
         """Answer every request that waits for this payment, once its outcome is known."""
@@ -523,7 +449,7 @@ class WalletService:
             guest = self._guests.get(waiting.client)
             connections.answered(tx, waiting.id, now)
             if guest is not None:
-                response = self._response(guest, waiting.id, PAY_INVOICE, waiting.encryption, answer)
+                response = self._post.response(guest, waiting.id, PAY_INVOICE, waiting.encryption, answer)
                 outbox.add(tx, response, guest.connection.relays, "nwc.response", guest.connection.client, at=now)
 
     def _outcome(
@@ -582,9 +508,17 @@ class WalletService:
             nap = min(nap, max(self._waits.get(intent.id, (0.0, None))[0] - trio.current_time(), 0.5))
         return nap
 
+    def pays(self, intent: Intent) -> bool:
+        """Whether this service sees to an intent."""
+        if self._nursery is None or not connections.is_scope(intent.scope):
+            return False
+        return intent.id in self._under_way or bool(connections.open_requests(self._store, intent.payment_hash))
+
     def _is_fresh(self, intent: Intent) -> bool:
-        """Whether somebody may still want it to be paid."""
+        """Whether somebody may still want it to be paid: who asked, or the operator, who has said yes since."""
         now = self._clock.now()
+        if intents.get(self._store, intent.id).approval is Approval.GIVEN:
+            return connections.by_scope(self._store, intent.scope).is_open(now)
         for asked in connections.open_requests(self._store, intent.payment_hash):
             if now - asked.created_at <= MAX_AGE and (asked.expires_at is None or now < asked.expires_at):
                 return connections.get(self._store, asked.client).is_open(now)
@@ -612,6 +546,8 @@ class WalletService:
     async def _keep_hearing(self) -> None:
         """Tell a connection of its invoices as they are paid, and settle what was not known."""
         backoff = Backoff(self._rng)
+        # Listening costs some wallets a poll of their own: not before there is somebody to tell.
+        await self._met.wait()
         while True:
             began = trio.current_time()
             try:
@@ -661,67 +597,6 @@ class WalletService:
 
         def write(tx: Tx) -> None:
             if connections.mark_told(tx, payment_hash, step, settled_at):
-                self._notify(tx, guest, type, told)
+                self._post.notify(tx, guest, type, told)
 
         await self._store.write(write)
-
-    # --- sending ----------------------------------------------------------------------------------------------
-
-    def _notify(self, tx: Tx, guest: _Guest, type: str, told: Transaction) -> None:
-        now = tx.clock.now()
-        if not guest.connection.is_open(now):
-            return
-        for cipher in Encryption:
-            event = nip47.build_notification(
-                guest.secret,
-                PublicKey.from_hex(guest.connection.client),
-                type=type,
-                body=told.result(),
-                created_at=int(now),
-                encryption=cipher,
-            )
-            outbox.add(tx, event, guest.connection.relays, "nwc.notification", guest.connection.client, at=now)
-
-    def _response(
-        self, guest: _Guest, request: str, method: str, cipher: Encryption, answer: Mapping[str, Any] | Failure
-    ) -> Event:
-        error = answer if isinstance(answer, Failure) else None
-        return nip47.build_response(
-            guest.secret,
-            PublicKey.from_hex(guest.connection.client),
-            request=request,
-            method=method,
-            result=None if isinstance(answer, Failure) else answer,
-            error=error,
-            created_at=int(self._clock.now()),
-            encryption=cipher,
-        )
-
-    def _send(self, guest: _Guest, event: Event) -> None:
-        """To every relay of the connection that is there now; whoever asked can ask again."""
-        assert self._nursery is not None
-        for url in guest.connection.relays:
-            if self._pool.is_connected(url):
-                self._nursery.start_soon(self._publish, url, event)
-
-    async def _publish(self, url: str, event: Event) -> None:
-        try:
-            verdict = await self._pool.publish(url, event)
-        except RelayError as error:
-            log.debug("an answer did not reach %s: %s", url, error.message)
-        else:
-            if not verdict.accepted:
-                log.warning("%s refused an answer: %s", url, verdict.message)
-
-
-def _payable(asked: PayInvoice) -> tuple[str, bolt11.Invoice, Msat]:
-    """What is to be paid, and how much. Raises ``InvoiceInvalid``."""
-    try:
-        invoice = bolt11.decode(asked.invoice)
-    except bolt11.Bolt11Invalid as error:
-        raise InvoiceInvalid(f"not an invoice that can be paid: {error}") from None
-    if invoice.amount_msats is None and asked.amount is None:
-        raise InvoiceInvalid("the invoice names no amount, and the request none either")
-    if None not in (invoice.amount_msats, asked.amount) and invoice.amount_msats != asked.amount:
-        raise InvoiceInvalid("the invoice is for another amount")
-    return asked.invoice, invoice, Msat(invoice.amount_msats or asked.amount or 0)

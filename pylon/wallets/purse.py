@@ -36,7 +36,7 @@ from pylon.errors import (
     WalletError,
     brief,
 )
-from pylon.money import Msat, max_fee
+from pylon.money import Msat, format_msat, max_fee
 from pylon.store import freeze, intents, ledger
 from pylon.store.database import Reads, Store, Tx
 from pylon.store.intents import PURCHASE, WITHDRAWAL, Approval, Intent, IntentState, TargetForm
@@ -203,8 +203,10 @@ class Purse:
             why = brief(error)
         raise BudgetExceeded(f"the budget of {spend.purpose} {spend.cause} cannot be read ({why})", "pylon doctor")
 
-    async def send(self, intent: Intent, bolt11: str) -> Outcome:
+    async def send(self, intent: Intent) -> Outcome:
         """Call the wallet for a committed intent, if it may be sent. Never raises for anything that the wallet does.
+
+        What is paid is what was reserved, as the record has it sealed: no caller can have another invoice paid for it.
 
         Raises ``StoreError`` where the record cannot be read: then nothing was sent.
         """
@@ -213,23 +215,24 @@ class Purse:
             said = self._on_record(intent) or self._held_back(intent)
             if said is not None:
                 return said
+            text = intents.invoice(self._store, self._store.vault, intent.id)
             under_way = _under_way.setdefault(self._store, set())
             if intent.id in under_way:
                 return Unknown("it is being sent already")
             under_way.add(intent.id)
             try:
-                return await self._call(intent, bolt11)
+                return await self._call(intent, text)
             finally:
                 under_way.discard(intent.id)
         return Unknown(f"the wallet did not answer within {SEND_DEADLINE:.0f} s")
 
-    async def _call(self, intent: Intent, bolt11: str) -> Outcome:
+    async def _call(self, intent: Intent, text: str) -> Outcome:
         """The one place where a wallet is asked to pay."""
         # An invoice that names its amount is asked for no other.
         named = {} if intent.target is TargetForm.INVOICE else {"amount": intent.amount_msats}
         try:
             payment = await self.wallet.pay(
-                bolt11, max_fee=Msat(intent.max_fee_msats), idempotency_key=intent.idempotency_key, **named
+                text, max_fee=Msat(intent.max_fee_msats), idempotency_key=intent.idempotency_key, **named
             )
         except PaymentUnknown as error:
             return Unknown(error.message)
@@ -272,7 +275,7 @@ class Purse:
             return None if payment is None else _outcome(intent, payment)
         return Unknown(f"the wallet did not answer within {SEND_DEADLINE:.0f} s")
 
-    async def reconcile(self, intent: Intent, bolt11: str) -> Outcome:
+    async def reconcile(self, intent: Intent) -> Outcome:
         """What became of an intent. Pays it only where the wallet has never heard of it, under the same key, and only
         where it may: one that waits for the operator is waited for, a while. Raises ``StoreError``.
         """
@@ -280,7 +283,7 @@ class Purse:
         if found is not None:
             return found
         await self._decided(intent)
-        return await self.send(intent, bolt11)
+        return await self.send(intent)
 
     def _on_record(self, intent: Intent) -> Outcome | None:
         """What the record says by now, which is more than the caller may know; ``None`` while it is pending."""
@@ -365,12 +368,25 @@ def _read_target(text: str, payment_hash: str | None, amount: Msat) -> _Target:
     return _Target(form, invoice.payee, float(invoice.expires_at))
 
 
+def being_sent(store: Store, intent_id: str) -> bool:
+    """Whether a wallet is being asked to pay it at this moment: what anybody else says of it meanwhile may be old."""
+    return intent_id in _under_way.get(store, ())
+
+
 def _outcome(intent: Intent, payment: Payment) -> Outcome:
     match payment.state:
         case PaymentState.SETTLED:
-            # Some wallets do not say how much it was; then it was what was agreed.
-            amount = payment.amount if payment.amount > 0 else intent.amount_msats
-            return Settled(amount, Msat(max(payment.fee, 0)), payment.preimage)
+            # Some wallets do not say how much it was; then it was what was agreed. None may say more than it was
+            # allowed to take: an invented figure would stand in the ledger for good. The audit shows what differs.
+            amount = min(payment.amount, intent.amount_msats) if payment.amount > 0 else intent.amount_msats
+            fee = Msat(min(max(payment.fee, 0), intent.max_fee_msats))
+            if payment.amount > amount or payment.fee > fee:
+                log.error(
+                    "payment %s: the wallet says %s and %s fee, more than was allowed: booked as %s and %s",
+                    intent.payment_hash[:16],
+                    *map(format_msat, (payment.amount, payment.fee, amount, fee)),
+                )
+            return Settled(Msat(amount), fee, payment.preimage)
         case PaymentState.FAILED:
             return Failed("the wallet reports that the payment failed")
         case PaymentState.PENDING:

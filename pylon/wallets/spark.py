@@ -4,7 +4,7 @@ The SDK is asyncio's and lives behind ``pylon.wallets.bridge``. ``spark_kit`` ho
 the connection and how it is proven, ``spark_payments`` what pays; here is the rest of the port, invoices above all.
 
 Limits of the SDK, refused or told as such: no invoice by the hash of its description; ``cancel`` keeps a payment from
-ever being taken, but the invoice can still be paid, and who has paid has it back only when the HTLC expires (hours).
+ever being taken, but the invoice can still be paid, and who has paid has it back only when the HTLC expires.
 """
 
 from __future__ import annotations
@@ -101,7 +101,9 @@ class SparkWallet(SparkPayments):
             became = None if send.id in known else await self._became(send, fresh=True)
             if became is not None and became.state is PaymentState.PENDING:
                 leaving += send.amount + send.most_fee
-        return Balance(settled=Msat(settled), pending_out=Msat(leaving), known_at=known_at)
+        balance = Balance(settled=Msat(settled), pending_out=Msat(leaving), known_at=known_at)
+        self._on_balance(self, balance)
+        return balance
 
     async def sweep(self) -> Balance:
         """``balance`` for one who looks after many wallets: it does not count as a use of this one."""
@@ -324,6 +326,12 @@ class SparkWallet(SparkPayments):
             if spark_types.is_bitcoin(event.payment):
                 self._news(event.payment)
             self._on_change(self)
+        elif event.is_UNCLAIMED_DEPOSITS():
+            for deposit in event.unclaimed_deposits:
+                log.warning(
+                    "%s: a deposit of %s waits (%s:%d): taking it costs more than it may, or failed; it is tried again",
+                    *(self.name, format_msat(sats(deposit.amount_sats)), deposit.txid, deposit.vout),
+                )
         elif event.is_NEW_DEPOSITS() or event.is_CLAIMED_DEPOSITS():
             self._stale = True
             self._on_change(self)

@@ -107,5 +107,7 @@ def while_sending(error: BaseException, *, required: Msat, available: Msat) -> W
 
 
 def _cause(text: str) -> str:
+    if "dns error" in text.lower():
+        return "their names do not resolve"
     found = _UNREACHED.search(text)
-    return found[0] if found else text
+    return found[0].lower() if found else text

@@ -7,8 +7,8 @@ One in *server mode* shares all of that with the others, and knows only what it 
 * The home's own wallet, which sells, and those that were used last are in client mode, at most ``client_cap`` of them.
 * The others are in server mode: opened when they are used, closed again when ``parked_cap`` are open.
 * Those whose balance somebody asks for are swept in turn, at a bounded rate, the longest unasked first: a wallet that
-  was never seen, or of which there is news, before all others. What a sweep finds is what ``balances`` answers, each
-  balance with its own ``known_at``; what no sweep has found yet is left out, for unknown is not zero.
+  was never seen, or of which there is news, before all others. What it finds, or any other look, is what ``balances``
+  answers, each balance with its own ``known_at``; what no sweep has found yet is left out, for unknown is not zero.
 * Where Spark cannot be reached, the sweeps pause, ever longer, instead of asking every wallet in vain.
 
 Wallets are known by their identity key. A wallet is shared by all who ask for it here, and closed with the fleet.
@@ -110,14 +110,18 @@ class SparkFleet:
         wallet = self._wallets.get(wallet_id)
         if wallet is None or wallet.is_closed:
             # Which of them go to client mode is seen to later on, when it is known who is used most.
-            wallet = SparkWallet(self.kit, secret, name, server=True, on_change=self._changed)
+            wallet = SparkWallet(self.kit, secret, name, server=True, on_change=self._changed, on_balance=self._learnt)
             self._wallets[wallet_id] = wallet
         wallet.used_at = self._clock.monotonic()
         return wallet
 
-    def own(self, secret: bytes, name: str) -> SparkWallet:
-        """The home's own wallet: in client mode before all others, once the fleet runs."""
+    def own(self, secret: bytes, name: str, *, client: bool = False) -> SparkWallet:
+        """The home's own wallet: in client mode before all others, once the fleet runs.
+
+        :param client: from its first use on. Who listens to it from the start would hold it in the mode that it has.
+        """
         wallet = self.wallet(secret, name)
+        wallet.server = not client
         self._pinned.add(wallet.identity_pubkey)
         return wallet
 
@@ -179,8 +183,9 @@ class SparkFleet:
                 if seed is None or self.wallet_id(seed) != wallet_id:
                     entry.wanted_at = -math.inf
                     return
-                wallet, borrowed = SparkWallet(self.kit, seed, wallet_id[:16], server=True), True
-            found = await wallet.sweep()
+                wallet = SparkWallet(self.kit, seed, wallet_id[:16], server=True, on_balance=self._learnt)
+                borrowed = True
+            await wallet.sweep()
         except WalletError as error:
             entry.news = True
             self._unreachable |= isinstance(error, WalletUnreachable)
@@ -193,9 +198,6 @@ class SparkFleet:
             if borrowed and wallet is not None:
                 await wallet.aclose()
             places.release()
-        before, entry.balance = entry.balance, found
-        if before is None or (before.settled, before.pending_out) != (found.settled, found.pending_out):
-            self._tell(wallet_id)
 
     def _next(self) -> tuple[str | None, float]:
         """Whom to sweep now; else in how many seconds somebody will be due."""
@@ -266,8 +268,19 @@ class SparkFleet:
     def _changed(self, link: SparkLink) -> None:
         entry = self._known.setdefault(link.identity_pubkey, _Known())
         entry.news = True
+        for wallet in self._wallets.values():
+            # It may be one of ours that was paid; in server mode nobody tells it.
+            if wallet.server:
+                wallet.outdate()
         self._ring()
         self._tell(link.identity_pubkey)
+
+    def _learnt(self, link: SparkLink, balance: Balance) -> None:
+        """A wallet has said what it holds, whoever asked it."""
+        entry = self._known.setdefault(link.identity_pubkey, _Known())
+        before, entry.balance = entry.balance, balance
+        if before is None or (before.settled, before.pending_out) != (balance.settled, balance.pending_out):
+            self._tell(link.identity_pubkey)
 
     def _tell(self, wallet_id: str) -> None:
         for watcher in self._watchers:

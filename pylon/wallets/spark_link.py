@@ -24,7 +24,7 @@ import trio
 
 from pylon.errors import StoreError, WalletError, brief
 from pylon.wallets import spark_errors
-from pylon.wallets.port import Payment, PaymentEvents
+from pylon.wallets.port import Balance, Payment, PaymentEvents
 from pylon.wallets.spark_journal import Journal
 from pylon.wallets.spark_kit import SparkKit
 
@@ -41,6 +41,7 @@ class SparkLink:
     :param seed: the 64 bytes of a BIP-39 phrase.
     :param server: without background work of its own: it is looked after in turn (``spark_fleet``).
     :param on_change: told, without delay, that balance or payments may have changed.
+    :param on_balance: told each balance that it was found to have.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class SparkLink:
         *,
         server: bool = False,
         on_change: Callable[[Any], None] = lambda wallet: None,
+        on_balance: Callable[[Any, Balance], None] = lambda wallet, balance: None,
     ) -> None:
         self.name = name
         self.identity_pubkey = kit.identity(seed)
@@ -64,6 +66,7 @@ class SparkLink:
         self._clock = kit.clock
         self._seed = seed
         self._on_change = on_change
+        self._on_balance = on_balance
         self._directory = kit.directory / self.identity_pubkey[:16]
         self._journal = Journal(self._directory / "journal.db", durable=kit.durable)
         self._instance: Any = None
@@ -115,6 +118,10 @@ class SparkLink:
                     self._stale = True
                     raise
             self.known_at, self._trip_began, self._good_trip = began, started, trip
+
+    def outdate(self) -> None:
+        """There may be news: the last round trip does not serve any more."""
+        self._stale = True
 
     async def _keep_private(self, instance: Any, settings: Any) -> None:
         """Have the operators show its balance to nobody. In client mode the SDK does that by itself."""
@@ -217,6 +224,7 @@ class SparkLink:
 
     async def _disconnect(self) -> None:
         instance, self._instance, self._synced, self._stale = self._instance, None, False, True
+        self._journal.close()  # opened again when it is needed: ten thousand wallets are not ten thousand open files
         if instance is None:
             return
         # With twenty wallets open in client mode the SDK takes up to 15 s, and nothing is won by waiting for it.

@@ -39,7 +39,7 @@ from pylon.wallets.spark_link import SparkLink
 log = logging.getLogger(__name__)
 
 LOST_SECONDS = 900.0
-"""A payment of which the operators have heard nothing for so long was never made."""
+"""A payment that the operators do not know after so long was never made."""
 _NAMESPACE = uuid.UUID("6d7a3f0e-4c58-5d2b-9c2e-5b6f1f1d8a10")
 
 
@@ -49,6 +49,8 @@ class SparkPayments(SparkLink):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._sending: dict[str, _Sending] = {}
+        self._missed: dict[str, int] = {}
+        """Payments that are long due and not found, with the round trip that missed them first."""
 
     @property
     def is_busy(self) -> bool:
@@ -92,6 +94,9 @@ class SparkPayments(SparkLink):
         sending = self._sending[send.key] = _Sending(send)
         try:
             self._journal.begin(send)
+            if self.server or not self._synced:
+                # What has come in is ours to spend once it was taken, and nobody has done that here.
+                await self._refresh()
             async with self._using() as instance:
                 prepared, fee = await self._prepare(instance, read, wanted)
                 if fee > max_fee:
@@ -139,19 +144,24 @@ class SparkPayments(SparkLink):
             options = sdk.SendPaymentOptions.BOLT11_INVOICE(prefer_spark=False, completion_timeout_secs=seconds)
         request = sdk.SendPaymentRequest(prepare_response=prepared, options=options, idempotency_key=send.id)
         async with self._using() as instance:
-            try:
-                with trio.move_on_after(self._kit.deadlines.send):
-                    response = await self._kit.bridge.outlast(instance.send_payment, request)
-                    return self._news(response.payment)
-            except sdk.SdkError as error:
-                available = Msat(0)
-                if spark_errors.kind(error) == "InsufficientFunds":
-                    info = await self._ask(
-                        "asking for the balance", instance.get_info, sdk.GetInfoRequest(ensure_synced=False)
-                    )
-                    available = sats(info.balance_sats)
-                required = Msat(ceil_to_sat(send.amount) + fee)
-                raise spark_errors.while_sending(error, required=required, available=available) from None
+            with trio.move_on_after(self._kit.deadlines.send):
+                try:
+                    try:
+                        return self._news((await self._kit.bridge.outlast(instance.send_payment, request)).payment)
+                    except sdk.SdkError.InsufficientFunds:
+                        # Nothing was sent. What has come in since we looked is ours to spend once it was taken.
+                        self._stale = True
+                        await self._refresh()
+                        return self._news((await self._kit.bridge.outlast(instance.send_payment, request)).payment)
+                except sdk.SdkError as error:
+                    available = Msat(0)
+                    if spark_errors.kind(error) == "InsufficientFunds":
+                        info = await self._ask(
+                            "asking for the balance", instance.get_info, sdk.GetInfoRequest(ensure_synced=False)
+                        )
+                        available = sats(info.balance_sats)
+                    required = Msat(ceil_to_sat(send.amount) + fee)
+                    raise spark_errors.while_sending(error, required=required, available=available) from None
         raise PaymentUnknown(
             f"Spark did not say within {self._kit.deadlines.send:.0f} s what became of the payment",
             "it is looked up again; do not pay again",
@@ -265,6 +275,9 @@ class SparkPayments(SparkLink):
         if found is not None:
             return self._news(found, tell=False)
         if running or self.known_at - send.created_at < LOST_SECONDS:
+            return self._as_pending(send)
+        # The SDK does not say when it could not read its history: two round trips must both have missed it.
+        if self._missed.setdefault(send.key, self._good_trip) == self._good_trip:
             return self._as_pending(send)
         log.warning("payment %s never reached Spark", send.id)
         self._journal.mark(send.key, Stage.FAILED)

@@ -47,7 +47,7 @@ async def call(client, name, params):
 async def main():
     sdk.uniffi_set_event_loop(asyncio.get_running_loop())
     uri = sdk.NostrWalletConnectUri.parse(sys.stdin.readline().strip())
-    client = sdk.NostrWalletConnectBuilder(uri).timeout(datetime.timedelta(seconds=20)).build()
+    client = sdk.NostrWalletConnectBuilder(uri).timeout(datetime.timedelta(seconds=40)).build()
     for line in sys.stdin:
         name, params = json.loads(line)
         try:

@@ -42,6 +42,9 @@ class Sdk:
 
     def ask(self, name, **params):
         self.say(json.dumps([name, params]))
+        return self.hear()
+
+    def hear(self):
         line = self._process.stdout.readline()
         assert line, "it has ended"
         return json.loads(line)
@@ -137,6 +140,30 @@ def test_another_librarys_client_uses_our_wallet(world, relay, bank, shop):
     assert read_info(event).encryptions == frozenset(Encryption)
 
 
+@pytest.mark.parametrize("point", ["nwc.pay.before", "nwc.pay.after"])
+def test_the_wallet_dies_while_it_pays(world, relay, shop, point):
+    """Whoever asked is answered by the next life, with the proof; paid is it once."""
+    bank = world.node("bank").configure(relays=[relay])
+    bank.fund()
+    made = connected(bank, "app", "--relay", relay)
+    bank.start(crash_at=point)
+    till = connected(shop, "till")
+    with sdk(made["uri"]) as app, sdk(till["uri"]) as seller:
+        bill = seller.ok("make_invoice", amount=PRICE_MSATS, description="tea")
+        app.say(json.dumps(["pay_invoice", {"invoice": bill["invoice"]}]))
+        bank.daemon.killed()
+        bank.start()
+        answer = app.hear()
+        assert "ok" in answer, answer
+        payment_hash = bolt11.decode(bill["invoice"]).payment_hash
+        assert hashlib.sha256(bytes.fromhex(answer["ok"]["preimage"])).hexdigest() == payment_hash
+    assert [row["payment_hash"] for row in bank.charges()] == [payment_hash]
+    assert bank.wallet_msats() == FUNDS_SATS * 1_000 - PRICE_MSATS - FEE_MSATS
+    bank.check_books()
+    bank.stop()
+    shop.stop()
+
+
 def test_our_client_uses_our_wallet(tmp_path, relay, bank, shop):
     uri, till = (ConnectionUri.parse(connected(node)["uri"]) for node in (bank, shop))
 
@@ -168,3 +195,30 @@ def test_our_client_uses_our_wallet(tmp_path, relay, bank, shop):
     assert (shown["payments"], shown["spent_msats"]) == (1, PRICE_MSATS + FEE_MSATS)
     bank.stop()
     shop.stop()
+
+
+def test_a_homes_own_wallet_is_somebody_elses(world, relay, bank):
+    """What it has is what its connection leaves it; it buys nothing here, and its string is nowhere but in its file."""
+    made = connected(bank)
+    guest = world.node("guest").configure(relays=[relay], more='[wallet]\nkind = "nwc"')
+    refused = guest.run("wallet", "balance")
+    assert refused.returncode == 1
+    assert "wallet.nwc" in refused.stderr
+    place = guest.home.keys / "wallet.nwc"
+    place.write_text(made["uri"] + "\n")
+    place.chmod(0o644)
+    assert "chmod 600" in guest.run("wallet", "balance").stderr
+    place.chmod(0o600)
+    assert guest.json("wallet", "balance")["settled_msats"] == BUDGET_SATS * 1_000
+    guest.start()
+    assert guest.json("wallet", "balance")["spendable_msats"] == BUDGET_SATS * 1_000
+    guest.check_books()
+    bank.stop()
+    # Its wallet is away: it starts all the same, and says that it does not know.
+    guest.stop()
+    guest.start()
+    assert guest.json("status")["wallet"]["settled_msats"] is None
+    guest.stop()
+    secret = ConnectionUri.parse(made["uri"]).secret.reveal().hex()
+    assert secret not in guest.daemon.said() + (guest.home.logs / "pylon.log").read_text()
+    assert secret.encode() not in guest.home.database.read_bytes()

@@ -279,3 +279,26 @@ def search_files(world, home, seller):
             assert found_in(raw, home.secrets) == allowed.get(path, []), path
     assert {"pylon.db", "pylon.log", "simnet.db", "home.out", "home.backup", "ada.bundle"} <= names
     assert debug, "the log was at its most talkative"
+
+
+def test_sparks_storage_holds_no_key(world, tmp_path_factory):
+    """What the Spark SDK keeps on disk, as far as it goes without its servers."""
+    node = world.node("home").configure(network="regtest")
+    home = Searched(node, False, tmp_path_factory.mktemp("passphrases"))
+    home.run("identity", "passphrase", "--new-passphrase-fd", "{0}", fds=["home"])
+    home.protected = True
+    known = unlock(node.home, Passphrase(PASSPHRASE))
+    seed = nip06.seed(known.identity.reveal_phrase())
+    derived = [nip06.derive(seed, f"m/8797555'/{account}'{rest}") for account in (0, 1) for rest in ("", "/0'")]
+    home.secrets = {
+        "passphrase": spelled(PASSPHRASE),
+        "phrase": of_words(known.identity.reveal_phrase()),
+        "key": of_key(known.identity.nostr) | of_key(known.identity.simnet),
+        "data key": of_bytes(known.key.reveal()),
+        "spark's keys": set().union(*map(of_bytes, derived)),
+    }
+    assert home.run("wallet", "address", "--json")
+    files = [path for path in node.root.rglob("*") if path.is_file()]
+    assert any("spark" in path.parts for path in files), "it has opened its wallet"
+    for path in files:
+        assert found_in(path.read_bytes(), home.secrets) == [], path

@@ -247,6 +247,10 @@ class Electrum(Process):
         found = self.call("list_channels")
         return [channel for channel in found if channel["type"] == "CHANNEL"]
 
+    def unsettled_sats(self) -> int:
+        """What is on its way out."""
+        return sum(channel["local_unsettled_sent"] for channel in self.channels())
+
     def settle(self, does: bool) -> None:
         """Whether it takes what it is paid, or keeps everybody waiting."""
         self.call("enable_htlc_settle", b=does)

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 
 import bolt11
 import pytest
 
 from pylon.testing.provider_process import answer
-from tests.e2e.homes import Daemon, World, fetch, until
+from tests.e2e.homes import World, fetch, until
 from tests.lightning.processes import channel_msats
 
 pytestmark = [pytest.mark.deep, pytest.mark.lightning]
 
 PRICE = 21_000
 TOP = f"min_price_msats = {PRICE}"
-MORE = '[api]\nbind = "127.0.0.1:0"'
+MORE = '[wallet]\nkind = "nwc"\n[api]\nbind = "127.0.0.1:0"'
 
 
 @pytest.fixture
@@ -26,21 +25,22 @@ def world(tmp_path):
         yield world
 
 
-def started(world, name, relay, connection, mode):
+def home_over(world, name, relay, connection):
+    """A home whose wallet is the one of this connection string."""
     node = world.node(name).configure(relays=[relay], network="regtest", top=TOP, more=MORE)
-    (node.root / "connection").write_text(connection)
-    command = [sys.executable, "-m", "tests.lightning.daemon_process", "--home", str(node.root), "-m", mode]
-    node.daemon = Daemon(command, world.directory / f"{name}.out")
-    world.daemons.append(node.daemon)
-    node.daemon.ready()
+    secret = node.root / "keys" / "wallet.nwc"
+    secret.touch(0o600)
+    secret.write_text(connection)
     return node
 
 
 def test_two_daemons_trade_over_lightning(lightning, connect, relay, world):
     before = channel_msats(lightning.distant, lightning.payer, lightning.payee)
     connections = [connect(daemon).connection for daemon in (lightning.payee, lightning.distant)]
-    shop = started(world, "shop", relay, connections[0], "provider")
-    home = started(world, "home", relay, connections[1], "host")
+    shop = home_over(world, "shop", relay, connections[0])
+    shop.start("provider", fake=True)
+    home = home_over(world, "home", relay, connections[1])
+    home.start()
     until(lambda: fetch(relay, kinds=[31990], authors=[shop.pubkey]), 15, "an announcement")
     job = home.json("job", "submit", "-", "--wait", stdin="What do you sell?", timeout=90)
     assert (job["state"], job["provider"], job["text"]) == ("answered", shop.pubkey, answer("What do you sell?"))
@@ -66,5 +66,31 @@ def test_two_daemons_trade_over_lightning(lightning, connect, relay, world):
         assert hashlib.sha256(bytes.fromhex(payment["preimage"])).hexdigest() == invoice.payment_hash
     balance = json.loads(home.run("wallet", "balance", "--json").stdout)
     assert balance["settled_msats"] == channel_msats(lightning.distant)[0]
+    assert home.check_books()["accounts"]["spent_msats"] == PRICE
+    assert shop.check_books()["accounts"]["earned_msats"] == PRICE
+    home.stop()
+    shop.stop()
+
+
+def test_a_daemon_killed_while_it_pays_pays_once(lightning, connect, relay, world):
+    before = channel_msats(lightning.payer, lightning.payee)
+    shop = home_over(world, "shop", relay, connect(lightning.payee).connection)
+    shop.start("provider", fake=True)
+    home = home_over(world, "home", relay, connect(lightning.payer).connection)
+    home.start()
+    lightning.payee.settle(False)
+    try:
+        home.submit("Are you still there?")
+        until(lightning.payer.unsettled_sats, 30, "a payment is on its way")
+        home.daemon.kill()
+        lightning.payee.settle(True)
+        until(lambda: channel_msats(lightning.payee) == [before[1] + PRICE], 15, "it settles while nobody looks")
+    finally:
+        lightning.payee.settle(True)
+    shop.sale_ended()
+    home.start()
+    assert home.purchase_ended(within=90)["state"] == "answered"
+    assert channel_msats(lightning.payer, lightning.payee) == [before[0] - PRICE, before[1] + PRICE]
+    assert home.check_books()["accounts"]["spent_msats"] == PRICE
     home.stop()
     shop.stop()

@@ -62,11 +62,6 @@ class Channels:
         await until(lambda: channel_msats(*self.daemons) == expected, 15, f"{msats} moved")
 
 
-def unsettled(daemon):
-    """Sats that are on their way out."""
-    return sum(channel["local_unsettled_sent"] for channel in daemon.channels())
-
-
 async def delivered(provider, store, request_id):
     """The sale, when its result is with a relay."""
     with trio.fail_after(15):
@@ -120,12 +115,12 @@ async def test_a_payment_on_its_way_counts_is_not_repeated_and_settles_late(ligh
     try:
         async with shop.selling() as (provider, sales), home.buying() as (buyer, purchases):
             begun = await buyer.buy("Are you slow?", bid=BID, max_tokens=32)
-            await until(lambda: unsettled(lightning.payer), 30, "a payment is on its way")
+            await until(lightning.payer.unsettled_sats, 30, "a payment is on its way")
             await trio.sleep(5)  # long enough for a look at the invoice
             paying = buyer.records.load(purchases, begun.id)
             assert paying.state is PurchaseState.PAYING
             assert intents.committed(purchases, "", since=0.0) == PRICE + max_fee(PRICE)
-            assert unsettled(lightning.payer) == PRICE // 1_000
+            assert lightning.payer.unsettled_sats() == PRICE // 1_000
             sale = provider.records.load(sales, paying.request_id)
             assert (sale.state, sale.paid) == (SaleState.QUOTED, 0)
             await channels.moved()
@@ -178,7 +173,7 @@ async def test_a_payment_that_fails_moves_nothing(lightning, connect, relay, tmp
     assert (ended.state, ended.paid, ended.preimage) == (PurchaseState.FAILED, 0, None)
     assert (sale.state, sale.paid) == (SaleState.QUOTED, 0)
     assert spent["spent"] == spent["fees"] == spent["wallet"] == 0
-    assert unsettled(lightning.payer) == 0
+    assert lightning.payer.unsettled_sats() == 0
     await channels.moved()
 
 
@@ -194,10 +189,10 @@ async def test_a_buyer_killed_while_it_pays_pays_once(lightning, connect, relay,
             for life in range(2):
                 with Process(command, tmp_path / f"life-{life}.out") as buyer:
                     await trio.to_thread.run_sync(buyer.line, "running")
-                    await until(lambda: unsettled(lightning.payer), 30, "a payment is on its way")
+                    await until(lightning.payer.unsettled_sats, 30, "a payment is on its way")
                     await trio.sleep(1)
                     buyer.process.kill()
-            assert unsettled(lightning.payer) == PRICE // 1_000
+            assert lightning.payer.unsettled_sats() == PRICE // 1_000
             lightning.payee.settle(True)
             with Process(command, tmp_path / "life-2.out") as buyer:
                 await trio.to_thread.run_sync(buyer.line, "ended")

@@ -110,12 +110,12 @@ def test_what_init_writes_shows_the_real_defaults(write):
     """Uncommenting a default changes nothing, and every key but the rare ones is shown."""
     text = render_default("testnet")
     text, _, tables = text.partition("# [[backends]]")
-    rare = "data_dir|ledger|model_file|budget_|payee_|max_fee|approve_|kind"
+    rare = "data_dir|ledger|model_file|budget_|payee_|max_fee|approve_|uri_file"
     shown = re.sub(rf"(?m)^# ((?!{rare})[a-z_]+ = )", r"\1", text)
     assert load(write(shown), environ={}).config == Config()
     sections = tomllib.loads(re.sub(r"(?m)^# ([a-z_]+ = )", r"\1", text))
     shown_keys = set(leaf_paths(sections))
-    hidden = {path for path in known_keys() if path not in shown_keys} - {("wallet", "uri_file")}
+    hidden = {path for path in known_keys() if path not in shown_keys}
     assert {path[0] for path in hidden} == {"claude", "backends"}
     (table,) = load(write(re.sub("(?m)^# ", "", f"# [[backends]]{tables}")), environ={}).config.backends
     assert (table.kind, table.models) == ("openai", ("gpt-5-mini",))
@@ -360,6 +360,26 @@ def test_any_value_loads_or_is_refused_by_name(tmp_path_factory, key, value):
 def test_any_variable_loads_or_is_refused_by_name(name, text):
     told = complaint(Path("/nonexistent/config.toml"), {name: text})
     assert told is None or name in told
+
+
+@pytest.mark.parametrize("line", ["api_key = 5", 'api_key = ["very-secret"]', 'api_key = "very-secret\\u0001"'])
+def test_a_secret_that_is_wrong_is_named_and_not_shown(tmp_path, line):
+    path = tmp_path / "config.toml"
+    path.write_text(f"[spark]\n{line}\n")
+    with pytest.raises(ConfigError) as caught:
+        load(path, environ={})
+    assert "spark.api_key" in caught.value.message
+    assert "very-secret" not in caught.value.message + caught.value.hint
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path / "none.toml", environ={"PYLON_SPARK_API_KEY": "very-secret\x01"})
+    assert "PYLON_SPARK_API_KEY" in caught.value.message
+    assert "very-secret" not in caught.value.message + caught.value.hint
+
+
+def test_a_secret_is_in_no_repr(tmp_path):
+    config = load(tmp_path / "none.toml", environ={"PYLON_SPARK_API_KEY": "very-secret"}).config
+    assert config.spark.api_key == "very-secret"
+    assert "very-secret" not in repr(config)
 
 
 class TestBackends:

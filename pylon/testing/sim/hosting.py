@@ -474,7 +474,7 @@ class HostWorld:
         if intent.state is not IntentState.PENDING:
             return True
         purse = self._host().agents.purse(intent.owner)
-        outcome = await purse.reconcile(intent, bolt11)
+        outcome = await purse.reconcile(intent)
         if isinstance(outcome, Unknown):
             return False
         await store.write(lambda tx: purse.record(tx, intent, outcome))

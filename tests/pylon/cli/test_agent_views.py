@@ -226,3 +226,13 @@ def test_goals():
     assert "looks at it in 1h" in views.goal_row(goal(review_at=NOW + 3_601), NOW)[-1]
     assert "looks" not in views.goal_row(goal(review_at="x\n", status="active"), NOW)[-1]
     assert "looks" not in views.goal_row(goal(review_at=NOW + 3_601, status="paused"), NOW)[-1]
+
+
+def test_what_is_nearly_gone_and_what_waits_is_told():
+    warning = {"budget": "day", "used_msats": 850_000, "bound_msats": 1_000_000, "at": NOW - 7_230}
+    budgets = {**agent()["budgets"], "warnings": [warning], "payee_day_msats": 5_000, "approve_above_msats": 0}
+    told = views.details({**agent(budgets=budgets), "payments_waiting": 2}, NOW)
+    assert "Nearly gone:\n  day: 850 sat of 1,000 sat, 2h ago" in told
+    assert "2 payments waiting: pylon wallet approvals" in told
+    assert "5 sat a day to one payee; more than 0 sat at once waits for you" in told
+    assert "Nearly gone" not in views.details(agent(), NOW)

@@ -79,20 +79,25 @@ def test_what_waits(simnet, daemon, now):
     assert code == 0
     first, second = out.splitlines()
     assert first == (
-        "0123abcd  alice  zap  21 sat and at most 2 sat fee to 02020202020202020202  1m ago, lapses in 10m"
+        "0123abcd-0000-5000  alice  zap  21 sat and at most 2 sat fee to 02020202020202020202  1m ago, lapses in 10m"
     )
-    assert second == "0123abcd  this home  invoice  21 sat and at most 2 sat fee  1m ago"
+    assert second == "0123abcd-0000-5000  this home  invoice  21 sat and at most 2 sat fee  1m ago"
     assert "pylon wallet approve ID" in err
 
 
 def test_yes_and_no(simnet, daemon):
-    with daemon({"result": {"approval": entry(approval="given")}}) as asked:
-        assert simnet("wallet", "approve", "0123")[1].startswith("payment 0123abcd of 21 sat is approved")
-    assert (asked[0]["method"], asked[0]["params"]) == ("wallet.approve", {"id": "0123"})
+    answers = {"approvals": [entry()], "approval": entry(approval="given")}
+    with daemon({"result": answers}) as asked:
+        assert simnet("wallet", "approve", "0123")[1].startswith("payment 0123abcd-0000-5000 of 21 sat is approved")
+    # The yes is to what was shown, and not to whatever is called so by then.
+    assert [(each["method"], each.get("params", {})) for each in asked] == [
+        ("wallet.approvals", {}),
+        ("wallet.approve", {"id": entry()["id"], "amount_msats": 21_000, "payee": entry()["payee"]}),
+    ]
     with daemon({"result": {"approval": entry(approval="denied")}}) as asked:
         assert (
             simnet("wallet", "deny", "0123", "--reason", "no")[1]
-            == "payment 0123abcd of 21 sat is denied: nothing was paid\n"
+            == "payment 0123abcd-0000-5000 of 21 sat is denied: nothing was paid\n"
         )
     assert asked[0]["params"] == {"id": "0123", "reason": "no"}
 

@@ -188,7 +188,7 @@ async def test_a_payment_under_way_is_no_false_alarm(autojump_clock, market):
         ask = {"cause": "p", "bolt11": issued.bolt11, "payment_hash": issued.payment_hash, "amount": sats(5)}
         intent = await store.write(partial(purse.reserve, **ask))
         assert (await audit()).problems == ()
-        outcome = await purse.send(intent, issued.bolt11)
+        outcome = await purse.send(intent)
         assert (await audit()).problems == ()
         assert ledger.held(store, agent.hex) == sats(100)
         await store.write(partial(purse.record, intent=intent, outcome=outcome))
@@ -226,7 +226,7 @@ async def test_agents_that_pay_while_the_others_are_looked_into(autojump_clock, 
                 issued = await shop.wallet.receive(sats(1), "", 600, f"{agent.hex} {number}")
                 ask = {"cause": f"{number}", "bolt11": issued.bolt11, "payment_hash": issued.payment_hash}
                 intent = await store.write(partial(purse.reserve, **ask, amount=sats(1)))
-                outcome = await purse.send(intent, issued.bolt11)
+                outcome = await purse.send(intent)
                 await store.write(partial(purse.record, intent=intent, outcome=outcome))
                 await agent.wallet.fund(sats(1))
 
@@ -266,7 +266,7 @@ async def busy_home(market, stack, *, turns):
         issued = await shop.wallet.receive(sats(3), "", 600, f"move {left.pop()}")
         ask = {"cause": f"p{len(left)}", "bolt11": issued.bolt11, "payment_hash": issued.payment_hash}
         intent = await store.write(partial(purse.reserve, **ask, amount=sats(3)))
-        outcome = await purse.send(intent, issued.bolt11)
+        outcome = await purse.send(intent)
         await store.write(partial(purse.record, intent=intent, outcome=outcome))
         await home.wallet.fund(sats(3))
 

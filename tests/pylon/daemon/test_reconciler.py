@@ -27,6 +27,7 @@ from pylon.store.database import open_store
 from pylon.store.intents import INVOICE, PURCHASE, PURPOSES, WITHDRAWAL, ZAP, IntentState
 from pylon.store.vault import Vault
 from pylon.wallets.history import book_late
+from pylon.wallets.port import Direction, Payment, PaymentState
 from pylon.wallets.purse import DAY, Budget, Failed, Purse, Settled, Unknown
 from pylon.wallets.simnet import SimnetLedger
 from tests.pylon.market import until
@@ -53,13 +54,13 @@ async def test_every_open_intent_is_seen_to(tmp_path, monkeypatch, mode):
         born = await first.hosting.agents.spawn(AgentSettings(name="alice"))
         await first.wallet.fund(sats(500))
         await first.hosting.agents.wallet(born.agent.id).fund(sats(500))
-    known = identity.load(home)
+    known = identity.unlock(home)
     made: dict[tuple[str, str, bool], str] = {}
-    async with open_home_store(home, clock) as store, SimnetLedger(home.simnet, clock=clock) as net:
+    async with open_home_store(home, clock, known.vault) as store, SimnetLedger(home.simnet, clock=clock) as net:
         shop = net.wallet("shop", b"\x09" * 32)
         keys = registry.keys(store, store.vault, born.agent.id)
         wallets = {
-            "": net.wallet("own", known.simnet.reveal()),
+            "": net.wallet("own", known.identity.simnet.reveal()),
             born.agent.id: net.wallet("alice", keys.wallet.reveal()),
         }
         for owner, wallet in wallets.items():
@@ -76,7 +77,7 @@ async def test_every_open_intent_is_seen_to(tmp_path, monkeypatch, mode):
                             tx, cause=cause, purpose=purpose, **ask
                         )
                     )
-                    await purse.send(intent, issued.bolt11)  # and the process dies before it is recorded
+                    await purse.send(intent)  # and the process dies before it is recorded
                     made[owner, purpose, recorded] = intent.id
         assert len(intents.pending(store)) == len(made) == 2 * (len(PURPOSES) + 1)
     async with open_runtime(home, config, mode=mode, clock=clock) as runtime:
@@ -134,9 +135,9 @@ class Desk:
 
     async def pay(self, *fates: Fate, **ask):
         """Reserve, send and record; the wallet does as it is told."""
-        intent, text = await self.reserve(**ask)
+        intent, _text = await self.reserve(**ask)
         self.wallets[intent.owner].fates.extend(fates)
-        outcome = await self.purse(intent.owner).send(intent, text)
+        outcome = await self.purse(intent.owner).send(intent)
         await self.store.write(partial(self.purse(intent.owner).record, intent=intent, outcome=outcome))
         return intents.get(self.store, intent.id), outcome
 
@@ -221,6 +222,60 @@ async def test_what_was_never_sent_is_not_sent_later(autojump_clock, desk, targe
     assert desk.wallets[""].calls == 0
 
 
+async def test_a_yes_that_comes_while_the_wallet_is_asked_is_kept(autojump_clock, desk):
+    """The look takes longer than the question has left: what was known before it is not what counts."""
+    desk.budget = Budget(None, None, approve_above=Msat(0))
+    intent, _ = await desk.reserve()
+    wallet = desk.wallets[""]
+    answer = wallet.lookup_payment
+
+    async def slowly(payment_hash):
+        found = await answer(payment_hash)
+        await trio.sleep(5.0)
+        return found
+
+    wallet.lookup_payment = slowly
+    await trio.sleep(intent.lapses_at - desk.clock.now() - 3.0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(desk.look)
+        await trio.sleep(1.0)
+        await desk.store.write(lambda tx: approvals.approve(tx, intent.id, desk.clock.now()))
+    assert desk.now(intent).state is IntentState.SETTLED
+    assert desk.clean()
+
+
+async def test_what_is_being_sent_is_not_failed_by_an_older_look(autojump_clock, desk):
+    intent, _ = await desk.reserve()
+    wallet = desk.wallets[""]
+    pay = wallet.pay
+
+    async def takes_its_time(*target, **how):
+        await trio.sleep(30.0)
+        return await pay(*target, **how)
+
+    wallet.pay = takes_its_time
+
+    async def failed_once(payment_hash):
+        await trio.sleep(5.0)
+        return Payment(
+            "old", payment_hash, Direction.SENT, PaymentState.FAILED, FIVE, Msat(0), created_at=desk.clock.now()
+        )
+
+    wallet.lookup_payment = failed_once
+    outcomes = []
+
+    async def drive():
+        outcomes.append(await desk.purse("").send(intent))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(desk.look)
+        await trio.sleep(1.0)
+        nursery.start_soon(drive)
+        await trio.sleep(10.0)
+        assert desk.now(intent).state is IntentState.PENDING
+    assert isinstance(outcomes[0], Settled)
+
+
 # --- a wallet that has told two stories ---------------------------------------------------------------------------
 
 
@@ -295,8 +350,8 @@ async def test_a_wallet_that_takes_settled_back_is_not_believed(autojump_clock, 
     attempt = desk.wallets[""].attempts[intent.idempotency_key]
     attempt.state = attempt.state.FAILED
     purse = desk.purse("")
-    assert await purse.reconcile(intent, "") == attrs.evolve(outcome, amount=intent.amount_msats)
-    assert isinstance(await purse.send(intent, ""), Settled)
+    assert await purse.reconcile(intent) == attrs.evolve(outcome, amount=intent.amount_msats)
+    assert isinstance(await purse.send(intent), Settled)
     await desk.look(rounds=3)
     assert desk.now(intent).state is IntentState.SETTLED
     assert desk.wallets[""].calls == 1
@@ -307,20 +362,20 @@ async def test_a_wallet_that_takes_settled_back_is_not_believed(autojump_clock, 
 
 async def test_what_is_on_its_way_is_seen_to_while_spending_is_frozen(autojump_clock, desk):
     under_way, _ = await desk.pay(Fate(Does.HANGS, 100.0), name="a", cause="a")
-    reserved, text = await desk.reserve(name="b", cause="b")
+    reserved, _text = await desk.reserve(name="b", cause="b")
     await desk.store.write(lambda tx: freeze.freeze(tx, "strange things", desk.clock.now()))
     await trio.sleep(100.0)
     await desk.look()
     assert desk.now(under_way).state is IntentState.SETTLED
     purse = desk.purse("")
-    for outcome in (await purse.send(reserved, text), await purse.reconcile(reserved, text)):
+    for outcome in (await purse.send(reserved), await purse.reconcile(reserved)):
         assert isinstance(outcome, Unknown)
         assert "pylon wallet thaw" in outcome.reason
     with pytest.raises(WalletFrozen):
         await desk.reserve(name="c", cause="c")
     assert desk.wallets[""].calls == 1
     await desk.store.write(freeze.thaw)
-    assert isinstance(await purse.reconcile(reserved, text), Settled)
+    assert isinstance(await purse.reconcile(reserved), Settled)
 
 
 async def test_a_freeze_between_the_intent_and_the_wallet(autojump_clock, desk):
@@ -371,11 +426,11 @@ async def test_what_is_approved_goes_out_at_once(autojump_clock, desk):
 @pytest.mark.parametrize("yes", [True, False])
 async def test_a_driver_waits_for_the_operator(autojump_clock, desk, yes):
     desk.budget = Budget(None, None, approve_above=Msat(0))
-    intent, text = await desk.reserve(purpose=PURCHASE)
+    intent, _text = await desk.reserve(purpose=PURCHASE)
     heard = []
 
     async def drive():
-        heard.append((await desk.purse("").reconcile(intent, text), trio.current_time()))
+        heard.append((await desk.purse("").reconcile(intent), trio.current_time()))
 
     began = trio.current_time()
     async with trio.open_nursery() as nursery:
@@ -394,10 +449,10 @@ async def test_a_driver_waits_for_the_operator(autojump_clock, desk, yes):
 
 async def test_a_question_lapses(autojump_clock, desk):
     desk.budget = Budget(None, None, approve_above=Msat(0))
-    intent, text = await desk.reserve()
-    assert isinstance(await desk.purse("").reconcile(intent, text), Unknown)
+    intent, _text = await desk.reserve()
+    assert isinstance(await desk.purse("").reconcile(intent), Unknown)
     await trio.sleep(3_600.0)
-    assert isinstance(await desk.purse("").reconcile(intent, text), Failed)
+    assert isinstance(await desk.purse("").reconcile(intent), Failed)
     await desk.look()
     assert desk.now(intent).error == "the operator did not approve it in time"
     assert desk.wallets[""].calls == 0
@@ -419,11 +474,11 @@ async def test_an_address_is_paid_by_hand_once_for_each_time_it_is_asked_for(aut
 
 
 async def test_two_calls_at_once_make_one_call_of_the_wallet(autojump_clock, desk):
-    intent, text = await desk.reserve()
+    intent, _text = await desk.reserve()
     outcomes = []
 
     async def send():
-        outcomes.append(await desk.purse("").send(intent, text))
+        outcomes.append(await desk.purse("").send(intent))
 
     async with trio.open_nursery() as nursery:
         for _ in range(5):

@@ -21,6 +21,7 @@ from pylon.testing.backend import ScriptedBackend
 from pylon.testing.spark import FakeSpark
 from pylon.wallets import spark_kit
 from pylon.wallets.bridge import InlineBridge
+from pylon.wallets.spark_fleet import SparkFleet
 from pylon.wallets.spark_types import REGTEST
 
 
@@ -33,6 +34,14 @@ def network(monkeypatch):
         real(self, *args, **{**options, "bridge": InlineBridge(), "sdk": made, "fresh_seconds": 0.2, "durable": False})
 
     monkeypatch.setattr(spark_kit.SparkKit, "__init__", init)
+    fleet = SparkFleet.__init__
+
+    def brisk(self, *args, settings, **options):
+        # A deposit that nobody tells of is found within minutes; nobody here waits for that.
+        brisk = attrs.evolve(settings, sweep_seconds=0.5, sweeps_per_second=20.0)
+        fleet(self, *args, settings=brisk, **options)
+
+    monkeypatch.setattr(SparkFleet, "__init__", brisk)
     return made
 
 
@@ -105,11 +114,8 @@ async def test_an_agent_is_funded_lives_and_gives_back(network, make):
         await network.deposit(runtime.wallet.identity_pubkey, 50_000)
         funded = await verb(runtime, "agent.fund", agent="alice", amount_msats=sats(10_000), source="wallet")
         assert funded["funded_msats"] == sats(10_000)
-        info = await until(
-            lambda: verb(runtime, "agent.info", agent="alice"), lambda info: info["balance_msats"] is not None
-        )
-        assert info["balance_msats"] == sats(10_000)
-        assert info["state"] != "spawning"
+        info = await until(lambda: verb(runtime, "agent.info", agent="alice"), lambda info: info["state"] != "spawning")
+        assert info["balance_msats"] in (None, sats(10_000)), "unknown is not zero, and what is known is right"
         # From outside, to the address of its wallet, while nobody looks.
         await network.deposit(row["wallet"], 500)
         await until(

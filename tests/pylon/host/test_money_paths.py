@@ -26,7 +26,7 @@ from pylon.host.acting import Action, ActionState
 from pylon.host.agents import action_records
 from pylon.host.settings import ActionKind, Grant
 from pylon.money import Msat, sats
-from pylon.store import intents
+from pylon.store import approvals, freeze, intents
 from pylon.testing.sim.host_node import HostNode
 from pylon.testing.sim.node import current
 from pylon.wallets.port import PaymentState
@@ -37,6 +37,7 @@ ZAPPED, OTHER = SecretKey(b"\x09" * 32), SecretKey(b"\x08" * 32)
 ZAP = {"do": "zap", "sats": 5, "to": encode_npub(ZAPPED.public)}
 SECOND = {**ZAP, "to": encode_npub(OTHER.public)}
 GRANTS = tuple(Grant(action=kind, each=sats(5), day=sats(20)) for kind in (ActionKind.ZAP, ActionKind.PAY_INVOICE))
+DEARER = (Grant(action=ActionKind.ZAP, each=sats(50), day=sats(100)),)
 FREE = settings(autonomy=Autonomy.AUTONOMOUS, grants=GRANTS)
 ASKING = settings(autonomy=Autonomy.SUPERVISED, grants=GRANTS, trusted=(ZAPPED.public.hex, OTHER.public.hex))
 
@@ -132,8 +133,9 @@ def with_a_reserve(world, agent):
         lambda world, agent: world.agents.pause(agent, registry.STOPPED),
         lambda world, agent: world.agents.park(agent, "run by another since epoch 2"),
         lambda world, agent: world.agents.delete(agent),
+        lambda world, agent: world.store.write(lambda tx: freeze.freeze(tx, "strange things", world.clock.now())),
     ],
-    ids=["revoked", "lowered", "no-budget", "reserve", "stopped", "moved", "deleted"],
+    ids=["revoked", "lowered", "no-budget", "reserve", "stopped", "moved", "deleted", "frozen"],
 )
 async def test_what_changes_while_a_zap_is_prepared_counts(autojump_clock, tmp_path, change):
     async with stage(tmp_path, reply(ZAP), NOTHING) as (world, service):
@@ -212,6 +214,35 @@ async def test_what_is_approved_is_within_the_budget_of_the_day(autojump_clock, 
         assert ended.state is ActionState.FAILED
         assert "24 hours" in ended.reason
         assert await received(service.wallet) == 0
+
+
+@pytest.mark.parametrize("yes", [True, False])
+async def test_a_zap_above_the_threshold_waits(autojump_clock, tmp_path, yes):
+    """Its grant lets it pass, and what it costs wants a yes all the same; its thought did not."""
+    chosen = attrs.evolve(FREE, approve_above_sats=30, grants=DEARER)
+    async with stage(tmp_path, reply({**ZAP, "sats": 40}), NOTHING) as (world, service):
+        agent = await world.spawn(chosen, goals=["give"])
+        (waiting,) = await until(lambda: approvals.waiting(world.store))
+        (action,) = actions(world, agent)
+        assert (waiting.owner, waiting.purpose, waiting.cause) == (agent, "zap", action.id)
+        await trio.sleep(60)
+        assert await received(service.wallet) == 0
+        decide = approvals.approve if yes else partial(approvals.deny, reason="no")
+        await world.store.write(lambda tx: decide(tx, waiting.id, at=world.clock.now()))
+        (ended,) = await rested(world, agent)
+        assert ended.state is (ActionState.DONE if yes else ActionState.FAILED)
+        assert await received(service.wallet) == (sats(40) if yes else 0)
+
+
+async def test_what_was_approved_as_an_action_does_not_wait_again(autojump_clock, tmp_path):
+    chosen = attrs.evolve(ASKING, approve_above_sats=30, grants=DEARER)
+    async with stage(tmp_path, reply({**ZAP, "sats": 40}), NOTHING) as (world, service):
+        agent = await world.spawn(chosen, goals=["give"])
+        (action,) = await until(lambda: world.host.deeds.waiting(agent))
+        await world.host.deeds.approve(action.id)
+        (ended,) = await rested(world, agent)
+        assert ended.state is ActionState.DONE
+        assert await received(service.wallet) == sats(40)
 
 
 # --- services that lie ------------------------------------------------------------------------------------------------

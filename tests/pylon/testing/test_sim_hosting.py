@@ -24,6 +24,7 @@ from pylon.host.schedule import Beat, Cause
 from pylon.money import Msat, sats
 from pylon.store import inbox, intents
 from pylon.testing.sim import host_invariants, steps
+from pylon.testing.sim.history import AWAKE
 from pylon.testing.sim.plans import run_plan, shrink, simulate_host
 from pylon.testing.sim.told import Told
 
@@ -319,7 +320,7 @@ def test_a_thought_that_is_bought_again_after_a_restart_is_noticed(monkeypatch):
 
 
 def test_an_agent_that_ticks_while_it_hibernates_is_noticed(monkeypatch):
-    awake = {*host_invariants._AWAKE, LifecycleState.HIBERNATING}
+    awake = {*AWAKE, LifecycleState.HIBERNATING}
     for module in (host, schedule):
         monkeypatch.setattr(module, "may_tick", lambda state: state in awake)
     _noticed(SEED_OF["sleepwalker"], "only_the_awake_tick")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import random
+import sqlite3
+import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from pylon.money import Msat, sats
 from pylon.relays.pool import RelayPool
 from pylon.relays.publisher import Publisher
 from pylon.store.database import Store, open_store
+from pylon.store.schema import migrate
 from pylon.store.vault import Vault
 from pylon.store.wallet_connections import Connection
 from pylon.testing.relay import MemoryRelay, network, open_memory_relay
@@ -30,6 +34,16 @@ RELAY = "ws://relay.test"
 VAULT = Vault(bytes(range(32)))
 PATIENCE = 20.0
 PLENTY = sats(1_000_000)
+
+
+@functools.cache
+def _new_database() -> bytes:
+    """An empty database of the present schema: to make one anew takes longer than most tests."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = str(Path(directory) / "new.db")
+        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            migrate(connection, path)
+        return Path(path).read_bytes()
 
 
 @attrs.define
@@ -69,6 +83,8 @@ class World:
     @asynccontextmanager
     async def store(self, name: str) -> AsyncIterator[Store]:
         path = self.directory / f"{name}.db"
+        if not path.exists():
+            path.write_bytes(_new_database())
         async with open_store(path, vault=VAULT, clock=self.clock, executor="inline", durable=False) as store:
             yield store
 

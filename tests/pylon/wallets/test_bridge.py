@@ -155,6 +155,23 @@ async def test_what_outlasts_its_caller_goes_on(bridge):
     assert await trio.to_thread.run_sync(done.wait, 5)
 
 
+async def test_the_end_waits_for_what_was_left_behind(bridge):
+    async def slow():
+        await asyncio.sleep(0.3)
+
+    with trio.move_on_after(0.05):
+        await bridge.outlast(slow)
+    assert bridge._calls
+    began = time.perf_counter()
+    await trio.to_thread.run_sync(bridge.drain)
+    assert not bridge._calls
+    assert 0.1 < time.perf_counter() - began < 5
+    with trio.move_on_after(0.05):
+        await bridge.outlast(asyncio.sleep, 60)
+    await trio.to_thread.run_sync(bridge.drain, 0.1)
+    assert bridge._calls, "not for ever"
+
+
 async def test_events_come_in_order(bridge):
     heard, last, post = [], trio.Event(), bridge.poster()
 
@@ -179,7 +196,10 @@ def test_events_after_the_run_are_dropped(bridge):
     kept[0](print, "nobody hears")
 
 
-def test_several_trio_runs_share_one_loop():
+def test_several_trio_runs_share_one_loop(monkeypatch):
+    # Libraries may have seen the loop of the real one already.
+    monkeypatch.setattr(AsyncioBridge, "_shared", None)
+
     async def loop():
         return asyncio.get_running_loop()
 

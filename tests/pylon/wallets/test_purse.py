@@ -89,7 +89,7 @@ async def reserved(store, wallet):
 )
 async def test_outcomes(autojump_clock, store, does, kind):
     purse, intent = await reserved(store, ScriptedWallet(pay=does))
-    outcome = await purse.send(intent, "lnsb1")
+    outcome = await purse.send(intent)
     assert isinstance(outcome, kind)
     await store.write(lambda tx: purse.record(tx, intent, outcome))
     state = {Settled: IntentState.SETTLED, Failed: IntentState.FAILED, Unknown: IntentState.PENDING}[kind]
@@ -100,15 +100,15 @@ async def test_outcomes(autojump_clock, store, does, kind):
 
 async def test_only_our_own_empty_wallet_is_our_own_fault(autojump_clock, store):
     purse, intent = await reserved(store, ScriptedWallet(pay=InsufficientFunds(2, 1)))
-    assert (await purse.send(intent, "lnsb1")).ours
+    assert (await purse.send(intent)).ours
     purse, intent = await reserved(store, ScriptedWallet(pay=NoRoute("no")))
-    assert not (await purse.send(intent, "lnsb1")).ours
+    assert not (await purse.send(intent)).ours
 
 
 async def test_silence_is_unknown_after_a_minute(autojump_clock, store):
     purse, intent = await reserved(store, ScriptedWallet(pay="hang"))
     began = trio.current_time()
-    assert isinstance(await purse.send(intent, "lnsb1"), Unknown)
+    assert isinstance(await purse.send(intent), Unknown)
     assert trio.current_time() - began == SEND_DEADLINE
 
 
@@ -116,7 +116,7 @@ async def test_a_cancelled_caller_does_not_cut_a_payment_in_half(autojump_clock,
     purse, intent = await reserved(store, ScriptedWallet(pay=20.0))
     began = trio.current_time()
     with trio.move_on_after(1.0):
-        outcome = await purse.send(intent, "lnsb1")
+        outcome = await purse.send(intent)
     assert isinstance(outcome, Settled)
     assert trio.current_time() - began == 20.0
 
@@ -129,27 +129,34 @@ async def test_a_cancelled_caller_does_not_cut_a_payment_in_half(autojump_clock,
 async def test_already_paid_is_asked_about_before_it_is_believed(autojump_clock, store, lookup, kind):
     """A wallet that has forgotten our key says so of our own payment: taking that for failed would pay twice."""
     purse, intent = await reserved(store, ScriptedWallet(pay=AlreadyPaid("the invoice is paid"), lookup=lookup))
-    assert isinstance(await purse.send(intent, "lnsb1"), kind)
+    assert isinstance(await purse.send(intent), kind)
 
 
 async def test_reconcile_pays_only_what_the_wallet_never_heard_of(autojump_clock, store):
     wallet = ScriptedWallet(pay=payment(), lookup=payment(PaymentState.PENDING))
     purse, intent = await reserved(store, wallet)
-    assert isinstance(await purse.reconcile(intent, "lnsb1"), Unknown)
+    assert isinstance(await purse.reconcile(intent), Unknown)
     wallet.answers["lookup"] = OSError("away")
-    assert isinstance(await purse.reconcile(intent, "lnsb1"), Unknown)
+    assert isinstance(await purse.reconcile(intent), Unknown)
     wallet.answers["lookup"] = "hang"
-    assert isinstance(await purse.reconcile(intent, "lnsb1"), Unknown)
+    assert isinstance(await purse.reconcile(intent), Unknown)
     assert wallet.keys == []
     wallet.answers["lookup"] = None
-    assert isinstance(await purse.reconcile(intent, "lnsb1"), Settled)
+    assert isinstance(await purse.reconcile(intent), Settled)
     assert wallet.keys == [intent.idempotency_key]
 
 
-@pytest.mark.parametrize(("amount", "fee", "spent"), [(0, 0, 5_000), (-1, -1, 5_000), (5_000, -7, 5_000), (4, 1, 5)])
+@pytest.mark.parametrize(
+    ("amount", "fee", "spent"),
+    [
+        *((0, 0, 5_000), (-1, -1, 5_000), (5_000, -7, 5_000), (4, 1, 5)),
+        # One invented figure would stand in an append-only ledger for good.
+        *((5_000, 10**18, 7_000), (10**18, 0, 5_000), (10**18, 10**18, 7_000)),
+    ],
+)
 async def test_amounts_that_cannot_be_are_those_agreed(autojump_clock, store, amount, fee, spent):
     purse, intent = await reserved(store, ScriptedWallet(pay=payment(amount=Msat(amount), fee=Msat(fee))))
-    outcome = await purse.send(intent, "lnsb1")
+    outcome = await purse.send(intent)
     for _ in range(2):
         await store.write(lambda tx: purse.record(tx, intent, outcome))
     assert -ledger.balances(store)["wallet"] == spent
@@ -157,5 +164,5 @@ async def test_amounts_that_cannot_be_are_those_agreed(autojump_clock, store, am
 
 async def test_no_proof_of_payment_is_shown(autojump_clock, store):
     purse, intent = await reserved(store, ScriptedWallet(pay=payment()))
-    outcome = await purse.send(intent, "lnsb1")
+    outcome = await purse.send(intent)
     assert PREIMAGE not in repr(outcome) + repr(payment()) + repr(intent)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import logging
+from pathlib import Path
 
 import pytest
 
+import pylon
 from protocols import bolt11
 from pylon.config import WalletConfig
 from pylon.errors import AlreadyPaid, BudgetExceeded, InvoiceInvalid, WalletFrozen
@@ -237,3 +240,21 @@ def test_what_a_budget_leaves_is_what_a_failed_payment_gives_back():
                 ask(purse, tx, 2)
         purse.record(tx, intent, Failed("no route"))
         ask(purse, tx, 2)
+
+
+# --- nobody pays around it ----------------------------------------------------------------------------------------
+
+
+def test_only_the_purse_asks_a_wallet_to_pay():
+    """Read from the code: a call of ``pay`` with an idempotency key, anywhere else but in wallets and their fakes."""
+    root = Path(pylon.__file__).parent
+    paying = {
+        path.relative_to(root).as_posix()
+        for path in root.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and getattr(node.func, "attr", "") == "pay"
+        and any(word.arg == "idempotency_key" for word in node.keywords)
+    }
+    paying = {path for path in paying if not path.startswith("testing/")}
+    assert paying == {"wallets/purse.py"}

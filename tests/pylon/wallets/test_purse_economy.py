@@ -124,7 +124,7 @@ class Spending(RuleBasedStateMachine):
             if intent.state is not intents.IntentState.PENDING:
                 return
             drive = purse.reconcile if intent.error or before != intent else purse.send
-            outcome = await drive(intent, bolt11_text)
+            outcome = await drive(intent)
             await store.write(lambda tx: purse.record(tx, intent, outcome))
 
     async def _mortal(self, dies_after: float | None, work: Callable[..., Awaitable[None]]) -> None:
@@ -196,7 +196,7 @@ class Spending(RuleBasedStateMachine):
     async def _reconcile(self, store) -> None:
         for intent in intents.pending(store):
             purse = self.purse(store, intent.owner)
-            outcome = await purse.reconcile(intent, intents.invoice(store, store.vault, intent.id))
+            outcome = await purse.reconcile(intent)
             await store.write(partial(purse.record, intent=intent, outcome=outcome))
             assert isinstance(outcome, Unknown) == (intents.get(store, intent.id) in intents.pending(store))
 
@@ -296,7 +296,7 @@ async def test_ten_at_once_against_a_budget_for_one(autojump_clock, market, tmp_
             except BudgetExceeded:
                 done.append("refused")
             else:
-                await purse.send(intent, issued.bolt11)
+                await purse.send(intent)
                 done.append("paid")
 
         async with trio.open_nursery() as nursery:
@@ -326,7 +326,7 @@ async def test_a_crash_between_reserve_and_send_is_paid_once(autojump_clock, mar
         async with open_store(tmp_path / "p.db", **settings_) as store:
             purse = Purse(wallet, store, market.clock, "aa" * 32, lambda source, spend: budget)
             intent = await store.write(partial(purse.reserve, **ask))
-            outcome = await purse.reconcile(intent, issued.bolt11)
+            outcome = await purse.reconcile(intent)
             await store.write(partial(purse.record, intent=intent, outcome=outcome))
             assert ledger.balances(store, "aa" * 32)["spent"] == sats(5)
     assert (await shop.balance()).settled == sats(5)

@@ -1,8 +1,14 @@
 """The purse in any order of anything: crashes at every await and commit, late news, lies, crowds, freezes, yes and no.
 
-A step is one rule; a run of the machine is some 30 × 30 of them, each a process that starts, works and may die in the
-middle. ``PYLON_DEEP=1`` runs 1,000 × 60. The witness is the wallet's own history (``fickle``), never what the purse
-believes. What must hold, after every step:
+A step is one rule; a run of the machine is some 900 of them (30 × 30), in which wallets are asked for some 400
+payments; ``PYLON_DEEP=1`` makes 1,000 × 60. Each step is a process that starts, works and may die in the middle. The
+witness is the wallet's own history (``fickle``), never what the purse believes. Planted and found: a check outside the
+transaction, unknown taken for failed, a fee or what is pending left out, a new key at every call, an address looked up
+by its hash, a freeze that is not asked before the wallet or in the reservation, a freeze or a budget that does not read
+and lets pass, a waiting payment that is sent, a no that is not kept, a payee that is not counted, 0 taken for no bound,
+a lie that is believed for ever, a fee that is not booked.
+
+What must hold, after every step:
 
 * conserved: what the ledger holds, less what settled and is not booked, is the wallet's balance, to the millisatoshi;
 * never over budget: per scope, per rolling day, per payee and day, reserve, one payment, fee; what a wallet has lied
@@ -53,17 +59,20 @@ FUNDS = sats(400)
 MINE = "addr of a friend"
 
 owners = st.sampled_from(OWNERS)
-bounds = st.sampled_from([None, None, 0, 7_000, 20_000, 60_000])
-budgets = st.builds(
-    Budget,
-    per_scope=bounds,
-    per_day=bounds,
-    reserve=st.sampled_from([0, 0, sats(380)]),
-    each=st.sampled_from([None, None, 6_000]),
-    payee_day=bounds,
-    max_fee=st.sampled_from([None, None, 500, 0]),
-    approve_above=st.sampled_from([None, None, 5_000, 0]),
-)
+# One or two bounds a budget: with more of them hardly anything would ever be paid.
+BOUNDS = [
+    {},
+    *({name: bound} for name in ("per_scope", "per_day", "payee_day") for bound in (7_000, 20_000, 60_000)),
+    {"per_day": 0},
+    {"payee_day": 0},
+    {"reserve": sats(380)},
+    {"reserve": sats(380), "max_fee": 500},
+    {"max_fee": 0, "per_day": 20_000},
+    {"each": 5_000, "payee_day": 20_000},
+    {"approve_above": 0},
+    {"approve_above": 5_000, "per_day": 60_000},
+]
+budgets = st.sampled_from([Budget(**{"per_scope": None, "per_day": None, **bound}) for bound in BOUNDS])
 delays = st.sampled_from([0.0, 1.0, 50.0, 5_000.0, DAY])
 fates = st.builds(
     Fate,
@@ -162,7 +171,7 @@ class Guarded(RuleBasedStateMachine):
         self.time.run(process)
         with closing(Witness(self.path)) as store:
             # One that died may not have heard that its freeze was committed.
-            self.frozen = freeze.mark(store) is not None
+            self.frozen = remembered.get(store, freeze.KEY) is not None
 
     def limits(self, source, spend):
         if not self.readable:
@@ -234,7 +243,7 @@ class Guarded(RuleBasedStateMachine):
             assert readable, "a budget that does not read let it pass"
         if want.dies == "reserved":
             raise Crash
-        outcome = await purse.send(intent, want.target)
+        outcome = await purse.send(intent)
 
         def record(tx) -> None:
             purse.record(tx, intent, outcome)
@@ -250,21 +259,24 @@ class Guarded(RuleBasedStateMachine):
     @rule(
         owner=owners,
         cause=st.integers(0, 4),
-        fresh=st.booleans(),
+        fresh=st.sampled_from([True, True, False]),
         scope=st.sampled_from(["tick 1", "tick 2"]),
         purpose=st.sampled_from([PURCHASE, PURCHASE, INVOICE, WITHDRAWAL]),
         kind=st.sampled_from(["named", "named", "open", "address"]),
-        amount=st.sampled_from([1, 5_000, 5_001, 17_777]),
+        amount=st.sampled_from([5_000, 5_000, 5_001, 17_777, 1]),
         payee=st.integers(0, 1),
         count=st.integers(1, 10),
-        dies=st.sampled_from(["", "", "", "reserving", "reserved", "recording", "recorded"]),
+        dies=st.sampled_from([*[""] * 8, "reserving", "reserved", "recording", "recorded"]),
         will=st.lists(fates, max_size=3),
-        freezes=st.sampled_from([None, None, None, 0.0, 0.5, 10.0]),
+        freezes=st.sampled_from([*[None] * 9, 0.0, 0.5, 10.0]),
+        calm=st.sampled_from([True, True, False]),
     )
     def a_crowd_buys(
-        self, owner, cause, fresh, scope, purpose, kind, amount, payee, count, dies, will, freezes
+        self, owner, cause, fresh, scope, purpose, kind, amount, payee, count, dies, will, freezes, calm
     ) -> None:
         """Up to ten at once, for one cause or for one each; the first may die, and somebody may freeze meanwhile."""
+        if calm:
+            self.calm()
         self.wallets[owner].fates.extend(will)
         name = [f"new {self.serial} {n}" if fresh else f"cause {cause} {n % 2}" for n in range(count)]
         wanted = [self.want(owner, name[n], scope, purpose, kind, amount, payee) for n in range(count)]
@@ -281,15 +293,20 @@ class Guarded(RuleBasedStateMachine):
 
     @rule(
         owner=owners,
-        cause=st.integers(0, 1),
+        cause=st.integers(0, 7),
         purpose=st.sampled_from([PURCHASE, INVOICE, WITHDRAWAL]),
         kind=st.sampled_from(["named", "open", "address"]),
         dies=st.sampled_from(["", "", "", "reserved", "recording"]),
         fate=fates,
         reconciles=st.booleans(),
+        calm=st.sampled_from([True, True, False]),
+        blind=st.sampled_from([False, False, False, True]),
     )
-    def one_buys(self, owner, cause, purpose, kind, dies, fate, reconciles) -> None:
+    def one_buys(self, owner, cause, purpose, kind, dies, fate, reconciles, calm, blind) -> None:
         """A small sum, which most budgets carry: so much goes wrong with it that it is bought once more."""
+        if calm:
+            self.calm()
+        self.readable = self.readable and not blind
         self.wallets[owner].fates.appendleft(fate)
         want = attrs.evolve(self.want(owner, f"cause {cause}", "tick 1", purpose, kind, 100, 0), dies=dies)
         self.live(lambda store: self.spend(store, want))
@@ -317,10 +334,15 @@ class Guarded(RuleBasedStateMachine):
         self.live(self._reconcile)
 
     async def _reconcile(self, store: Store) -> None:
+        known = set()
+        for wallet in self.wallets.values():
+            wallet.resolve()
+            if not wallet.away:
+                known |= {a.key for a in wallet.attempts.values() if a.state is not PaymentState.PENDING}
         for intent in intents.pending(store):
             if intent.purpose == PURCHASE and ":late:" not in intent.cause:
                 purse = self.purse(store, intent.owner)
-                outcome = await purse.reconcile(intent, intents.invoice(store, store.vault, intent.id))
+                outcome = await purse.reconcile(intent)
                 await store.write(partial(purse.record, intent=intent, outcome=outcome))
                 now = intents.get(store, intent.id)
                 assert isinstance(outcome, Unknown) == (now.state is IntentState.PENDING)
@@ -328,14 +350,12 @@ class Guarded(RuleBasedStateMachine):
         await reconciler.settle(partial(self.purse, store), lambda intent: intent.purpose == PURCHASE)
         await reconciler.settle(partial(self.purse, store), lambda intent: ":late:" not in intent.cause)
         await reconciler.doubt(partial(self.purse, store))
-        for intent in intents.pending(store):
-            wallet = self.wallets[intent.owner]
-            if not wallet.away:
-                attempt = wallet.attempts.get(intent.idempotency_key)
-                assert attempt is None or attempt.state is PaymentState.PENDING, "known, and not booked"
+        left = {intent.idempotency_key for intent in intents.pending(store)}
+        assert not left & known, "known, and not booked"
 
     @rule(
-        kind=st.sampled_from(["frozen", "frozen unreadably", "a wallet is away", "budgets do not read"]), owner=owners
+        kind=st.sampled_from(["", "", "frozen", "frozen unreadably", "a wallet is away", "budgets do not read"]),
+        owner=owners,
     )
     def trouble(self, kind: str, owner: str) -> None:
         async def work(store: Store) -> None:
@@ -392,7 +412,7 @@ class Guarded(RuleBasedStateMachine):
 
     async def _drive(self, store: Store, intent: Intent) -> None:
         purse = self.purse(store, intent.owner)
-        outcome = await purse.reconcile(intent, intents.invoice(store, store.vault, intent.id))
+        outcome = await purse.reconcile(intent)
         await store.write(partial(purse.record, intent=intent, outcome=outcome))
 
     @rule(seconds=st.sampled_from([0.5, 100.0, 4_000.0, DAY / 2, DAY]))
@@ -443,6 +463,8 @@ class Guarded(RuleBasedStateMachine):
             assert budget.per_day is None or sum(a.takes for a in day) <= budget.per_day
             to_one = sum(a.takes for a in day if a.payee == last.payee)
             assert budget.payee_day is None or to_one <= budget.payee_day
+        if len(bought) == len(gone) > 0:  # the operator's own payments, and lies, may go below it
+            assert FUNDS - sum(a.takes for a in gone) >= budget.reserve
 
     def teardown(self) -> None:
         try:

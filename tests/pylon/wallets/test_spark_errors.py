@@ -60,6 +60,7 @@ def test_before_anything_was_sent(error, cls):
 def test_who_cannot_be_reached_is_named_with_a_remedy():
     found = before_sending(sdk.SdkError.SparkError(DNS), "asking")
     assert SERVERS in found.message
+    assert "names do not resolve" in found.message
     assert "simnet" in found.hint
 
 

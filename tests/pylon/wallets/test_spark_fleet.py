@@ -204,6 +204,38 @@ async def test_no_more_than_so_many_are_kept_open(make, network):
             assert await wallet.payments() == []
 
 
+async def test_whoever_looks_all_know(make, network):
+    fleet = make()
+    wallet = fleet.wallet(seed(0), "one")
+    await network.deposit(wallet.identity_pubkey, 5)
+    async with fleet.changes() as changes:
+        found = await wallet.balance()
+        assert await fleet.balances() == {wallet.identity_pubkey: found}
+        with trio.fail_after(1):
+            assert await changes.__anext__() == wallet.identity_pubkey
+
+
+async def test_who_is_let_go_holds_no_file(make, network):
+    fleet = make()
+    wallet = fleet.wallet(seed(0), "one")
+    await wallet.receive(sats(5), "", 600, "k")
+    assert wallet._journal._db is not None
+    assert await wallet.let_go()
+    assert wallet._journal._db is None
+    assert (await wallet.receive(sats(5), "", 600, "k")).amount == sats(5)
+
+
+async def test_the_homes_own_is_in_client_mode_though_somebody_listens_from_the_start(make, network):
+    fleet = make()
+    own = fleet.own(seed(99), "home", client=True)
+    async with own.events() as events, running(fleet):
+        await trio.sleep(100)
+        assert clients(network) == [own.identity_pubkey]
+        await network.deposit(own.identity_pubkey, 5)
+        with trio.fail_after(1):
+            assert (await anext(aiter(events))).amount == sats(5)
+
+
 async def test_a_payment_is_news_of_both_and_swept_at_once(make, network):
     fleet = make(agents=2)
     alice, bob = fleet.wallet(seed(0), "alice"), fleet.wallet(seed(1), "bob")
@@ -225,6 +257,22 @@ async def test_a_payment_is_news_of_both_and_swept_at_once(make, network):
         await trio.sleep(3)
         assert (await fleet.balances(ids))[bob.identity_pubkey].settled == sats(50)
         assert fleet.known(bob.identity_pubkey).settled == sats(50)
+
+
+async def test_a_sibling_that_was_paid_looks_again(network, tmp_path):
+    """In server mode nobody tells it, and the last look is not old yet."""
+    kit = SparkKit(
+        REGTEST, clock=network.clock, directory=tmp_path, bridge=InlineBridge(), sdk=network, fresh_seconds=60.0,
+        durable=False,
+    )  # fmt: skip
+    fleet = SparkFleet(kit, random.Random(0))
+    alice, bob = fleet.wallet(seed(0), "alice"), fleet.wallet(seed(1), "bob")
+    await network.deposit(alice.identity_pubkey, 100)
+    assert (await bob.balance()).settled == 0
+    issued = await bob.receive(sats(50), "", 600, "k")
+    await alice.pay(issued.bolt11, max_fee=sats(2), idempotency_key="k")
+    assert (await bob.balance()).settled == sats(50)
+    await fleet.aclose()
 
 
 async def test_the_end(make, network):

@@ -8,9 +8,11 @@ from __future__ import annotations
 import socket
 import stat
 import time
+import traceback
 
 import pytest
 import trio
+import trio.testing
 
 from protocols import bolt11, nip06, spark_address
 from pylon.clock import SystemClock
@@ -44,12 +46,19 @@ def kit(tmp_path):
     return SparkKit(network_of("testnet"), clock=SystemClock(), directory=tmp_path / "spark", deadlines=deadlines)
 
 
-@pytest.fixture(params=["client", "server"])
-async def wallet(request, kit):
-    opened = SparkWallet(kit, SEED, "home", server=request.param == "server")
+@pytest.fixture
+async def wallet(kit):
+    """In server mode, which waits for nobody."""
+    opened = SparkWallet(kit, SEED, "home", server=True)
     yield opened
     with trio.fail_after(10):
         await opened.aclose()
+
+
+@pytest.fixture(params=["client", "server"])
+async def either(request, wallet):
+    wallet.server = request.param == "server"
+    return wallet
 
 
 def invoice(prefix: str, **changes) -> str:
@@ -107,30 +116,30 @@ async def test_addresses_are_the_sdks(wallet, kit, network):
             assert read[0].identity_public_key == key
 
 
-async def test_a_balance_is_unknown_and_not_zero(wallet):
+async def test_a_balance_is_unknown_and_not_zero(either):
     with trio.fail_after(30):
         with pytest.raises(WalletUnreachable) as caught:
-            await wallet.balance()
+            await either.balance()
     assert SERVERS in caught.value.message
     assert "internet" in caught.value.hint
 
 
-async def test_what_needs_the_network_says_so_in_time(wallet):
+async def test_what_needs_the_network_says_so_in_time(either):
     with trio.fail_after(60):
         with pytest.raises(WalletUnreachable):
-            await wallet.receive(sats(100), "a job", 600, "job-1")
+            await either.receive(sats(100), "a job", 600, "job-1")
         with pytest.raises(WalletUnreachable):
-            await wallet.hold(sats(100), "a job", 600, "job-2", "11" * 32)
+            await either.hold(sats(100), "a job", 600, "job-2", "11" * 32)
         with pytest.raises(WalletUnreachable):
-            await wallet.quote(invoice("bcrt"))
+            await either.quote(invoice("bcrt"))
         other = spark_address.encode("regtest", bolt11.node_public_key(b"\x09" * 32).hex())
         for target, amount in ((invoice("bcrt"), None), (other, sats(5))):
             with pytest.raises(WalletUnreachable):
-                await wallet.pay(target, amount=amount, max_fee=sats(10), idempotency_key="k")
+                await either.pay(target, amount=amount, max_fee=sats(10), idempotency_key="k")
             # Nothing was sent, and the key is as it was.
-            assert wallet._journal.send("k") is None
+            assert either._journal.send("k") is None
         with pytest.raises(WalletUnreachable):
-            await wallet.lookup_payment("11" * 32)
+            await either.lookup_payment("11" * 32)
 
 
 async def test_what_needs_nobody_works(wallet):
@@ -161,8 +170,8 @@ async def test_our_invoices_are_read_by_the_sdk_alike(wallet, kit):
             )
 
 
-async def test_files_are_private(wallet, kit):
-    await wallet.payments()
+async def test_files_are_private(either, kit):
+    await either.payments()
     (own,) = kit.directory.iterdir()
     assert own.name == IDENTITY[:16]
     assert stat.S_IMODE(own.stat().st_mode) == 0o700
@@ -175,16 +184,16 @@ async def test_files_are_private(wallet, kit):
             assert not any(f"{word} {word}".encode() in raw for word in words)
 
 
-async def test_closing_ends_it_at_once(wallet):
-    await wallet.payments()
-    async with wallet.events() as events:
+async def test_closing_ends_it_at_once(either):
+    await either.payments()
+    async with either.events() as events:
         began = time.perf_counter()
-        await wallet.aclose()
+        await either.aclose()
         assert time.perf_counter() - began < 5
         assert [payment async for payment in events] == []
-    await wallet.aclose()
+    await either.aclose()
     with pytest.raises(StoreError):
-        await wallet.balance()
+        await either.balance()
 
 
 async def test_a_cancelled_call_ends_in_time(kit):
@@ -212,3 +221,58 @@ async def test_mainnet_wants_a_key_and_says_where_it_is_to_be_had(tmp_path):
     assert "secret-and-wrong" not in str(caught.value) + caught.value.hint
     assert wallet.identity_pubkey != IDENTITY, "mainnet has an account of its own"
     await wallet.aclose()
+
+
+async def test_events_cross_from_the_sdks_thread(either, kit):
+    """The listener that the SDK was given, called as the SDK calls it: in the asyncio thread."""
+    given = []
+    original = kit.connect
+
+    async def connect(*args, **options):
+        opened = await original(*args, **options)
+        real_add = opened.add_event_listener
+
+        async def add_and_keep(listener):
+            given.append(listener)
+            return await real_add(listener)
+
+        opened.add_event_listener = add_and_keep
+        return opened
+
+    kit.connect = connect
+    sdk = kit.sdk
+    payment = sdk.Payment(
+        id="0e6d3b53-2a25-4d4b-8ef5-b2c1a1b0a9c1", payment_type=sdk.PaymentType.RECEIVE,
+        status=sdk.PaymentStatus.COMPLETED, amount=21, fees=0, timestamp=1_800_000_000, method=sdk.PaymentMethod.SPARK,
+        details=sdk.PaymentDetails.SPARK(invoice_details=None, htlc_details=None, conversion_info=None),
+        conversion_details=None,
+    )  # fmt: skip
+    async with either.events() as events:
+        (listener,) = given
+        await kit.bridge.run(listener.on_event, sdk.SdkEvent.PAYMENT_SUCCEEDED(payment=payment))
+        with trio.fail_after(5):
+            heard = await anext(aiter(events))
+        await kit.bridge.run(listener.on_event, sdk.SdkEvent.SYNCED())
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert either._synced
+    assert (heard.amount, heard.outside, heard.payment_id) == (sats(21), True, payment.id)
+    assert either._stale, "there is news"
+
+
+async def test_no_secret_is_told(kit, caplog, capfd):
+    caplog.set_level("DEBUG")
+    told = []
+    for server in (True, False):
+        wallet = SparkWallet(kit, SEED, "home", server=server)
+        told += [repr(wallet), repr(kit)]
+        for call in (wallet.balance, wallet.addresses, wallet.payments):
+            try:
+                told.append(repr(await call()))
+            except WalletUnreachable as error:
+                told += ["".join(traceback.format_exception(error)), error.hint]
+        await wallet.aclose()
+    out, err = capfd.readouterr()
+    everything = "\n".join([caplog.text, out, err, *told])
+    assert "abandon" not in everything
+    assert SEED.hex() not in everything
+    assert repr(SEED)[2:20] not in everything
