@@ -50,10 +50,6 @@ class Gate:
         return there / self._most if self._most < math.inf else there / 1e6
 
     @property
-    def is_full(self) -> bool:
-        return self.active >= self._most and self.waiting >= self._queue
-
-    @property
     def is_open(self) -> bool:
         """Whether the breaker lets anybody through now."""
         return self.breaker.lets_through(trio.current_time())

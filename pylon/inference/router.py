@@ -251,8 +251,8 @@ class Router:
         """Those to ask, the best first. Raises ``BackendUnavailable`` without any."""
         model = model or self.default_model
         looks = await self._look()
-        # Equals by what they have to do; a full one is the last resort of its health, for it may only refuse.
-        order = sorted(looks, key=lambda pair: (pair[0].gate.is_full, pair[0].rank, pair[0].gate.load))
+        # Equals by what they have to do. One that is full refuses, and the next is asked.
+        order = sorted(looks, key=lambda pair: (pair[0].rank, pair[0].gate.load))
         able = [(seat, look) for seat, look in order if seat.gate.is_open]
         for candidates in (
             [
