@@ -17,6 +17,9 @@ DEFAULT_URLS = {
     "openai": "https://api.openai.com/v1",
 }
 
+_USUAL_KEYS = {"openai": "OPENAI_API_KEY", "llamacpp": "LLAMA_API_KEY"}
+"""The variables that these services' own programs read."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}\Z")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}\Z")
 
@@ -75,7 +78,7 @@ def default_backend(kind: str) -> BackendConfig:
         kind=kind,
         name=kind,
         url=DEFAULT_URLS[kind],
-        key_env="OPENAI_API_KEY" if kind == "openai" else "",
+        key_env=_USUAL_KEYS.get(kind, ""),
         max_concurrent=_concurrent(kind),
     )
 
@@ -127,7 +130,7 @@ def _table(table: Mapping[str, Any], number: int, taken: set[str]) -> BackendCon
         kind=kind,
         name=name,
         url=url,
-        key_env=key_env or ("OPENAI_API_KEY" if url.startswith(DEFAULT_URLS["openai"]) else ""),
+        key_env=key_env or (_USUAL_KEYS.get(kind, "") if url.startswith(DEFAULT_URLS[kind]) else ""),
         models=tuple(dict.fromkeys(model.strip() for model in models)),
         max_concurrent=count("max_concurrent", _concurrent(kind), 1, 1_000),
         max_waiting=count("max_waiting", 64, 0, 100_000),

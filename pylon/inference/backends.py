@@ -148,7 +148,7 @@ async def find_backends(
             table = attrs.evolve(default_backend(kind), url=default_urls[kind])
             if kind != "llamacpp":
                 places.append(_place(table, config, environ, transport, rank, expected=kind == "openai"))
-            elif await is_llamacpp(table.url, transport):
+            elif await is_llamacpp(table.url, _key(table, environ), transport):
                 places.append(_place(table, config, environ, transport, rank, expected=True))
                 embedded = False
         places += [_place(table, config, environ, transport, rank, expected=True) for table in tables]
@@ -187,11 +187,14 @@ def choose_model(config: Config) -> ModelFile:
         return present[0]
 
 
-async def is_llamacpp(url: str, transport: Transport = None) -> bool:
-    """Whether a llama.cpp server answers at ``url``. Its port is popular: what says anything else is left alone."""
+async def is_llamacpp(url: str, api_key: str | None = None, transport: Transport = None) -> bool:
+    """Whether a llama.cpp server that takes ``api_key`` answers at ``url``.
+
+    Its port is popular: what says anything else is left alone. ``/health`` is open to all, the list of models is not.
+    """
     parsed = parse_url("llamacpp", url)
     root = str(parsed).rstrip("/").removesuffix("/v1")
-    client = open_client("llamacpp", parsed, transport=transport)
+    client = open_client("llamacpp", parsed, api_key=api_key, transport=transport)
     try:
         with trio.move_on_after(_DETECT):
             async with client.stream("GET", f"{root}/health") as response:

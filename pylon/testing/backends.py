@@ -235,7 +235,11 @@ class OpenAIServer(FakeServer):
         self.key = key
 
     async def _route(self, asked: Asked, exchange: Exchange) -> None:
-        if self.key is not None and asked.headers.get("authorization") != f"Bearer {self.key}":
+        if (
+            asked.path != "/health"
+            and self.key is not None
+            and asked.headers.get("authorization") != f"Bearer {self.key}"
+        ):
             said = f"Incorrect API key provided: {asked.headers.get('authorization')}"
             await exchange.reply({"error": {"message": said, "code": "invalid_api_key"}}, 401)
             return

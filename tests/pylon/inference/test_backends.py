@@ -120,6 +120,16 @@ class TestLlamaCpp:
         async with server.running() as url:
             assert await is_llamacpp(f"{url}/v1")
 
+    async def test_one_that_wants_a_key(self, nobody):
+        server = OpenAIServer(key=SECRET)
+        async with server.running() as url:
+            urls = {**nobody, "llamacpp": f"{url}/v1"}
+            async with found(config(backend_preference=("llamacpp",)), urls) as backends:
+                assert names(backends) == []
+            environ = {"LLAMA_API_KEY": SECRET}
+            async with found(config(backend_preference=("llamacpp",)), urls, environ) as backends:
+                assert (await backends.router.complete(ask())).text == "Paris is the capital"
+
     async def test_what_is_not_one(self, nobody):
         """Port 8080 is popular: nobody sends it a prompt that has not said what it is."""
         vllm, ollama = OpenAIServer(), OllamaServer()
