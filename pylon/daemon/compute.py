@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from pylon.config import Config
 from pylon.daemon.control import Method, Notify
 from pylon.inference.backends import Found, find_backends
-from pylon.inference.router import Router, Standing
+from pylon.inference.router import Standing
+
+if TYPE_CHECKING:
+    from pylon.daemon.runtime import Runtime
 
 _PATIENCE = 4.0
 """Seconds for a backend to say what it serves, where nobody has asked it before."""
@@ -18,18 +21,18 @@ _PATIENCE = 4.0
 
 @attrs.frozen
 class ComputeVerbs:
-    """``router``: the one that answers here, if anything is sold; else the backends are looked for."""
+    """Of ``runtime``, if it sells anything: the backends that answer there. Else they are looked for."""
 
     config: Config
-    router: Router | None = None
+    runtime: Runtime | None = None
 
     def table(self) -> dict[str, Method]:
         return {"compute": self.compute}
 
     async def compute(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
         """``local_backends``, by preference; what was looked for and is not there has ``available`` false."""
-        if self.router is not None:
-            return _report(self.config, await self.router.standings(everyone=True))
+        if self.runtime is not None and self.runtime.engine is not None:
+            return _report(self.config, await self.runtime.engine.standings(everyone=True))
         return await survey(self.config)
 
 

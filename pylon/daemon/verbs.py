@@ -74,7 +74,7 @@ class Verbs:
             "job.status": self.job_status,
             "earnings": self.earnings,
             "books": self.books,
-            **ComputeVerbs(self.config, None if self.runtime is None else self.runtime.engine).table(),
+            **ComputeVerbs(self.config, self.runtime).table(),
             **WalletGuard(self.store, self.clock).table(),
             **self._wallet_verbs(),
             **ConnectVerbs(self.config, self.store, self.clock, self._relays).table(),
