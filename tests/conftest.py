@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # No test is timed: a slow machine makes nothing wrong. In CI the examples are always the same ones, so that a change
@@ -16,3 +17,7 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("pylon")
+
+# The suite of all wallets is no test module by its name; it is imported from several places.
+for part in ("", "_house", "_holds", "_targets"):
+    pytest.register_assert_rewrite(f"tests.pylon.wallets.conformance{part}")

@@ -43,8 +43,9 @@ class Fault:
     """What happens to the next payment of a wallet."""
 
     kind: str
-    """``delay`` (waited for), ``pend`` (comes back pending), ``fail``, ``no_route``, ``lost`` (made, and not told),
-    ``silent`` (made, and the call never returns), ``dropped`` (not made, and not told)."""
+    """``slow`` (not made before so long), ``delay`` (waited for), ``pend`` (comes back pending), ``fail``,
+    ``no_route``, ``lost`` (made, and not told), ``silent`` (made, and the call never returns), ``dropped`` (not made,
+    and not told)."""
     seconds: float = 0.0
     settles: bool = True
 
@@ -474,8 +475,10 @@ class FakeBreezSdk:
         if known is not None:
             self.learn(known)
             return self._real.SendPaymentResponse(payment=network.payment(known, self.identity))
-        transfer = self._transfer(transfer_id, prepared)
         account = network.account(self.identity)
+        if account.faults and account.faults[0].kind == "slow":
+            await trio.sleep(account.faults.pop(0).seconds)
+        transfer = self._transfer(transfer_id, prepared)
         if account.balance < transfer.sats + transfer.fee:
             raise self._real.SdkError.InsufficientFunds(token_identifier=None)
         invoice = network._invoices.get(transfer.hash)

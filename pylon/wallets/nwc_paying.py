@@ -109,22 +109,22 @@ class Payer:
     async def pay(self, target: str, *, amount: Msat | None, limit: Msat, key: str) -> Payment:
         """See ``Wallet.pay``; ``limit`` is for the fee."""
         text, invoice = read_invoice(target)
-        row, new = self._records.by_key(self._store, key), False
-        if row is None:
-            row, new = await self._begin_payment(text, invoice, price_of(invoice, amount), limit, key)
         deadline = trio.current_time() + self._patience
-        while row.state is PaymentState.PENDING:
-            attempt = self._attempts.get(row.key)
+        while True:
+            row = self._records.by_key(self._store, key)
+            if row is not None and row.state is not PaymentState.PENDING:
+                return _ended(row)
+            attempt = self._attempts.get(key)
             if attempt is None:
-                return await self._drive(row, new)
+                # Nothing is awaited since the look: of many at once, one is at it, and the others wait for him.
+                price = price_of(invoice, amount) if row is None else row.amount
+                return await self._drive(key, row, text, invoice, price, limit)
             with trio.move_on_at(deadline) as scope:
                 await attempt.ended.wait()
             if attempt.error is not None:
                 raise attempt.error
-            row = self._records.by_key(self._store, key) or row
             if scope.cancelled_caught:
-                break
-        return _ended(row)
+                raise PaymentUnknown("it is being paid, and not known to have settled", "look it up")
 
     async def _begin_payment(
         self, text: str, invoice: bolt11.Invoice, price: Msat, limit: Msat, key: str
@@ -180,16 +180,21 @@ class Payer:
             raise NoRoute("the invoice is the wallet's own")
         return found
 
-    async def _drive(self, row: SentRow, new: bool) -> Payment:
-        """Be the one who is at a payment. ``new``: nobody has been before."""
-        attempt = self._attempts[row.key] = _Attempt()
+    async def _drive(
+        self, key: str, row: SentRow | None, text: str, invoice: bolt11.Invoice, price: Msat, limit: Msat
+    ) -> Payment:
+        """Be the one who is at a payment. Without a ``row`` nobody has been before."""
+        attempt = self._attempts[key] = _Attempt()
+        new = False
         try:
+            if row is None:
+                row, new = await self._begin_payment(text, invoice, price, limit, key)
             return await self._attempt(row, new)
         except WalletError as error:
             attempt.error = error
             raise
         finally:
-            del self._attempts[row.key]
+            del self._attempts[key]
             attempt.ended.set()
 
     async def _attempt(self, row: SentRow, new: bool) -> Payment:

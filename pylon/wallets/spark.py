@@ -101,7 +101,8 @@ class SparkWallet(SparkPayments):
             became = None if send.id in known else await self._became(send, fresh=True)
             if became is not None and became.state is PaymentState.PENDING:
                 leaving += send.amount + send.most_fee
-        balance = Balance(settled=Msat(settled), pending_out=Msat(leaving), known_at=known_at)
+        # The highest fees of those that are unknown may be more than there is; no more can leave.
+        balance = Balance(settled=Msat(settled), pending_out=Msat(min(leaving, settled)), known_at=known_at)
         self._on_balance(self, balance)
         return balance
 

@@ -169,18 +169,27 @@ class Journal:
         )
 
     def mark(self, key: str, stage: Stage) -> None:
-        self._write("UPDATE sends SET stage = ? WHERE key = ?", (stage.value, key))
+        """How far it has come. What is settled stays settled.
+
+        Raises ``StoreError`` for ``SENT`` where no payment waits for that: what is not written down must not be sent.
+        """
+        if stage is Stage.SENT:
+            if not self._write("UPDATE sends SET stage = 'sent' WHERE key = ? AND stage = 'asked'", (key,)):
+                raise StoreError("the payment is not in the wallet's journal any more; it was not sent", "pay again")
+        else:
+            self._write("UPDATE sends SET stage = ? WHERE key = ? AND stage <> 'done'", (stage.value, key))
 
     def forget(self, key: str) -> None:
-        """It was never sent, and leaves no trace: the key may be used again."""
-        self._write("DELETE FROM sends WHERE key = ?", (key,))
+        """It was never sent, and leaves no trace: the key may be used again. What is settled stays."""
+        self._write("DELETE FROM sends WHERE key = ? AND stage <> 'done'", (key,))
 
     def send(self, key: str) -> Send | None:
         return next(iter(self._sends("key = ?", (key,))), None)
 
     def send_of(self, payment_hash: str) -> Send | None:
-        """The newest payment of an invoice."""
-        return next(iter(self._sends("hash = ? ORDER BY created_at DESC, rowid DESC LIMIT 1", (payment_hash,))), None)
+        """The newest payment of an invoice; one that has not failed before all that have."""
+        order = "stage = 'failed', created_at DESC, rowid DESC"
+        return next(iter(self._sends(f"hash = ? ORDER BY {order} LIMIT 1", (payment_hash,))), None)
 
     def under_way(self) -> list[Send]:
         """Payments that were sent and of whose end nothing is written here; the SDK may know."""
@@ -228,12 +237,14 @@ class Journal:
     def _read(self, sql: str, params: object) -> list[sqlite3.Row]:
         return self._guarded(lambda db: db.execute(sql, params).fetchall())  # type: ignore[arg-type]
 
-    def _write(self, sql: str, params: tuple[object, ...]) -> None:
-        def job(db: sqlite3.Connection) -> None:
-            with db:
-                db.execute(sql, params)
+    def _write(self, sql: str, params: tuple[object, ...]) -> int:
+        """Returns how many rows have changed."""
 
-        self._guarded(job)
+        def job(db: sqlite3.Connection) -> int:
+            with db:
+                return db.execute(sql, params).rowcount
+
+        return self._guarded(job)
 
     def _guarded(self, job: Callable[[sqlite3.Connection], T]) -> T:
         try:

@@ -14,6 +14,7 @@ from pylon.clock import Clock
 from pylon.errors import ConfigError
 from pylon.wallets import spark_errors, spark_types
 from pylon.wallets.bridge import AsyncioBridge, Bridge
+from pylon.wallets.spark_calls import SparkCalls
 from pylon.wallets.spark_types import SparkNetwork
 
 KEY_HINT = (
@@ -32,7 +33,7 @@ class SparkDeadlines:
     settle: float = 30.0
     """How long ``pay`` waits for a Lightning payment; then it is pending."""
     send: float = 50.0
-    """For ``send_payment`` as a whole; then it is unknown."""
+    """How long ``pay`` waits for ``send_payment`` as a whole; then it is unknown, and the call goes on."""
     disconnect: float = 3.0
 
 
@@ -67,6 +68,7 @@ class SparkKit:
         self.deadlines = deadlines or SparkDeadlines()
         self.fresh_seconds = fresh_seconds
         self.durable = durable
+        self.calls = SparkCalls()
         self._api_key = api_key
         self._bridge = bridge
         self._sdk = sdk

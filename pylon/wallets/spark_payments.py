@@ -4,6 +4,7 @@
   key, which makes the operators refuse a second one.
 * ``send_payment`` is never broken off: who is cancelled leaves, and the call goes on. A deadline there is *unknown*,
   and nothing but what the SDK checks by itself counts as "not sent" (``spark_errors``).
+* While that call runs (``spark_calls``) its payment is never taken for lost. What has settled never fails afterwards.
 * Invoices go over Lightning, to payees on Spark too: a direct transfer would give no preimage, which is the proof.
 """
 
@@ -26,6 +27,7 @@ from pylon.errors import (
     NotSupported,
     PaymentFailed,
     PaymentUnknown,
+    StoreError,
     WalletError,
     WalletUnreachable,
     brief,
@@ -33,13 +35,14 @@ from pylon.errors import (
 from pylon.money import Msat, ceil_to_sat, format_msat, sats
 from pylon.wallets import spark_errors, spark_types
 from pylon.wallets.port import Direction, Payment, PaymentState, Target, TargetKind
+from pylon.wallets.spark_calls import Sending
 from pylon.wallets.spark_journal import Send, Stage
 from pylon.wallets.spark_link import SparkLink
 
 log = logging.getLogger(__name__)
 
 LOST_SECONDS = 900.0
-"""A payment that the operators do not know after so long was never made."""
+"""A payment that the operators do not know so long after its call has ended was never made."""
 _NAMESPACE = uuid.UUID("6d7a3f0e-4c58-5d2b-9c2e-5b6f1f1d8a10")
 
 
@@ -48,13 +51,12 @@ class SparkPayments(SparkLink):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._sending: dict[str, _Sending] = {}
         self._missed: dict[str, int] = {}
         """Payments that are long due and not found, with the round trip that missed them first."""
 
     @property
     def is_busy(self) -> bool:
-        return bool(self._sending) or super().is_busy
+        return self._kit.calls.is_paying(self) or super().is_busy
 
     # --- paying -----------------------------------------------------------------------------------------------
 
@@ -91,9 +93,9 @@ class SparkPayments(SparkLink):
             created_at=self._clock.now(),
             stage=Stage.ASKED,
         )
-        sending = self._sending[send.key] = _Sending(send)
+        self._journal.begin(send)
+        sending = self._kit.calls.begin(send, self)
         try:
-            self._journal.begin(send)
             if self.server or not self._synced:
                 # What has come in is ours to spend once it was taken, and nobody has done that here.
                 await self._refresh()
@@ -107,11 +109,18 @@ class SparkPayments(SparkLink):
             self._journal.mark(send.key, Stage.SENT)
         except BaseException:
             # Nothing was sent: the key is as it was.
-            self._journal.forget(send.key)
-            sending.end(self._sending)
+            try:
+                self._journal.forget(send.key)
+            finally:
+                sending.end()
             raise
+        sending.tell(self._kit.deadlines.send)
         trio.lowlevel.spawn_system_task(self._send, sending, prepared, fee)
-        await sending.ended.wait()
+        if not await sending.wait():
+            raise PaymentUnknown(
+                f"Spark did not say within {self._kit.deadlines.send:.0f} s what became of the payment",
+                "it is looked up again; do not pay again",
+            )
         if sending.error is not None:
             raise sending.error
         assert sending.payment is not None, "a payment or an error"
@@ -119,53 +128,62 @@ class SparkPayments(SparkLink):
             raise PaymentFailed("the payment has failed", "nothing was charged; ask for a new invoice")
         return sending.payment
 
-    async def _send(self, sending: _Sending, prepared: Any, fee: Msat) -> None:
-        """The call that moves money, in a task of its own that nobody's cancellation reaches. Raises nothing."""
+    async def _send(self, sending: Sending, prepared: Any, fee: Msat) -> None:
+        """The call that moves money, in a task that nobody's cancellation or patience ends. Raises nothing."""
         send = sending.send
         try:
-            sending.payment = await self._sent(send, prepared, fee)
+            sending.payment = await self._sent(sending, prepared, fee)
         except WalletError as error:
-            if not isinstance(error, PaymentUnknown):
-                self._journal.forget(send.key)
             sending.error = error
+            if not isinstance(error, PaymentUnknown):
+                self._unsent(send)
         except Exception as error:
             log.warning("Spark broke while paying %s: %s", send.id[:16], brief(error))
             sending.error = PaymentUnknown(f"the Spark SDK broke off ({type(error).__name__})")
         finally:
             self._stale = True
-            sending.end(self._sending)
+            ended = sending.payment is not None and sending.payment.state is not PaymentState.PENDING
+            refused = sending.error is not None and not isinstance(sending.error, PaymentUnknown)
+            sending.end(None if ended or refused else self._clock.monotonic())
             self._on_change(self)
+            if self._closed:
+                self._journal.close()  # opened again to write down what came of it
 
-    async def _sent(self, send: Send, prepared: Any, fee: Msat) -> Payment:
-        sdk = self._kit.sdk
+    def _unsent(self, send: Send) -> None:
+        """It is certain that nothing was sent. Raises nothing: a row that stays is looked up, and found lost."""
+        try:
+            self._journal.forget(send.key)
+        except StoreError as error:
+            log.warning("%s", error.message)
+
+    async def _sent(self, sending: Sending, prepared: Any, fee: Msat) -> Payment:
+        sdk, send = self._kit.sdk, sending.send
         options = None
         if prepared.payment_method.is_BOLT11_INVOICE():
             seconds = max(1, int(self._kit.deadlines.settle))
             options = sdk.SendPaymentOptions.BOLT11_INVOICE(prefer_spark=False, completion_timeout_secs=seconds)
         request = sdk.SendPaymentRequest(prepare_response=prepared, options=options, idempotency_key=send.id)
         async with self._using() as instance:
-            with trio.move_on_after(self._kit.deadlines.send):
+            try:
                 try:
-                    try:
-                        return self._news((await self._kit.bridge.outlast(instance.send_payment, request)).payment)
-                    except sdk.SdkError.InsufficientFunds:
-                        # Nothing was sent. What has come in since we looked is ours to spend once it was taken.
-                        self._stale = True
+                    return self._news((await self._kit.bridge.outlast(instance.send_payment, request)).payment)
+                except sdk.SdkError.InsufficientFunds:
+                    # Nothing was sent. What has come in since we looked is ours to spend once it was taken.
+                    self._stale = True
+                    if not sending.is_late:
                         await self._refresh()
-                        return self._news((await self._kit.bridge.outlast(instance.send_payment, request)).payment)
-                except sdk.SdkError as error:
-                    available = Msat(0)
-                    if spark_errors.kind(error) == "InsufficientFunds":
-                        info = await self._ask(
-                            "asking for the balance", instance.get_info, sdk.GetInfoRequest(ensure_synced=False)
-                        )
-                        available = sats(info.balance_sats)
-                    required = Msat(ceil_to_sat(send.amount) + fee)
-                    raise spark_errors.while_sending(error, required=required, available=available) from None
-        raise PaymentUnknown(
-            f"Spark did not say within {self._kit.deadlines.send:.0f} s what became of the payment",
-            "it is looked up again; do not pay again",
-        )
+                    if sending.is_late:
+                        raise  # who asked has left, and was not told that it is tried again
+                    return self._news((await self._kit.bridge.outlast(instance.send_payment, request)).payment)
+            except sdk.SdkError as error:
+                available = Msat(0)
+                if spark_errors.kind(error) == "InsufficientFunds":
+                    info = await self._ask(
+                        "asking for the balance", instance.get_info, sdk.GetInfoRequest(ensure_synced=False)
+                    )
+                    available = sats(info.balance_sats)
+                required = Msat(ceil_to_sat(send.amount) + fee)
+                raise spark_errors.while_sending(error, required=required, available=available) from None
 
     def _payable(self, target: str, amount: Msat | None) -> tuple[Target, Msat]:
         """Target and amount, as far as can be told without asking anybody."""
@@ -215,11 +233,9 @@ class SparkPayments(SparkLink):
 
     async def _report(self, send: Send) -> Payment:
         """What became of a payment that was begun before. Raises ``PaymentFailed`` where it has failed."""
-        running = self._sending.get(send.key)
-        if running is not None:
-            await running.ended.wait()
-            if running.error is not None:
-                raise running.error
+        running = self._kit.calls.running(send.id)
+        if running is not None and await running.wait() and running.error is not None:
+            raise running.error
         payment = await self.lookup_key(send.key)
         if payment is None:
             # It was never sent, after all, and the row is gone.
@@ -258,30 +274,54 @@ class SparkPayments(SparkLink):
 
     async def _became(self, send: Send, *, fresh: bool = False) -> Payment | None:
         """What became of a payment that this wallet was asked to make. ``fresh``: there was a round trip just now."""
+        calls = self._kit.calls
         if send.stage is Stage.ASKED:
-            if send.key in self._sending:
+            if calls.running(send.id) is not None:
                 return self._as_pending(send)
             # The process that wrote it down ended before it told the SDK.
             self._journal.forget(send.key)
             return None
-        if send.stage is Stage.FAILED:
-            found = await self._by_id(send.id)
-            return self._as_failed(send) if found is None else self._payment(found)
         found = await self._by_id(send.id)
-        running = send.key in self._sending
-        if (found is None or found.status.name == "PENDING") and not running and not fresh:
+        running = calls.running(send.id)
+        unsure = found is None or found.status.name == "PENDING"
+        # While somebody waits for the call, it is the call that will tell.
+        if unsure and send.stage is not Stage.FAILED and (running is None or running.is_late) and not fresh:
             await self._refresh()
             found = await self._by_id(send.id)
+        # What was written down in the meantime counts.
+        now = self._journal.send(send.key)
+        if now is not None and now.stage is Stage.DONE and (found is None or found.status.name != "COMPLETED"):
+            log.warning("the payment %s has settled, whatever the Spark SDK says of it now", send.id)
+            return self._as_settled(now)
         if found is not None:
             return self._news(found, tell=False)
-        if running or self.known_at - send.created_at < LOST_SECONDS:
-            return self._as_pending(send)
-        # The SDK does not say when it could not read its history: two round trips must both have missed it.
-        if self._missed.setdefault(send.key, self._good_trip) == self._good_trip:
+        if now is None:
+            return None  # nothing was sent, after all
+        if now.stage is Stage.FAILED:
+            return self._as_failed(send)
+        if not self._is_lost(send):
             return self._as_pending(send)
         log.warning("payment %s never reached Spark", send.id)
         self._journal.mark(send.key, Stage.FAILED)
+        calls.forget(send.id)
         return self._as_failed(send)
+
+    def _is_lost(self, send: Send) -> bool:
+        """Whether one that Spark does not know, by the last round trip, was never made and will not be."""
+        calls = self._kit.calls
+        if calls.running(send.id) is not None:
+            return False
+        ended = calls.ended_at(send.id)
+        if ended is not None:
+            silent = self._trip_began - ended
+        else:
+            # Another life of the process has sent it; what has passed since by the wall clock may not have passed.
+            looked = calls.first_look(send.id, self._clock.monotonic())
+            silent = min(self._trip_began - looked, self.known_at - send.created_at)
+        if silent < LOST_SECONDS:
+            return False
+        # The SDK does not say when it could not read its history: two round trips must both have missed it.
+        return self._missed.setdefault(send.key, self._good_trip) != self._good_trip
 
     def _as_pending(self, send: Send) -> Payment:
         return Payment(
@@ -298,6 +338,10 @@ class SparkPayments(SparkLink):
 
     def _as_failed(self, send: Send) -> Payment:
         return attrs.evolve(self._as_pending(send), state=PaymentState.FAILED, fee=Msat(0))
+
+    def _as_settled(self, send: Send) -> Payment:
+        """By the journal alone: without the preimage, and with the highest fee in place of the fee."""
+        return attrs.evolve(self._as_pending(send), state=PaymentState.SETTLED, settled_at=send.created_at)
 
     async def _sent_elsewhere(self, payment_hash: str) -> Any:
         """A payment of this hash that another device with this seed has sent, or that our journal has lost."""
@@ -352,6 +396,7 @@ class SparkPayments(SparkLink):
             key = self._journal.keys([found.id]).get(found.id)
             if key is not None:
                 self._journal.mark(key, Stage.DONE if settled else Stage.FAILED)
+                self._kit.calls.forget(found.id)
         elif settled and spark_types.payment_hash(found):
             self._journal.settled(spark_types.payment_hash(found), sats(found.amount), float(found.timestamp))
 
@@ -359,17 +404,3 @@ class SparkPayments(SparkLink):
         payment_hash = spark_types.payment_hash(found)
         ours = bool(payment_hash) and self._journal.issued_by_hash(payment_hash) is not None
         return spark_types.to_payment(found, ours=ours, key=self._journal.keys([found.id]).get(found.id, ""))
-
-
-class _Sending:
-    """A payment that this process is about to make, or is making."""
-
-    def __init__(self, send: Send) -> None:
-        self.send = send
-        self.ended = trio.Event()
-        self.payment: Payment | None = None
-        self.error: WalletError | None = None
-
-    def end(self, table: dict[str, _Sending]) -> None:
-        table.pop(self.send.key, None)
-        self.ended.set()

@@ -7,7 +7,8 @@ import pytest
 
 PROBE = """
 import ctypes, resource, subprocess, sys
-resource.setrlimit(resource.RLIMIT_CORE, (1 << 20, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
+resource.setrlimit(resource.RLIMIT_CORE, (min(hard, 1 << 20) if hard >= 0 else 1 << 20, hard))
 from pylon.daemon.coredumps import forbid_core_dumps
 forbid_core_dumps()
 print(resource.getrlimit(resource.RLIMIT_CORE))

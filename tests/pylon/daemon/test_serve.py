@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import trio
 
+from pylon.config import Config
 from pylon.daemon import books, serve
 from pylon.errors import WalletError
 
@@ -28,6 +29,7 @@ class Audits:
 
 class Parts:
     store = wallet = clock = hosting = None
+    config = Config()
 
 
 class Hosts(Parts):

@@ -109,8 +109,8 @@ def test_a_purchase_that_takes_unknown_for_failed_is_noticed(monkeypatch):
     """The classic: a payment that timed out is taken for failed, and the next provider is paid too."""
     real = buyer.Purse.send
 
-    async def send(self, intent, bolt11):
-        outcome = await real(self, intent, bolt11)
+    async def send(self, intent):
+        outcome = await real(self, intent)
         return buyer.Failed(outcome.reason) if isinstance(outcome, buyer.Unknown) else outcome
 
     monkeypatch.setattr(buyer.Purse, "send", send)

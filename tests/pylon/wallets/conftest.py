@@ -16,9 +16,6 @@ import trio
 
 HERE = Path(__file__).parent
 
-for part in ("", "_house", "_holds", "_targets"):
-    pytest.register_assert_rewrite(f"tests.pylon.wallets.conformance{part}")
-
 
 def run_on_its_clock(
     item: pytest.Function, test: Callable[[], Awaitable[None]], *, clock: Any, instruments: Sequence[Any]

@@ -22,6 +22,7 @@ from pylon.errors import (
     NotSupported,
     PaymentFailed,
     PaymentUnknown,
+    StoreError,
     WalletError,
     WalletUnreachable,
     WrongNetwork,
@@ -506,6 +507,193 @@ async def test_what_never_arrived_is_pending_until_it_is_certain(network, funded
     assert paid.state is PaymentState.SETTLED
 
 
+async def looks(wallet: SparkWallet, payment_hash: str) -> set[PaymentState]:
+    """What a wallet says of a payment, asked thrice: once proves nothing."""
+    return {(await wallet.lookup_payment(payment_hash)).state for _ in range(3)}
+
+
+@pytest.mark.parametrize(("seconds", "jump"), [(70, 1_000), (70, -1_000), (1_200, 0)])
+async def test_while_the_call_runs_its_payment_is_not_lost(network, funded, clock, seconds, jump):
+    """Also where the wall clock was set, or the machine slept."""
+    alice, bob = await funded("alice"), await funded("bob", 1)
+    issued = await bob.receive(sats(1_000), "", 60_000, "k")
+    network.fault(alice.identity_pubkey, Fault("slow", seconds))
+    began = clock.monotonic()
+    with pytest.raises(PaymentUnknown):
+        await alice.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key="1")
+    assert clock.monotonic() - began == pytest.approx(SparkDeadlines().send, abs=1)
+    clock.skew += jump
+    while clock.monotonic() - began < seconds - 10:
+        assert await looks(alice, issued.payment_hash) == {PaymentState.PENDING}
+        with pytest.raises(AlreadyPaid):
+            await alice.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key="2")
+        again = await alice.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key="1")
+        assert again.state is PaymentState.PENDING
+        assert (await alice.balance()).spendable == sats(100_000) - sats(1_000) - FEE_CAP
+        assert alice.is_busy
+        assert not await alice.let_go(), "the call is not broken off"
+        await trio.sleep(5)
+    await trio.sleep(20)
+    assert await looks(alice, issued.payment_hash) == {PaymentState.SETTLED}
+    assert not alice.is_busy
+    assert (await bob.balance()).settled == sats(1_001)
+    assert network.calls.count("send_payment") == 1
+
+
+async def test_the_call_of_a_wallet_that_was_closed_counts_too(network, kit, funded, server):
+    alice, bob = await funded("alice"), await funded("bob", 1)
+    issued = await bob.receive(sats(1_000), "", 60_000, "k")
+    network.fault(alice.identity_pubkey, Fault("slow", 3_000.0))
+    with pytest.raises(PaymentUnknown):
+        await alice.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key="1")
+    await alice.aclose()
+    again = SparkWallet(kit, SEEDS["alice"], "alice", server=server)
+    for _ in range(2):
+        await trio.sleep(LOST_SECONDS + 60)
+        assert await looks(again, issued.payment_hash) == {PaymentState.PENDING}
+    await trio.sleep(1_500)
+    assert await looks(again, issued.payment_hash) == {PaymentState.SETTLED}
+    assert alice._journal._db is None
+    await again.aclose()
+
+
+async def test_silence_is_not_counted_by_the_wall_clock(network, funded, clock):
+    alice, bob = await funded("alice"), await funded("bob", 1)
+    issued = await bob.receive(sats(1_000), "", 60_000, "k")
+    network.fault(alice.identity_pubkey, Fault("dropped"))
+    with pytest.raises(PaymentUnknown):
+        await alice.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key="1")
+    clock.skew += 10_000
+    assert await looks(alice, issued.payment_hash) == {PaymentState.PENDING}
+    clock.skew -= 20_000
+    await trio.sleep(LOST_SECONDS - 30)
+    assert await looks(alice, issued.payment_hash) == {PaymentState.PENDING}
+    await trio.sleep(60)
+    assert PaymentState.FAILED in await looks(alice, issued.payment_hash)
+
+
+@pytest.mark.parametrize("ago", [10_000.0, 0.0, -5_000.0])
+async def test_another_life_of_the_process_counts_for_nothing(funded, clock, ago):
+    """What it has sent is waited for anew, by either clock: it may have been sent just before it died."""
+    alice, bob = await funded("alice"), await funded("bob", 1)
+    issued = await bob.receive(sats(1_000), "", 60_000, "k")
+    began = clock.now() - ago
+    alice._journal.begin(
+        Send("1", alice._id("1"), issued.payment_hash, issued.bolt11, sats(1_000), FEE_CAP, began, Stage.SENT)
+    )
+    await trio.sleep(2 * LOST_SECONDS)  # nobody has looked yet
+    assert await looks(alice, issued.payment_hash) == {PaymentState.PENDING}
+    await trio.sleep(LOST_SECONDS - 30)
+    assert await looks(alice, issued.payment_hash) == {PaymentState.PENDING}
+    await trio.sleep(60)
+    if ago < 0:  # the wall clock was set back
+        assert await looks(alice, issued.payment_hash) == {PaymentState.PENDING}
+        await trio.sleep(5_000)
+    assert PaymentState.FAILED in await looks(alice, issued.payment_hash)
+    assert (await alice.balance()).spendable == sats(100_000)
+
+
+async def test_what_is_refused_late_was_not_sent_and_is_not_tried_again(network, funded):
+    alice, bob = await funded("alice"), await funded("bob", 1)
+    issued = await bob.receive(sats(1_000), "", 60_000, "k")
+    network.fault(alice.identity_pubkey, Fault("slow", 100.0))
+    with pytest.raises(PaymentUnknown):
+        await alice.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key="1")
+    network.account(alice.identity_pubkey).balance = 0
+    await trio.sleep(60)
+    assert await alice.lookup_payment(issued.payment_hash) is None
+    assert await alice.lookup_key("1") is None
+    assert network.calls.count("send_payment") == 1
+    await network.deposit(alice.identity_pubkey, 5_000)
+    assert (await alice.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key="1")).state is PaymentState.SETTLED
+
+
+@pytest.mark.parametrize("forgets", [True, False])
+async def test_what_has_settled_is_settled_whatever_the_sdk_remembers(network, funded, forgets):
+    alice, bob = await funded("alice"), await funded("bob", 1)
+    issued = await bob.receive(sats(1_000), "", 60_000, "k")
+    await alice.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key="1")
+    if forgets:
+        network._transfers.clear()
+        for storage in network._storages.values():
+            storage.payments.clear()
+    else:
+        for transfer in network._transfers.values():
+            transfer.state = "FAILED"
+        await alice.balance()
+        for storage in network._storages.values():
+            storage.payments = {p.id: network.payment(network._transfers[p.id], alice.identity_pubkey)
+                                for p in storage.payments.values()}  # fmt: skip
+    await trio.sleep(2 * LOST_SECONDS)
+    assert await looks(alice, issued.payment_hash) == {PaymentState.SETTLED}
+    found = await alice.lookup_key("1")
+    assert (found.amount, found.fee, found.key) == (sats(1_000), FEE_CAP, "1")
+    with pytest.raises(AlreadyPaid):
+        await alice.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key="2")
+    if forgets:
+        network.online = False
+        with pytest.raises(WalletUnreachable):
+            await alice.lookup_key("1")  # Spark may tell more, once it is there
+
+
+async def test_what_was_taken_for_lost_and_comes_after_all_is_paid(network, funded):
+    alice, bob = await funded("alice"), await funded("bob", 1)
+    issued = await bob.receive(sats(1_000), "", 60_000, "k")
+    await alice.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key="1")
+    alice._journal._write("UPDATE sends SET stage = 'failed'", ())
+    assert await looks(alice, issued.payment_hash) == {PaymentState.SETTLED}
+    with pytest.raises(AlreadyPaid):
+        await alice.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key="2")
+
+
+async def test_what_is_not_written_down_any_more_is_not_sent(network, funded, monkeypatch):
+    alice, bob = await funded("alice"), await funded("bob", 1)
+    issued = await bob.receive(sats(1_000), "", 60_000, "k")
+    real = FakeBreezSdk.prepare_send_payment
+
+    async def prepare(self, request):
+        alice._journal.forget("1")  # as another process would that takes it for dead
+        return await real(self, request)
+
+    monkeypatch.setattr(FakeBreezSdk, "prepare_send_payment", prepare)
+    with pytest.raises(StoreError):
+        await alice.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key="1")
+    assert "send_payment" not in network.calls
+    assert not alice.is_busy
+    monkeypatch.undo()
+    assert (await alice.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key="1")).state is PaymentState.SETTLED
+
+
+async def test_two_that_are_one_wallet_forget_nothing_of_each_other(network, kit, funded, server):
+    """A wallet may be opened twice for a while: what one is about to send, the other leaves alone."""
+    alice, bob = await funded("alice"), await funded("bob", 1)
+    issued = await bob.receive(sats(1_000), "", 60_000, "k")
+    twin = SparkWallet(kit, SEEDS["alice"], "alice", server=server)
+    real, seen = FakeBreezSdk.prepare_send_payment, []
+
+    async def prepare(self, request):
+        seen.append(await twin.lookup_payment(issued.payment_hash))
+        return await real(self, request)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FakeBreezSdk, "prepare_send_payment", prepare)
+        paid = await alice.pay(issued.bolt11, max_fee=FEE_CAP, idempotency_key="1")
+    assert [found.state for found in seen] == [PaymentState.PENDING]
+    assert paid.state is PaymentState.SETTLED
+    await twin.aclose()
+
+
+async def test_no_more_is_on_its_way_than_there_is(network, funded):
+    """Of an unknown payment the highest fee counts, which the wallet may not have."""
+    alice, bob = await funded("alice", 1_004), await funded("bob", 1)
+    issued = await bob.receive(sats(1_000), "", 600, "k")
+    network.fault(alice.identity_pubkey, Fault("dropped"))
+    with pytest.raises(PaymentUnknown):
+        await alice.pay(issued.bolt11, max_fee=sats(500), idempotency_key="1")
+    balance = await alice.balance()
+    assert (balance.settled, balance.pending_out, balance.spendable) == (sats(1_004), sats(1_004), 0)
+
+
 async def test_a_process_that_died_before_it_told_the_sdk_has_sent_nothing(kit, funded, server):
     bob = await funded("bob", 1)
     issued = await bob.receive(sats(1_000), "", 600, "k")
@@ -581,8 +769,12 @@ async def test_offline_the_history_is_what_was_known(network, funded):
     assert await alice.payments() == known
 
 
-@given(st.lists(st.tuples(st.sampled_from(["", "pend", "delay", "fail", "lost", "silent", "dropped"]), st.booleans(),
-                          st.integers(0, 3), st.integers(1, 30_000)), max_size=6))  # fmt: skip
+FAULTS = ["", "pend", "delay", "fail", "lost", "silent", "dropped", "slow"]
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(FAULTS), st.booleans(), st.integers(0, 3), st.integers(1, 30_000)), max_size=6)
+)
 @settings(max_examples=30, deadline=None)
 def test_whatever_goes_wrong_a_key_pays_once_and_nothing_is_lost(steps):
     """Keys used again and again, with every fault, restarts between them: each pays once at most, to the millisat."""
@@ -601,7 +793,7 @@ async def _payments(directory, steps):
     before = network.total()
     for kind, settles, key, amount in steps:
         if kind:
-            network.fault(alice.identity_pubkey, Fault(kind, 20.0, settles))
+            network.fault(alice.identity_pubkey, Fault(kind, 200.0 if kind == "slow" else 20.0, settles))
         issued = await bob.receive(sats(amount), "", 3_600, f"{key}-{amount}")
         try:
             await alice.pay(issued.bolt11, max_fee=sats(1_000), idempotency_key=str(key))

@@ -68,6 +68,31 @@ def test_payments_by_key_and_by_hash(journal):
     assert journal.keys(["id-a", "id-b"]) == {"id-a": "a"}
 
 
+def test_what_is_not_written_down_is_not_sent(journal):
+    with pytest.raises(StoreError):
+        journal.mark("a", Stage.SENT)
+    journal.begin(send("a"))
+    journal.forget("a")
+    with pytest.raises(StoreError):
+        journal.mark("a", Stage.SENT)
+    journal.begin(send("a"))
+    journal.mark("a", Stage.SENT)
+    with pytest.raises(StoreError):
+        journal.mark("a", Stage.SENT)
+
+
+def test_what_has_settled_neither_fails_nor_is_forgotten(journal):
+    journal.begin(send("a", "11" * 32, 1.0))
+    journal.mark("a", Stage.SENT)
+    journal.mark("a", Stage.FAILED)
+    journal.mark("a", Stage.DONE)  # it was taken for lost, and was not
+    journal.mark("a", Stage.FAILED)
+    journal.forget("a")
+    assert journal.send("a").stage is Stage.DONE
+    journal.begin(send("b", "11" * 32, 2.0, Stage.FAILED))
+    assert journal.send_of("11" * 32).key == "a", "before all that have failed"
+
+
 def test_many_names_at_once(journal):
     for number in range(3):
         journal.begin(send(str(number)))
