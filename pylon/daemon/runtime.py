@@ -318,6 +318,7 @@ def _provider(
             invoice_seconds=int(config.provider.deadlines.payment),
         ),
         deadlines=_deadlines(config.provider.deadlines),
+        slots=max(1, router.slots),
     )
 
 

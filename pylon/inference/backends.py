@@ -115,9 +115,9 @@ class Found:
             return
         if (await self.router.health()).ok:
             return
-        raise self.engine_missing or ModelMissing(
-            "no backend answers", "start Ollama or a llama.cpp server, or name one in [[backends]]"
-        )
+        if self.engine_missing is None:
+            raise ModelMissing("no backend answers", "start Ollama or a llama.cpp server, or name one in [[backends]]")
+        raise ModelMissing(f"no backend answers, and {self.engine_missing.message}", self.engine_missing.hint)
 
 
 async def find_backends(

@@ -49,6 +49,9 @@ _FRESH_FAILURE = 3.0
 _WORTH = 20
 """A failure is believed at least this many times as long as it took: a backend in a black hole delays few requests."""
 
+_SUBSTITUTIONS = 100
+"""How many are remembered: anybody may ask for any name."""
+
 _BUSY = Health(True, "busy: its answers keep coming")
 
 
@@ -121,7 +124,7 @@ class Router:
     :param preference: names of backends, the best first; those not named follow in the order given.
     :param default_model: what an empty model name asks for; empty: the first model of the first healthy backend.
 
-    ``substitutions`` maps every model that was asked for and not there to what was used instead.
+    ``substitutions`` maps models that were asked for and not there to what was used instead.
     """
 
     def __init__(
@@ -145,6 +148,11 @@ class Router:
     @property
     def name(self) -> str:
         return "router"
+
+    @property
+    def slots(self) -> int:
+        """Answers at the same time, of all backends together; one for each that says nothing of it."""
+        return sum(place.most or 1 for place in self.places)
 
     async def models(self, *, healthy: bool = False) -> list[ModelInfo]:
         """Every model of every backend, by preference; a name that two backends have appears twice.
@@ -280,6 +288,8 @@ class Router:
         if route.substituted:
             known = self.substitutions.get(route.asked)
             if known is None or (known.backend, known.model) != (route.backend, route.model):
+                while len(self.substitutions) >= _SUBSTITUTIONS:
+                    self.substitutions.pop(next(iter(self.substitutions)))
                 self.substitutions[route.asked] = route
                 log.warning("no backend has the model %r: using %r of %s", route.asked, route.model, route.backend.name)
 

@@ -61,7 +61,7 @@ class TestWhoIsLookedFor:
         async with found(config(), nobody) as backends:
             assert names(backends) == ["ollama", "apple_fm"]
             assert backends.engine is None
-            with pytest.raises(ModelMissing, match="no model is installed"):
+            with pytest.raises(ModelMissing, match="no backend answers, and no model is installed"):
                 await backends.check()
 
     async def test_ollama_before_the_embedded_engine(self, nobody, models):

@@ -329,3 +329,16 @@ def test_whoever_is_asked_has_the_model_and_comes_first(data):
         assert (await router.complete(ask(model))).text == f"I am b{expected}"
 
     trio.run(main)
+
+
+async def test_what_strangers_ask_for_is_not_remembered_for_ever(caplog):
+    router = Router([fake("a", "x")])
+    for number in range(1_000):
+        await router.resolve(f"model-{number}")
+    assert len(router.substitutions) == 100
+    assert "model-999" in router.substitutions
+
+
+def test_slots():
+    assert Router([Place(fake("a"), most=3), Place(fake("b"), most=1), fake("c")]).slots == 5
+    assert Router([]).slots == 0
