@@ -215,6 +215,12 @@ class BackendUnavailable(InferenceError):
     code = "backend_unavailable"
 
 
+class BackendBusy(BackendUnavailable):
+    """It works, and has no room for one more request."""
+
+    code = "backend_busy"
+
+
 class BackendTimeout(InferenceError):
     """One of ``Deadlines`` has passed; the message names it."""
 
