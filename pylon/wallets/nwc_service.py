@@ -302,7 +302,7 @@ class WalletService:
         if intent is None:
             return await self._tell_again(guest, connections.find_request(self._store, request.id))
         if intent.state is IntentState.PENDING:
-            await self._drive(intent, text)
+            await self._drive(intent)
         return None
 
     def _reserve(
@@ -400,7 +400,7 @@ class WalletService:
         if answer is not None:
             self._post.send(guest, self._post.response(guest, taken.id, PAY_INVOICE, taken.encryption, answer))
 
-    async def _drive(self, intent: Intent, text: str, *, reconcile: bool = False) -> None:
+    async def _drive(self, intent: Intent, *, reconcile: bool = False) -> None:
         """Pay, or find out what became of it, and write that down with the answers to all who asked."""
         if intent.id in self._under_way:
             return
@@ -499,7 +499,7 @@ class WalletService:
                 continue
             text = intents.invoice(self._store, self._store.vault, intent.id)
             if self._is_fresh(intent):
-                await self._drive(intent, text, reconcile=True)
+                await self._drive(intent, reconcile=True)
             else:
                 await self._look_up(intent, text)
             nap = min(nap, max(self._waits.get(intent.id, (0.0, None))[0] - trio.current_time(), 0.5))
