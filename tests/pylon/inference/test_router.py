@@ -222,6 +222,19 @@ async def test_one_that_fails_again_and_again_is_left_alone(autojump_clock):
     assert (await router.complete(ask("x"))).text == "I am a"
 
 
+async def test_an_answer_that_is_complete_counts_whoever_leaves(autojump_clock):
+    """A customer may stop listening at the last chunk: three failures with answers between them are not in a row."""
+    lines = [Reply(error=DOWN), "fine"] * 6
+    router = Router([fake("a", "x", script=lines)])
+    for _ in range(6):
+        with pytest.raises(BackendUnavailable, match="died"):
+            await router.complete(ask("x"))
+        async with router.stream(ask("x")) as chunks:
+            async for chunk in chunks:
+                if chunk.finish_reason:
+                    break
+
+
 async def test_the_only_one_left_alone(autojump_clock):
     router = Router([fake("a", "x", script=Reply(error=DOWN))])
     for _ in range(FAILURES):
