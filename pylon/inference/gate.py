@@ -23,6 +23,13 @@ _ALIVE = 30.0
 """Seconds for which a piece of an answer proves that its backend lives."""
 
 
+class Visit:
+    """One request inside. ``answered``: its answer came to its end, whoever leaves before the block does."""
+
+    def __init__(self) -> None:
+        self.answered = False
+
+
 class Gate:
     """The door of the backend called ``name``.
 
@@ -64,7 +71,7 @@ class Gate:
         self._sign_at = trio.current_time()
 
     @asynccontextmanager
-    async def entered(self) -> AsyncIterator[None]:
+    async def entered(self) -> AsyncIterator[Visit]:
         """Inside for as long as the block lasts, which is judged by how it ends.
 
         Raises ``BackendBusy`` where the queue is full, ``BackendUnavailable`` where the breaker is open.
@@ -74,11 +81,10 @@ class Gate:
         try:
             self._check_breaker()  # it may have opened while this request waited
             self.breaker, probe = machine.begin(self.breaker, trio.current_time())
-            judged = False
+            judged, visit = False, Visit()
             try:
-                yield
-                self._judge(machine.succeed(self.breaker, probe=probe))
-                judged = True
+                yield visit
+                visit.answered = True
             except BackendBusy:
                 raise
             except (BackendUnavailable, BackendTimeout):
@@ -86,7 +92,9 @@ class Gate:
                 judged = True
                 raise
             finally:
-                if not judged:
+                if visit.answered and not judged:
+                    self._judge(machine.succeed(self.breaker, probe=probe))
+                elif not judged:
                     self.breaker = machine.abandon(self.breaker, probe=probe)
         finally:
             self._leave()

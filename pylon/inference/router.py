@@ -224,11 +224,12 @@ class Router:
             used.append(route)
             spoke = False
             try:
-                async with seat.gate.entered():
+                async with seat.gate.entered() as visit:
                     ours = attrs.evolve(request, model=route.model)
                     async with self._judged(seat), route.backend.stream(ours, deadlines) as chunks:
                         async for chunk in chunks:
                             seat.gate.sign()
+                            visit.answered = visit.answered or chunk.finish_reason is not None
                             spoke = spoke or bool(chunk.text) or chunk.finish_reason is not None
                             yield chunk
                 return

@@ -2,7 +2,8 @@
 
 import pytest
 import trio
-from hypothesis import given
+import trio.testing
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pylon.errors import BackendBusy, BackendUnavailable, InferenceError, ModelMissing
@@ -221,6 +222,19 @@ async def test_one_that_fails_again_and_again_is_left_alone(autojump_clock):
     assert (await router.complete(ask("x"))).text == "I am a"
 
 
+async def test_an_answer_that_is_complete_counts_whoever_leaves(autojump_clock):
+    """A customer may stop listening at the last chunk: three failures with answers between them are not in a row."""
+    lines = [Reply(error=DOWN), "fine"] * 6
+    router = Router([fake("a", "x", script=lines)])
+    for _ in range(6):
+        with pytest.raises(BackendUnavailable, match="died"):
+            await router.complete(ask("x"))
+        async with router.stream(ask("x")) as chunks:
+            async for chunk in chunks:
+                if chunk.finish_reason:
+                    break
+
+
 async def test_the_only_one_left_alone(autojump_clock):
     router = Router([fake("a", "x", script=Reply(error=DOWN))])
     for _ in range(FAILURES):
@@ -342,3 +356,75 @@ async def test_what_strangers_ask_for_is_not_remembered_for_ever(caplog):
 def test_slots():
     assert Router([Place(fake("a"), most=3), Place(fake("b"), most=1), fake("c")]).slots == 5
     assert Router([]).slots == 0
+
+
+@st.composite
+def replies(draw):
+    """What a backend may do with one request."""
+    kind = draw(st.sampled_from(["good", "good", "down", "busy", "hang", "half", "empty"]))
+    return {
+        "good": Reply("all of it", first=draw(st.integers(0, 3)), pace=1),
+        "down": Reply("", error=DOWN),
+        "busy": Reply("", error=BackendBusy("full")),
+        "hang": HANG,
+        "half": Reply("all of it", error=DOWN, fail_after=1),
+        "empty": EMPTY,
+    }[kind]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    scripts=st.lists(st.tuples(st.integers(1, 2), st.lists(replies(), min_size=1, max_size=8)), min_size=1, max_size=3),
+    starts=st.lists(st.integers(0, 60), min_size=1, max_size=12),
+    good=st.booleans(),
+)
+def test_whatever_goes_wrong(scripts, starts, good):
+    """Every request ends: in one whole answer of one backend, or in an error; and with a good backend in an answer.
+
+    No backend is ever asked for more than it takes at a time, and none while it is left alone.
+    """
+
+    class Watched(ScriptedBackend):
+        peak = 0
+
+        def stream(self, request, deadlines=DEFAULT_DEADLINES):
+            self.peak = max(self.peak, self.active + 1)
+            return super().stream(request, deadlines)
+
+    def script(lines):
+        left = list(lines)
+        return lambda request: left.pop(0) if left else Reply("all of it")
+
+    flaky = [
+        (Watched(script(lines), name=f"b{index}", models=("x",)), most) for index, (most, lines) in enumerate(scripts)
+    ]
+    places = [Place(backend, rank, most) for rank, (backend, most) in enumerate(flaky)]
+    if good:
+        places.append(Place(ScriptedBackend("all of it", name="good", models=("x",)), 99))
+    router, ended = Router(places), []
+
+    async def buy(start):
+        await trio.sleep(start)
+        heard = []
+        try:
+            async with router.stream(ask("x"), Deadlines(first_token=5, between_tokens=5)) as chunks:
+                async for chunk in chunks:
+                    heard.append(chunk.text)  # noqa: PERF401 - what was heard before the error counts
+        except InferenceError as error:
+            ended.append(("".join(heard), error))
+        else:
+            ended.append(("".join(heard), None))
+
+    async def main():
+        async with trio.open_nursery() as nursery:
+            for start in starts:
+                nursery.start_soon(buy, start)
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    assert len(ended) == len(starts)
+    for text, error in ended:
+        assert text in (("all of it", "") if error is None else ("", "all"))
+        assert not (good and error is not None and text == ""), "somebody could have answered"
+    for backend, most in flaky:
+        assert backend.peak <= most
+        assert backend.active == 0
