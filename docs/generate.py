@@ -145,6 +145,9 @@ def configuration() -> str:
             parts.append(inspect.cleandoc(type(holder).__doc__ or ""))
             told = _words_about(type(holder))
         parts.append(f"### `{'.'.join(path)}`\n\n{told[path[-1]]}\n")
+        if path == ("backends",):
+            words = _words_about(config.BackendConfig)
+            parts[-1] += "".join(f"\n- `{name}`: {text}" for name, text in words.items()) + "\n"
         variable = "none" if path == ("data_dir",) else f"`{config.variable(path)}`"
         parts[-1] += f"\n- allowed: {allowed}\n- default: {_default(_at(path))}\n- variable: {variable}"
     return "\n\n".join(parts) + "\n"

@@ -26,11 +26,12 @@ import tomlkit
 from cattrs.gen import make_dict_structure_fn, override
 from tomlkit.exceptions import TOMLKitError
 
+from pylon.config_backends import ALLOWED, KINDS, BackendConfig, BackendsInvalid, check_backends
 from pylon.errors import ConfigError
 from pylon.money import MAX_MSAT, Msat
 
 NETWORKS = ("mainnet", "testnet", "signet", "regtest", "simnet")
-BACKENDS = ("ollama", "llamacpp", "apple_fm", "openai")
+BACKENDS = KINDS
 AUTONOMY = ("full", "supervised", "restricted", "read_only")
 DEFAULT_NETWORK = "testnet"
 DEFAULT_RELAYS = ("wss://relay.damus.io", "wss://nos.lol", "wss://relay.nostr.band")
@@ -169,6 +170,7 @@ BIND = _Kind('"host:port", port 0 to 65535', _bind)
 PUBLIC_NAME = _Kind('a host name in public, a port with it if need be, such as "agents.example.com"', _public_name)
 RELAYS = _list_of(relay_url, 'a list of relay addresses, ws:// or wss://, such as ["wss://relay.example"]')
 BACKEND_LIST = _list_of(_choice(*BACKENDS).check, "a list of " + ", ".join(f'"{name}"' for name in BACKENDS))
+BACKEND_TABLES = _Kind(ALLOWED, check_backends, json.loads, secret=True)
 TEXTS = _list_of(_some_text, "a list of texts")
 
 
@@ -327,9 +329,11 @@ class Config:
     min_price_msats: Msat = _key(_integer(0, MAX_MSAT, "msats"), Msat(1_000))
     """What a job costs, millisatoshi."""
     default_model: str = _key(SOME_TEXT, "llama3.2")
-    """The installed model that the embedded server runs; where it is not installed, the first that is."""
+    """What answers where a job names no model; where nobody has it, the first model of the first healthy backend."""
     backend_preference: tuple[str, ...] = _key(BACKEND_LIST, ("ollama", "llamacpp", "apple_fm"))
-    """Which backend answers. Not used yet: the daemon runs the embedded llama.cpp server."""
+    """The kinds of backends that are looked for, and in which order they are asked (docs/backends.md)."""
+    backends: tuple[BackendConfig, ...] = _key(BACKEND_TABLES, ())
+    """Backends elsewhere, or several of a kind: `[[backends]]` tables; the variable takes them as JSON."""
     data_dir: Path | None = _key(PATH, None)
     """Where everything but ``config.toml`` is kept, instead of the home. ``--home`` and ``PYLON_HOME`` win over it."""
     relay: RelayConfig = attrs.field(factory=RelayConfig)
@@ -435,7 +439,8 @@ def load(path: Path, *, environ: Mapping[str, str] = os.environ, flags: Mapping[
         try:
             values[key], source[key] = kind.from_text(environ[name]), name
         except (ValueError, KeyError):
-            problems.append(f"{name} = {_show(environ[name])}: wanted {kind.allowed}")
+            shown = "(not shown)" if kind.secret else _show(environ[name])
+            problems.append(f"{name} = {shown}: wanted {kind.allowed}")
 
     for name, value in (flags or {}).items():
         key = tuple(name.split("."))
@@ -444,6 +449,8 @@ def load(path: Path, *, environ: Mapping[str, str] = os.environ, flags: Mapping[
     for key, value in values.items():
         try:
             _KINDS[key].check(value)
+        except BackendsInvalid as error:
+            problems.append(f"{source[key]}: {key[-1]} {error}")
         except (ValueError, TypeError, OverflowError):
             told = source[key] if source[key] == variable(key) else f"{source[key]}: {'.'.join(key)}"
             shown = "(not shown)" if _KINDS[key].secret else _show(value)
@@ -587,6 +594,7 @@ network = "{network}"{remark}
 # The model that answers where a job names none, and the backends in the order of preference.
 # default_model = "llama3.2"
 # backend_preference = ["ollama", "llamacpp", "apple_fm"]
+# Backends elsewhere, or several of a kind, are [[backends]] tables at the end of this file.
 
 # Where everything but this file is kept.
 # data_dir = "/custom/path"
@@ -649,6 +657,12 @@ network = "{network}"{remark}
 # model = "claude-sonnet-4-20250514"
 # autonomy = "supervised"  # full | supervised | restricted | read_only
 # approval_required_tools = ["Write", "Edit", "Bash"]
+
+# [[backends]]
+# kind = "openai"  # or "ollama", "llamacpp", "apple_fm"; any server that speaks OpenAI's API is "openai"
+# url = "https://api.openai.com/v1"
+# key_env = "OPENAI_API_KEY"  # the variable that holds the key
+# models = ["gpt-5-mini"]  # what is sold of it
 """
 
 _PUBLIC_RELAYS = """\

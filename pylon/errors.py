@@ -122,10 +122,13 @@ class InsufficientFunds(WalletError):
 
     code = "insufficient_funds"
 
-    def __init__(self, required_msats: int, available_msats: int) -> None:
+    def __init__(self, required_msats: int, available_msats: int | None) -> None:
+        """``available_msats``: ``None`` where nobody could tell."""
+        there = "and the wallet does not say how much there is"
+        if available_msats is not None:
+            there = f"{available_msats / 1000:,.3f} sat are available"
         super().__init__(
-            f"needs {required_msats / 1000:,.3f} sat with fees, {available_msats / 1000:,.3f} sat are available",
-            "fund the wallet: pylon wallet fund",
+            f"needs {required_msats / 1000:,.3f} sat with fees, {there}", "fund the wallet: pylon wallet fund"
         )
         self.required_msats = required_msats
         self.available_msats = available_msats
@@ -210,6 +213,12 @@ class BackendUnavailable(InferenceError):
     """It does not run, or broke off."""
 
     code = "backend_unavailable"
+
+
+class BackendBusy(BackendUnavailable):
+    """It works, and has no room for one more request."""
+
+    code = "backend_busy"
 
 
 class BackendTimeout(InferenceError):

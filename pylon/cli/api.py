@@ -99,15 +99,17 @@ async def _run_alone(state: State, config: Config) -> None:
 
     from pylon.daemon.answering import open_local, serve_alone
     from pylon.daemon.process import until_signal
-    from pylon.daemon.runtime import choose_model
 
     state.home.prepare()
     note("loading the model")
-    async with open_local(state.home, config, choose_model) as answerer, trio.open_nursery() as nursery:
+    async with open_local(state.home, config) as answerer, trio.open_nursery() as nursery:
         bound = await nursery.start(functools.partial(serve_alone, state.home, config, answerer))
-        _tell(state, f"http://{bound}")
-        note("serving until SIGTERM or SIGINT")
-        await until_signal()
+
+        def ready() -> None:
+            _tell(state, f"http://{bound}")
+            note("serving until SIGTERM or SIGINT")
+
+        await until_signal(ready)
         nursery.cancel_scope.cancel()
 
 

@@ -118,7 +118,6 @@ async def _infer_here(state: State, params: dict[str, Any], progress: Progress) 
     from pylon import config as configuration
     from pylon.daemon.answering import open_local
     from pylon.daemon.infer import answer, read_request
-    from pylon.daemon.runtime import choose_model
 
     request = read_request(params)
     loaded = configuration.load(state.home.config)
@@ -127,7 +126,7 @@ async def _infer_here(state: State, params: dict[str, Any], progress: Progress) 
     async def notify(method: str, data: Any) -> None:
         progress(method, data)
 
-    async with open_local(state.home, loaded.config, choose_model) as answerer:
+    async with open_local(state.home, loaded.config) as answerer:
         return await answer(answerer, request, notify)
 
 

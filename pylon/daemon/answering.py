@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import trio
@@ -19,8 +19,7 @@ from pylon.api.token import load_token
 from pylon.clock import Clock, SystemClock
 from pylon.compute.buyer import Buyer
 from pylon.config import Bind, Config, DeadlinesConfig
-from pylon.inference.llamacpp import EmbeddedLlama
-from pylon.inference.models import ModelFile
+from pylon.inference.backends import find_backends
 from pylon.inference.port import Backend, Deadlines
 from pylon.inference.router import Router
 from pylon.money import Msat
@@ -75,21 +74,22 @@ def counts(store: Store, clock: Clock, pool: RelayPool, started_at: float) -> Co
 
 
 @asynccontextmanager
-async def open_local(
-    home: Home, config: Config, choose: Callable[[Config], ModelFile], backend: Backend | None = None
-) -> AsyncIterator[LocalAnswerer]:
+async def open_local(home: Home, config: Config, backend: Backend | None = None) -> AsyncIterator[LocalAnswerer]:
     """This machine's backends alone, for as long as the block: no identity, no wallet, no relay.
 
-    :param choose: the model that the embedded engine serves. It raises ``ModelMissing``.
-    :param backend: what answers, instead of the embedded engine.
+    :param backend: what answers, instead of those that are found. Raises ``ModelMissing``, ``ConfigError``.
     """
     async with AsyncExitStack() as stack:
-        if backend is None:
-            path = home.logs / "engine.log" if home.logs.is_dir() else None
-            engine = EmbeddedLlama(choose(config), log_path=path, rng=random.Random())
-            await stack.enter_async_context(engine.running())
-            backend = engine
-        yield LocalAnswerer(Router([backend]), deadlines(config.provider.deadlines))
+        if backend is not None:
+            router = Router([backend])
+        else:
+            found = await find_backends(config, logs=home.logs if home.logs.is_dir() else None, rng=random.Random())
+            router = found.router
+            stack.push_async_callback(router.aclose)
+            await found.check()
+            if found.engine is not None:
+                await stack.enter_async_context(found.engine.running())
+        yield LocalAnswerer(router, deadlines(config.provider.deadlines))
 
 
 async def serve_alone(

@@ -10,7 +10,7 @@ import contextlib
 import os
 import secrets
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import filelock
@@ -87,12 +87,14 @@ def _write_pid(path: Path) -> None:
     os.replace(temporary, path)
 
 
-async def until_signal() -> signal.Signals:
+async def until_signal(ready: Callable[[], None] = lambda: None) -> signal.Signals:
     """Wait for SIGTERM or SIGINT, and return which. A second one ends the process at once.
 
-    For the main thread. Until it is called, the signals do what they did before.
+    For the main thread. Until it is called, the signals do what they did before; ``ready`` is called once they do not:
+    whoever is told that we are ready may send one.
     """
     with trio.open_signal_receiver(*SIGNALS) as received:
+        ready()
         number = await anext(aiter(received))
     # From here on the kernel's own action: whatever hangs in the shutdown cannot hold off the second signal.
     for each in SIGNALS:

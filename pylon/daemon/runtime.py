@@ -36,8 +36,7 @@ from pylon.host.deeds import Deeds
 from pylon.host.host import Host
 from pylon.host.seedlock import SeedLocks
 from pylon.identity import Identity, Unlocked, unlock
-from pylon.inference.llamacpp import EmbeddedLlama
-from pylon.inference.models import ModelFile, find, from_file, installed, models_directory
+from pylon.inference.backends import find_backends
 from pylon.inference.port import Backend
 from pylon.inference.router import Router
 from pylon.money import Msat
@@ -82,7 +81,8 @@ class Runtime:
     """What runs them."""
     buyer: Buyer | None = None
     provider: Provider | None = None
-    engine: Backend | None = None
+    engine: Router | None = None
+    """All backends that answer what is sold here."""
     relay: EmbeddedRelay | None = None
     api: Bind | None = None
     """Where HTTP is served."""
@@ -124,7 +124,7 @@ async def open_runtime(
     :param mode: ``host`` runs agents; ``both`` sells too, if there is a model; ``provider`` wants a model, else raises
         ``ModelMissing``; ``buyer`` does neither. Whoever runs can be asked to buy by hand.
     :param quote_seconds: how long a chosen provider may take to quote.
-    :param backend: what answers, instead of the embedded engine.
+    :param backend: what answers, instead of the backends that the configuration means.
     :param keys: the home, opened; a home without a passphrase opens here.
     :param serve_http: whether to serve the HTTP API, if the configuration does not say no.
     """
@@ -144,6 +144,7 @@ async def open_runtime(
             wallets = await stack.enter_async_context(open_nwc_wallet(wallets, home, config, store, clock, rng))
         wallet = None if wallets is None else wallets.own
         locks = stack.enter_context(SeedLocks()) if mode in ("host", "both") else None
+        backends = await stack.enter_async_context(AsyncExitStack())  # they close when nobody asks them any more
         nursery = await stack.enter_async_context(trio.open_nursery())
         stack.callback(nursery.cancel_scope.cancel)
         supervisor = Supervisor(nursery, rng=rng, on_failure=_tell)
@@ -202,13 +203,14 @@ async def open_runtime(
         provider, engine, off = None, None, ""
         if sell:
             try:
-                engine = backend or _embedded(config, home, supervisor, rng)
+                engine = Router([backend]) if backend else await _find_backends(config, home, supervisor, rng)
             except ModelMissing as error:
                 if mode == "provider":
                     raise
                 off = f"{error.message} ({error.hint})"
                 log.warning("nothing is sold: %s", off)
             else:
+                backends.push_async_callback(engine.aclose)
                 unit = Msat(1) if wallet is None else Msat((await wallet.info()).unit_msats)
                 provider = _provider(config, identity, store, pool, wallet, unit, engine, clock, rng)
                 if openai is not None and openai.answerer is None:
@@ -287,31 +289,17 @@ def _accounts(home: Account, agents: Accounts | None = None) -> Accounts:
     return account
 
 
-def choose_model(config: Config) -> ModelFile:
-    """The model that the embedded engine serves: the file named, else the default model, else the first one there.
-
-    Raises ``ModelMissing``.
-    """
-    if config.provider.model_file is not None:
-        return from_file(config.provider.model_file)
-    directory = models_directory()
+async def _find_backends(config: Config, home: Home, supervisor: Supervisor, rng: random.Random) -> Router:
+    """The backends, the embedded engine kept alive from now on. Raises ``ModelMissing``."""
+    found = await find_backends(config, logs=home.logs, rng=rng)
+    if found.engine is not None:
+        supervisor.start(ChildSpec("engine", found.engine.run))
     try:
-        return find(config.default_model, directory)
+        await found.check()
     except ModelMissing:
-        present = installed(directory)
-        if not present:
-            raise ModelMissing(
-                f"no model is installed in {directory}", "pylon models pull smollm2-135m, or --model-file FILE.gguf"
-            ) from None
-        log.warning("model %s is not installed; serving %s", config.default_model, present[0].name)
-        return present[0]
-
-
-def _embedded(config: Config, home: Home, supervisor: Supervisor, rng: random.Random) -> EmbeddedLlama:
-    """The engine, kept alive from now on. Raises ``ModelMissing``."""
-    engine = EmbeddedLlama(choose_model(config), log_path=home.logs / "engine.log", rng=rng)
-    supervisor.start(ChildSpec("engine", engine.run))
-    return engine
+        await found.router.aclose()
+        raise
+    return found.router
 
 
 def _tell(status: ChildStatus, error: BaseException | None) -> None:
@@ -325,7 +313,7 @@ def _provider(
     pool: RelayPool,
     wallet: Wallet | None,
     unit: Msat,
-    engine: Backend,
+    router: Router,
     clock: Clock,
     rng: random.Random,
 ) -> Provider:
@@ -335,7 +323,7 @@ def _provider(
         pool=pool,
         wallet=wallet,
         wallet_name="own",
-        router=Router([engine]),
+        router=router,
         clock=clock,
         rng=rng,
         terms=Terms(
@@ -347,6 +335,7 @@ def _provider(
             invoice_seconds=int(config.provider.deadlines.payment),
         ),
         deadlines=deadlines(config.provider.deadlines),
+        slots=max(1, router.slots),
     )
 
 

@@ -72,11 +72,15 @@ async def _serve(
     async with open_runtime(home, config, mode=mode, backend=backend, serve_http=True, keys=keys) as runtime:
         async with trio.open_nursery() as nursery:
             await nursery.start(functools.partial(serve_control, on_error=_tell_fault), home, Verbs.of(runtime).table())
-            for line in await _greeting(runtime):
-                say(line)
-            log.info("ready")
-            nursery.start_soon(_check_books, runtime, say)
-            await until_signal()
+            lines = await _greeting(runtime)
+
+            def ready() -> None:
+                for line in lines:
+                    say(line)
+                log.info("ready")
+                nursery.start_soon(_check_books, runtime, say)
+
+            await until_signal(ready)
             say("stopping")
             log.info("stopping")
             nursery.cancel_scope.cancel()

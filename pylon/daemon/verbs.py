@@ -19,6 +19,7 @@ from pylon.compute.purchase import PURCHASE, Purchase
 from pylon.config import Config
 from pylon.daemon import books
 from pylon.daemon.agents import AgentVerbs
+from pylon.daemon.compute import ComputeVerbs
 from pylon.daemon.control import Method, Notify
 from pylon.daemon.infer import InferVerbs
 from pylon.daemon.runtime import Runtime
@@ -74,6 +75,7 @@ class Verbs:
             "job.status": self.job_status,
             "earnings": self.earnings,
             "books": self.books,
+            **ComputeVerbs(self.config, self.runtime).table(),
             **WalletGuard(self.store, self.clock).table(),
             **self._wallet_verbs(),
             **ConnectVerbs(self.config, self.store, self.clock, self._relays).table(),
@@ -250,7 +252,7 @@ class Verbs:
         # Whoever asks for the status does not wait for the internet: what is known, and since when.
         balance = None if runtime.wallets is None else await runtime.wallets.known()
         found = earnings(self.store, self.clock.now())
-        health = None if runtime.engine is None else await runtime.engine.health()
+        backends = [] if runtime.engine is None else await runtime.engine.standings()
         agents: dict[str, Any] = {"agents": [], "states": {}}
         if self.agents is not None:
             agents = await self.agents.list({"limit": STATUS_AGENTS}, notify)
@@ -266,10 +268,8 @@ class Verbs:
             "network": self.config.network,
             "npub": runtime.identity.npub,
             "stats": {"jobs_completed": found.jobs, "earnings_msats": found.total},
-            "backends": []
-            if runtime.engine is None or health is None
-            else [{"name": runtime.engine.name, "ok": health.ok, "detail": health.detail}],
-            "default_backend": None if runtime.engine is None else runtime.engine.name,
+            "backends": [{"name": b.name, "ok": b.health.ok, "detail": b.health.detail} for b in backends],
+            "default_backend": next((b.name for b in backends if b.health.ok), backends[0].name if backends else None),
             "relays": [attrs.asdict(status) for status in runtime.pool.statuses()],
             "agents": agents["agents"],
             "agent_states": agents["states"],

@@ -13,14 +13,24 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Protocol
 
 import trio
 
 from pylon.errors import BackendTimeout
 from pylon.inference.port import Chunk, Completion, Deadlines
 
-Accepted = Callable[[], None]
-"""A generator calls it when the backend has the request: here ``connect`` ends and ``first_token`` begins."""
+
+class Accepted(Protocol):
+    """A generator calls it when the backend has the request: here ``connect`` ends and ``first_token`` begins."""
+
+    def __call__(self, *, busy: bool = False) -> None:
+        """``busy``: the backend *says* that it is at something else first, such as loading the model.
+
+        ``first_token`` begins anew then, as long as no token has come. ``total`` goes on.
+        """
+        ...
+
 
 Generate = Callable[[Accepted], AsyncGenerator[Chunk, None]]
 
@@ -91,8 +101,8 @@ class _Chunks(AsyncIterator[Chunk]):
     async def aclose(self) -> None:
         await self._source.aclose()
 
-    def _accept(self) -> None:
-        if self._phase == "connect":
+    def _accept(self, *, busy: bool = False) -> None:
+        if self._phase == "connect" or (busy and self._phase == "first_token"):
             self._enter("first_token")
 
     def _enter(self, phase: str) -> None:

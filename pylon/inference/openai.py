@@ -6,20 +6,32 @@ Source: the OpenAI API reference, chat completions and models.
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import math
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, aclosing
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 import orjson
 import trio
 
-from pylon.errors import BackendTimeout, BackendUnavailable, ConfigError, InferenceError
+from pylon.errors import BackendTimeout, BackendUnavailable, InferenceError
 from pylon.inference.deadlines import Accepted, collect, enforce
+from pylon.inference.http import (
+    BROKEN,
+    MAX_BODY,
+    MAX_ERROR,
+    PROBE,
+    loads,
+    open_client,
+    parse_url,
+    pieces_of,
+    plain_address,
+    read_body,
+    unreachable,
+    when_sent,
+)
 from pylon.inference.port import (
     DEFAULT_DEADLINES,
     Chunk,
@@ -33,14 +45,9 @@ from pylon.inference.sse import ChatStream, failure
 
 log = logging.getLogger(__name__)
 
-_PROBE = 5.0
-"""Seconds for the list of models, which costs a server nothing."""
-
 _TAIL = 2.0
 """Seconds that a finished answer waits for its usage and ``[DONE]``; some servers never send them."""
 
-_MAX_BODY = 4 << 20
-_MAX_ERROR = 64 << 10
 _CONTEXT_KEYS = ("context_length", "max_model_len", "context_window", "n_ctx", "n_ctx_train")
 
 
@@ -64,23 +71,9 @@ class OpenAICompatible:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._name = name
-        url = _url(name, base)
-        self.address = f"{url.scheme}://{url.netloc.decode('ascii')}{url.path}".rstrip("/")
-        headers = {"User-Agent": "pylon", "Accept-Encoding": "identity", "Connection": "close"}
-        if api_key:
-            if not (api_key.isascii() and api_key.isprintable() and " " not in api_key):
-                raise ConfigError(f"the API key of {name} has characters that no key has", "paste it again")
-            headers["Authorization"] = f"Bearer {api_key}"
-        self._client = httpx.AsyncClient(
-            headers=headers,
-            auth=httpx.BasicAuth(url.username, url.password) if url.username and not api_key else None,
-            timeout=None,  # the deadlines of the port do it
-            # A server may close a kept connection at the moment when the next prompt goes out on it, and nobody
-            # can tell whether the prompt was read. A new one costs nothing beside an answer.
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
-            transport=transport,
-            trust_env=not _is_loopback(url.host),  # a proxy in the environment is not meant for this machine
-        )
+        url = parse_url(name, base)
+        self.address = plain_address(url)
+        self._client = open_client(name, url, api_key=api_key, transport=transport)
 
     def __repr__(self) -> str:
         return f"OpenAICompatible({self._name!r}, {self.address!r})"
@@ -91,16 +84,16 @@ class OpenAICompatible:
 
     async def models(self) -> list[ModelInfo]:
         """What the server says it serves. Raises ``BackendUnavailable``, ``BackendTimeout``, ``InferenceError``."""
-        with trio.move_on_after(_PROBE):
+        with trio.move_on_after(PROBE):
             try:
                 async with self._client.stream("GET", f"{self.address}/models") as response:
-                    status, body = response.status_code, await _read(response, _MAX_BODY)
-            except (httpx.HTTPError, httpx.StreamError) as error:
+                    status, body = response.status_code, await read_body(response, MAX_BODY)
+            except BROKEN as error:
                 raise self._unreachable(error) from None
             if status != httpx.codes.OK:
-                raise failure(self._name, "", status, _loads(body))
-            return self._parse_models(_loads(body))
-        raise BackendTimeout(f"{self._name} did not list its models within {_PROBE:g} s (deadline connect)")
+                raise failure(self._name, "", status, loads(body))
+            return self._parse_models(loads(body))
+        raise BackendTimeout(f"{self._name} did not list its models within {PROBE:g} s (deadline connect)")
 
     async def health(self) -> Health:
         try:
@@ -131,7 +124,7 @@ class OpenAICompatible:
                     f"{self.address}/chat/completions",
                     content=orjson.dumps(body),
                     headers={"Content-Type": "application/json", "Accept": "text/event-stream"},
-                    extensions={"trace": _when_sent(accepted)},
+                    extensions={"trace": when_sent(accepted)},
                 ) as response:
                     accepted()
                     if response.status_code == httpx.codes.OK:
@@ -139,9 +132,9 @@ class OpenAICompatible:
                             async for chunk in chunks:
                                 yield chunk
                         return
-                    refusal = _loads(await _read(response, _MAX_ERROR))
+                    refusal = loads(await read_body(response, MAX_ERROR))
                     status = response.status_code
-            except (httpx.HTTPError, httpx.StreamError) as error:
+            except BROKEN as error:
                 if not chat.answered:
                     raise self._unreachable(error) from None
                 for chunk in chat.close():
@@ -159,11 +152,7 @@ class OpenAICompatible:
             raise failure(self._name, request.model, status, refusal)
 
     def _unreachable(self, error: Exception) -> BackendUnavailable:
-        if isinstance(error, httpx.ConnectError):
-            return BackendUnavailable(f"{self._name} does not answer at {self.address}", "is it running?")
-        return BackendUnavailable(
-            f"the connection to {self._name} at {self.address} broke ({type(error).__name__})", "see the backend's log"
-        )
+        return unreachable(self._name, self.address, error)
 
     def _parse_models(self, body: object) -> list[ModelInfo]:
         rows = body.get("data") if isinstance(body, dict) else body
@@ -174,16 +163,19 @@ class OpenAICompatible:
         return [
             ModelInfo(row["id"], self._name, _context_length(row))
             for row in rows
-            if isinstance(row, dict) and isinstance(row.get("id"), str) and 0 < len(row["id"]) <= 256
+            if isinstance(row, dict)
+            and isinstance(row.get("id"), str)
+            and 0 < len(row["id"]) <= 256
+            and row.get("available") is not False
         ]
 
 
 async def _chunks(response: httpx.Response, chat: ChatStream) -> AsyncGenerator[Chunk, None]:
     if response.headers.get("content-type", "").partition(";")[0].strip() == "application/json":
-        for chunk in chat.whole(await _read(response, _MAX_BODY)):
+        for chunk in chat.whole(await read_body(response, MAX_BODY)):
             yield chunk
         return
-    async with _pieces(response) as pieces:
+    async with pieces_of(response) as pieces:
         while not chat.done:
             piece = None
             with trio.move_on_after(_TAIL if chat.answered else math.inf):
@@ -218,51 +210,6 @@ def _body(request: InferenceRequest) -> dict[str, Any]:
     return body
 
 
-def _when_sent(accepted: Accepted) -> Any:
-    """The server has the request long before it answers: models load, prompts are read. httpcore says when."""
-
-    async def trace(event: str, info: Any) -> None:
-        if event.endswith(".send_request_body.complete"):
-            accepted()
-
-    return trace
-
-
-@asynccontextmanager
-async def _pieces(response: httpx.Response) -> AsyncIterator[AsyncIterator[bytes]]:
-    """The body, which may be left before its end.
-
-    Under ``aiter_bytes`` httpx has a stack of async generators, and whoever stops in the middle leaves all but the
-    outermost to the garbage collector. A cancellation that runs through them ends every one, in order, at once.
-    """
-    pieces = response.aiter_bytes()
-    try:
-        yield pieces
-    finally:
-        with trio.CancelScope(shield=True) as scope:
-            scope.cancel()
-            with suppress(httpx.HTTPError, httpx.StreamError):
-                while await anext(pieces, None) is not None:
-                    pass
-
-
-async def _read(response: httpx.Response, limit: int) -> bytes:
-    body = bytearray()
-    async with _pieces(response) as pieces:
-        async for piece in pieces:
-            body += piece
-            if len(body) > limit:
-                break
-    return bytes(body[:limit])
-
-
-def _loads(body: bytes) -> Any:
-    try:
-        return orjson.loads(body)
-    except ValueError:
-        return None
-
-
 def _dislikes(refusal: object, parameter: str) -> bool:
     error = refusal.get("error") if isinstance(refusal, dict) else None
     return (
@@ -287,21 +234,3 @@ def _context_length(row: dict[str, Any]) -> int | None:
             if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 31:
                 return value
     return None
-
-
-def _url(name: str, base: str) -> httpx.URL:
-    try:
-        urlsplit(base).port  # noqa: B018 - finds what httpx lets pass: half brackets, ports beyond 65535
-        url = httpx.URL(base)
-    except (httpx.InvalidURL, ValueError):
-        url = httpx.URL("")
-    if url.scheme not in ("http", "https") or not url.host:
-        raise ConfigError(f"the address of {name} is no http or https URL", "write it like http://127.0.0.1:11434/v1")
-    return url
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -16,7 +16,7 @@ from typing import Any, TypeGuard
 
 import orjson
 
-from pylon.errors import BackendUnavailable, InferenceError, ModelMissing
+from pylon.errors import BackendBusy, BackendUnavailable, InferenceError, ModelMissing
 from pylon.inference.port import Chunk, Usage
 
 MAX_EVENT = 1 << 20
@@ -136,7 +136,7 @@ class ChatStream:
         """The chunks of a reply that came as one JSON object instead of a stream."""
         yield from self._take(body.decode("utf-8", "replace"))
         if not self.done and not self.answered:
-            raise InferenceError(
+            raise BackendUnavailable(
                 f"{self._name} sent something that is no chat completion", "is this an OpenAI-compatible endpoint?"
             )
         if not self.done:
@@ -198,6 +198,8 @@ def failure(name: str, model: str, status: int | None, body: object) -> Inferenc
         return ModelMissing(f"{name} has no model {model!r}", "pylon models lists what is there")
     if number in (401, 403):
         return InferenceError(f"{name} refused the API key ({said})", "set the key of this backend")
+    if "concurrent_requests" in words or (number == 429 and "insufficient_quota" not in words):
+        return BackendBusy(f"{name} has no room for another request ({said})", "try again later")
     if number in (408, 425, 429, 500, 502, 503, 504, 529):
         return BackendUnavailable(f"{name} cannot answer now ({said})", "try again later, or use another backend")
     if "exceed_context_size_error" in words or "context_length_exceeded" in words:

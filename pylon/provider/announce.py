@@ -78,7 +78,7 @@ class Announcer:
 
     async def look(self) -> bool:
         """Announce if there is something new to say; whether there was."""
-        models = sorted({model.id for model in await self._router.models()})
+        models = sorted({model.id for model in await self._router.models(healthy=True)})
         price = self._terms.price if self._terms.payments else Msat(0)
         say = (models, price, sorted(self._pool.urls))
         # When this process began, by the wall: it moves only when the clock is set.

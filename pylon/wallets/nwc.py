@@ -6,9 +6,11 @@ Rules
    payment hash is the wallet's key, and ours are kept in the rows.
 2. A request to pay goes out once. Whatever is heard of it counts, from whichever side: the response, a notification, or
    a look at the invoice, which is taken again and again while we wait.
-3. An error is no proof that nothing was paid, unless it says so: after ``PAYMENT_FAILED`` and worse the invoice is
-   looked up, and what then is not known is ``PaymentUnknown``.
-4. A payment of which the wallet has never heard is asked for again only when the request before has lapsed.
+3. An error is no proof that nothing was paid: the invoice is looked up, and what then is not known is
+   ``PaymentUnknown``. What the wallet answered to have failed, and does not show as failed, is not asked for again, and
+   fails an hour after its invoice has expired. A failure is doubted by whoever looks it up later.
+4. A payment of which the wallet has never heard is asked for again only when the request before has lapsed. A relay
+   that refuses a request may have passed it on.
 5. NWC names no fee beforehand and takes no limit for it: what is quoted is the most that we are ready to pay
    (``pylon.money.max_fee``), and who allows less is refused.
 """
@@ -84,7 +86,7 @@ PAY_SECONDS = 50.0
 POLL_SECONDS = 10.0
 """Between two looks at what is pending; also at everything, where the wallet does not notify."""
 SWEEP_SECONDS = 60.0
-"""Between two looks at everything, where it does."""
+"""Between two looks at everything, where it does; and at what is doubted."""
 _MOST_PAGES = 500
 _TOLD = 5_000
 
@@ -192,6 +194,9 @@ class NwcWallet:
         )
 
     async def balance(self) -> Balance:
+        """What can be spent is what the wallet says. NWC does not say whether that leaves out the fee of what is under
+        way: of a wallet that sets none aside, ``settled`` and ``pending_out`` are too high by it meanwhile.
+        """
         await self._begin()
         for _ in range(3):
             spendable = await self._link.spendable()
@@ -403,7 +408,7 @@ class NwcWallet:
 
     async def _poll(self) -> None:
         """Look at what is pending, and now and then at everything, while somebody cares."""
-        swept = -1e9
+        swept = doubted = -1e9
         while True:
             if not self._listeners and not self._records.pending(self._store):
                 with trio.move_on_after(SWEEP_SECONDS):
@@ -411,9 +416,12 @@ class NwcWallet:
             self._wanted = trio.Event()
             await trio.sleep(POLL_SECONDS)
             try:
+                patient = trio.current_time() - doubted < SWEEP_SECONDS
                 for row in self._records.pending(self._store):
-                    if not self._payer.is_busy(row):
+                    if not self._payer.is_busy(row) and not (patient and row.is_doubted):
                         await self._payer.look(row)
+                if not patient:
+                    doubted = trio.current_time()
                 wait = SWEEP_SECONDS if self._link.notifies else POLL_SECONDS
                 if self._listeners and trio.current_time() - swept >= wait:
                     swept = trio.current_time()

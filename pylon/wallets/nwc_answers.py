@@ -35,22 +35,28 @@ from protocols.nip47_methods import (
 )
 from pylon.clock import Clock
 from pylon.errors import (
+    AlreadyPaid,
     BudgetExceeded,
+    FeeTooHigh,
     InsufficientFunds,
+    InvoiceExpired,
     InvoiceInvalid,
+    NoRoute,
     NotFound,
     NotSupported,
     PaymentUnknown,
     WalletError,
     WalletFrozen,
+    WrongNetwork,
     brief,
 )
-from pylon.money import Msat
+from pylon.money import Msat, format_msat, max_fee
 from pylon.store import intents
 from pylon.store import wallet_connections as connections
 from pylon.store.database import Reads, Store
-from pylon.store.intents import Intent, IntentState
+from pylon.store.intents import Approval, Intent, IntentState
 from pylon.store.wallet_connections import Connection, MadeInvoice
+from pylon.wallets.nwc_guests import check_budget
 from pylon.wallets.port import Can, IssuedInvoice, Wallet
 
 log = logging.getLogger(__name__)
@@ -103,6 +109,32 @@ class Answers:
                 return await answering(connection, request)
         except Exception as error:
             return failure_of(error)
+
+    async def check(self, connection: Connection, text: str, invoice: bolt11.Invoice, amount: Msat) -> None:
+        """Whatever can be known before anything is set aside. Raises ``WalletError``.
+
+        The budget comes first: whoever asks for more than that learns nothing of the wallet.
+        """
+        check_budget(
+            self._store,
+            connections.get(self._store, connection.client),
+            amount,
+            Msat(amount + max_fee(amount)),
+            self._clock.now(),
+        )
+        with trio.fail_after(WALLET_SECONDS):
+            info = await self._wallet.info()
+            if invoice.network != info.network:
+                raise WrongNetwork(f"the invoice is for {invoice.network}, this wallet is on {info.network}")
+            if invoice.expires_at <= self._clock.now():
+                raise InvoiceExpired("the invoice has expired", "ask for a new one")
+            named = amount if invoice.amount_msats is None else None
+            fee = await self._wallet.quote(text, amount=named)
+            if fee > max_fee(amount):
+                raise FeeTooHigh(f"the fee of {format_msat(fee)} is more than {format_msat(max_fee(amount))}")
+            spendable = (await self._wallet.balance()).spendable
+            if amount + fee > spendable:
+                raise InsufficientFunds(amount + fee, max(spendable, 0))
 
     # --- one by one -------------------------------------------------------------------------------------------
 
@@ -305,18 +337,22 @@ def outgoing(source: Reads, store: Store, intent: Intent, fee: Msat) -> Transact
 
 
 def failure_of(error: Exception) -> Failure:
-    """What a client is told of an error. Only our own errors' words are told."""
+    """What a client is told of an error. Only our own errors' words are told, and of the home's money none."""
+    if isinstance(error, (InsufficientFunds, BudgetExceeded, WalletFrozen)):
+        log.info("a payment for a wallet connection was refused: %s", error.message)
     match error:
         case Nip47Invalid():
             return Failure(ErrorCode.OTHER, f"the request: {error}")
         case NotFound():
             return Failure(ErrorCode.NOT_FOUND, error.message)
         case InsufficientFunds():
-            return Failure(ErrorCode.INSUFFICIENT_BALANCE, error.message, error.code)
+            return Failure(ErrorCode.INSUFFICIENT_BALANCE, _TOO_LITTLE, error.code)
         case BudgetExceeded():
-            return Failure(ErrorCode.QUOTA_EXCEEDED, error.message, error.code)
+            return Failure(ErrorCode.QUOTA_EXCEEDED, "it is more than may be spent now", error.code)
         case WalletFrozen():
-            return Failure(ErrorCode.RESTRICTED, error.message, error.code)
+            return Failure(ErrorCode.RESTRICTED, "spending is frozen", error.code)
+        case AlreadyPaid():
+            return Failure(ErrorCode.OTHER, _WORDS[error.code], error.code)
         case NotSupported():
             return Failure(ErrorCode.NOT_IMPLEMENTED, error.message, error.code)
         case PaymentUnknown():
@@ -328,6 +364,27 @@ def failure_of(error: Exception) -> Failure:
         case _:
             log.warning("a request of a wallet connection broke: %s", brief(error))
             return Failure(ErrorCode.INTERNAL, "the wallet cannot answer now")
+
+
+_TOO_LITTLE = "the wallet has not enough for this payment and its fee"
+_WORDS = {
+    AlreadyPaid.code: "the invoice is paid already, or about to be",
+    FeeTooHigh.code: "the fee would be too high",
+    InvoiceExpired.code: "the invoice has expired",
+    InvoiceInvalid.code: "the invoice cannot be paid",
+    NoRoute.code: "there is no route to the payee",
+    WrongNetwork.code: "the invoice is for another network",
+}
+"""What a client is told of a payment that has failed. The wallet's own words are the operator's: they name balances."""
+
+
+def failed(intent: Intent, own_fault: bool, detail: str) -> Failure:
+    """What a client is told of a payment that has failed. ``detail`` is the code of the wallet's error, if any."""
+    if intent.approval in (Approval.WAITING, Approval.DENIED):
+        return Failure(ErrorCode.RESTRICTED, "the operator has not approved it", detail)
+    if own_fault:
+        return Failure(ErrorCode.INSUFFICIENT_BALANCE, _TOO_LITTLE, detail)
+    return Failure(ErrorCode.PAYMENT_FAILED, _WORDS.get(detail, "the payment has failed"), detail)
 
 
 def _description(words: str | None, wanted_hash: str | None) -> tuple[str, bool]:
@@ -350,3 +407,13 @@ def payable(asked: PayInvoice) -> tuple[str, bolt11.Invoice, Msat]:
     if None not in (invoice.amount_msats, asked.amount) and invoice.amount_msats != asked.amount:
         raise InvoiceInvalid("the invoice is for another amount")
     return asked.invoice, invoice, Msat(invoice.amount_msats or asked.amount or 0)
+
+
+def is_same(source: Reads, store: Store, intent: Intent, text: str, invoice: bolt11.Invoice, amount: Msat) -> bool:
+    """Whether what is asked for is the very payment of an intent: many invoices may have one payment hash."""
+    if intents.invoice(source, store.vault, intent.id).lower() != text.lower():
+        return False
+    if intent.state is IntentState.SETTLED:
+        # What has left may be rounded to whole sats; an invoice that names its amount was settled with that.
+        return invoice.amount_msats is not None or abs(intent.amount_msats - amount) < 1_000
+    return intent.amount_msats == amount

@@ -39,11 +39,14 @@ _GRACE = 60
 
 
 class NotAsked(Exception):
-    """The request has not left: no relay took it. Whatever it was for has not happened."""
+    """The request has not left: it was handed to no relay. Whatever it was for has not happened."""
 
 
 class NoAnswer(Exception):
-    """Nothing came in time; the request may have been served, or may yet be until it expires."""
+    """Nothing came in time; the request may have been served, or may yet be until it expires.
+
+    Also where every relay refused it: one may say no, and pass it on.
+    """
 
 
 class Refused(Exception):
@@ -60,7 +63,7 @@ class _Call:
     once: bool = False
     ids: set[str] = attrs.field(factory=set)
     took: set[str] = attrs.field(factory=set)
-    """Relays that were handed a request, and have not refused it. None: it has not left."""
+    """Relays that were handed a request, whatever they said of it. None: it has not left."""
     ended: trio.Event = attrs.field(factory=trio.Event)
     result: Mapping[str, Any] | None = attrs.field(default=None, repr=False)
     error: Failure | None = None
@@ -194,9 +197,9 @@ class NwcClient:
         if not there and call.once:
             call.ended.set()
         for url in there:
-            nursery.start_soon(self._publish, call, url, event)
+            nursery.start_soon(self._publish, url, event)
 
-    async def _publish(self, call: _Call, url: str, event: Event) -> None:
+    async def _publish(self, url: str, event: Event) -> None:
         try:
             verdict = await self._pool.publish(url, event)
         except RelayError as error:
@@ -204,10 +207,8 @@ class NwcClient:
             log.debug("a request to the wallet: %s", error.message)
             return
         if not verdict.accepted and not verdict.message.startswith("duplicate:"):
+            # It may have been passed on all the same: an answer is waited for.
             log.warning("%s refused a request to the wallet: %s", url, verdict.message)
-            call.took.discard(url)
-            if call.once and not call.took:
-                call.ended.set()
 
     def _answered(self, event: Event) -> None:
         try:

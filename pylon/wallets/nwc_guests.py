@@ -27,16 +27,20 @@ def connection_limits(clock: Clock, home: Limits | None = None) -> Limits:
     """The budget of a connection's payment: its own, checked here, and what bounds every program of the home."""
 
     def limits(source: Reads, spend: Spend) -> Budget:
-        connection = connections.by_scope(source, spend.scope)
-        left = connections.left(source, connection, clock.now())
-        if spend.most > left or (connection.each is not None and spend.amount > connection.each):
-            each = "" if connection.each is None else f", {format_msat(connection.each)} for one invoice"
-            raise BudgetExceeded(
-                f"more than this connection may spend: {format_msat(left)} are left of its day, fees included{each}"
-            )
+        check_budget(source, connections.by_scope(source, spend.scope), spend.amount, spend.most, clock.now())
         return UNBOUNDED if home is None else home(source, spend)
 
     return limits
+
+
+def check_budget(source: Reads, connection: Connection, amount: Msat, most: Msat, now: float) -> None:
+    """``most`` is the amount with its highest fee. Raises ``BudgetExceeded``."""
+    left = connections.left(source, connection, now)
+    if most > left or (connection.each is not None and amount > connection.each):
+        each = "" if connection.each is None else f", {format_msat(connection.each)} for one invoice"
+        raise BudgetExceeded(
+            f"more than this connection may spend: {format_msat(left)} are left of its day, fees included{each}"
+        )
 
 
 @attrs.define(eq=False)
@@ -48,7 +52,6 @@ class Guest:
     tokens: float = BURST
     refilled_at: float = 0.0
     working: int = 0
-    scolded_at: float = -1e9
 
     def may_ask(self, now: float) -> bool:
         self.tokens = min(self.tokens + (now - self.refilled_at) * PER_SECOND, BURST)

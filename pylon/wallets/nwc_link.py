@@ -204,8 +204,8 @@ def unreachable() -> WalletError:
     )
 
 
-def error_of(failure: Failure, *, required: int = 0, available: int = 0) -> WalletError:
-    """The exception for an error. The amounts are for ``InsufficientFunds``, msats."""
+def error_of(failure: Failure, *, required: int = 0, available: int | None = None) -> WalletError:
+    """The exception for an error. The amounts are for ``InsufficientFunds``, msats; ``None``: it is not known."""
     said = failure.message or failure.code.value
     if failure.code is ErrorCode.INSUFFICIENT_BALANCE:
         return InsufficientFunds(required, available)

@@ -59,7 +59,7 @@ _UNDONE = frozenset(
         ErrorCode.UNSUPPORTED_ENCRYPTION,
     }
 )
-"""Errors after which nothing has happened."""
+"""Errors after which nothing has happened, if the wallet has not heard of it otherwise."""
 _UNDONE_DETAILS = frozenset(
     kind.code for kind in (AlreadyPaid, FeeTooHigh, InvoiceExpired, InvoiceInvalid, NoRoute, NotSupported, WrongNetwork)
 )
@@ -129,14 +129,14 @@ class Payer:
     async def _begin_payment(
         self, text: str, invoice: bolt11.Invoice, price: Msat, limit: Msat, key: str
     ) -> tuple[SentRow, bool]:
-        """Check what can be checked, and note the payment. Returns the row, and whether it is new: then, and by this
-        caller alone, it is asked for without another look. Raises ``WalletError``.
+        """Check what can be checked, and note the payment. Returns the row, and whether it is new: then it is asked for
+        without another look. Raises ``WalletError``.
         """
         self._refuse_paid(self._records.open_of(self._store, invoice.payment_hash), key)
         if invoice.expires_at <= self._clock.now():
             raise InvoiceExpired("the invoice has expired", "ask for a new one")
         found = await self.check_way(invoice)
-        known = found is not None and STATES.get(found.state or TransactionState.PENDING) is not PaymentState.FAILED
+        known = found is not None and _state(found) is not PaymentState.FAILED
         if known and self._records.by_key(self._store, key) is None:
             # Else it is this very payment, begun by another caller while we asked.
             raise AlreadyPaid("the wallet has paid this invoice already, or is about to")
@@ -198,15 +198,16 @@ class Payer:
             attempt.ended.set()
 
     async def _attempt(self, row: SentRow, new: bool) -> Payment:
+        """Ask, where that is safe, and wait for what becomes of it. ``new``: nobody has been at it before."""
         ask = new
         if not new:
             try:
-                found = await self._link.find(row.payment_hash)
+                found = await self._find(row)
             except WalletError as error:
                 raise PaymentUnknown(f"the wallet cannot tell: {error.message}") from None
-            if found is not None:
-                # It is on its way, and was waited for before.
-                return _ended(await self.learn(row, found) or row)
+            if found is not None or row.is_doubted or row.asked_until == 0:
+                # It is on its way, and was waited for before; or it was, and is not asked for again.
+                return _ended(await self._take(row, found))
             if self._clock.now() >= row.asked_until:
                 ask = True
                 lapses = self._link.lapses(self._patience)
@@ -234,7 +235,7 @@ class Payer:
         invoice = bolt11.decode(row.bolt11)
         asked = nip47_methods.PayInvoice(row.bolt11, row.amount if invoice.amount_msats is None else None)
         try:
-            result = await self._ask_once(asked)
+            result = await self._ask_once(row, asked)
         except NotAsked:
             if new:
                 await self._withdraw(row)
@@ -247,15 +248,33 @@ class Payer:
             await self._paid(row, nip47_methods.Paid.read(result, row.payment_hash), answer)
         self._ring()
 
-    async def _ask_once(self, asked: nip47_methods.PayInvoice) -> Mapping[str, Any]:
+    async def _ask_once(self, row: SentRow, asked: nip47_methods.PayInvoice) -> Mapping[str, Any]:
+        """Ask; again where the wallet is busy, and says that it has not heard of it. Raises as ``NwcLink.pay``."""
+        busy: Refused | None = None
         for again in range(_RETRIES):
             try:
                 return await self._link.pay(asked, self._patience)
+            except NotAsked:
+                raise busy or NotAsked from None
             except Refused as error:
-                if error.failure.code is not ErrorCode.RATE_LIMITED or again + 1 == _RETRIES:
-                    raise
-                await trio.sleep(_BUSY_SECONDS)
-        raise AssertionError("the last try raises or returns")
+                busy = error
+            if busy.failure.code is not ErrorCode.RATE_LIMITED or again + 1 == _RETRIES:
+                break
+            await trio.sleep(_BUSY_SECONDS)
+            # Another relay may have brought the same request, and that one may be at work.
+            if not await self._is_unheard(row):
+                break
+            lapses = self._link.lapses(self._patience)
+            await self._store.write(functools.partial(self._records.ask_again, key=row.key, asked_until=lapses))
+        assert busy is not None, "else it has returned"
+        raise busy
+
+    async def _is_unheard(self, row: SentRow) -> bool:
+        try:
+            found = await self._link.find(row.payment_hash)
+        except WalletError:
+            return False
+        return found is None or (found.type is TransactionType.OUTGOING and _state(found) is PaymentState.FAILED)
 
     async def _paid(self, row: SentRow, paid: nip47_methods.Paid, answer: _Attempt) -> None:
         """The wallet says that it has paid; one look more tells when, and is the only proof if it named no preimage."""
@@ -282,31 +301,52 @@ class Payer:
             answer.error = PaymentUnknown("the wallet says that it has paid, and does not prove it")
 
     async def _refused(self, row: SentRow, failure: Failure) -> WalletError | None:
-        """What an error in answer to a request to pay means; ``None``: what the wallet knows of it is in the row."""
-        if failure.code in _UNDONE or failure.detail in _UNDONE_DETAILS:
-            await self._withdraw(row)
-            available = 0
-            if failure.code is ErrorCode.INSUFFICIENT_BALANCE:
-                try:
-                    available = await self._link.spendable()
-                except WalletError:
-                    pass
-            return error_of(failure, required=row.amount + row.fee, available=available)
+        """What an error in answer to a request to pay means; ``None``: what the wallet knows of it is in the row.
+
+        One look decides: "failed" may be said of a timeout, and "nothing has happened" of a twin of the request, which
+        another relay has brought, while the first one is paid.
+        """
+        undone = failure.code in _UNDONE or failure.detail in _UNDONE_DETAILS
+        unknown = PaymentUnknown(
+            f"the wallet reports {failure.code}, and does not show what became of it: {failure.message}",
+            "never pay again; look it up",
+        )
+        if failure.code is ErrorCode.PAYMENT_FAILED and not undone:
+            await self._doubt(row)
         try:
             found = await self._link.find(row.payment_hash)
         except NotSupported:
-            found = None
+            if undone:
+                await self._doubt(row)
+            return unknown
         except WalletError:
-            return PaymentUnknown(f"the wallet reports {failure.code}, and cannot be asked about it")
-        if found is not None and found.type is TransactionType.OUTGOING:
-            state = STATES.get(found.state or TransactionState.PENDING, PaymentState.PENDING)
-            if state is not PaymentState.FAILED:
-                await self.learn(row, found, answered=True)
-                return None
-        elif failure.code is not ErrorCode.PAYMENT_FAILED:
-            return PaymentUnknown(f"the wallet reports {failure.code}: {failure.message}")
+            return unknown
+        if found is None:
+            return await self._undo(row, failure) if undone else unknown
+        if found.type is not TransactionType.OUTGOING:
+            # It was not there before we asked (``check_way``): a wallet that does not say which way it goes.
+            return unknown
+        if _state(found) is not PaymentState.FAILED:
+            await self.learn(row, found, answered=True)
+            return None
+        if undone:
+            return await self._undo(row, failure)
         await self._note(row, PaymentState.FAILED, fee=Msat(0))
         return PaymentFailed(failure.message or "the payment has failed", "ask for a new invoice")
+
+    async def _undo(self, row: SentRow, failure: Failure) -> WalletError:
+        """It was refused before anything happened. Returns why."""
+        await self._withdraw(row)
+        available = None
+        if failure.code is ErrorCode.INSUFFICIENT_BALANCE:
+            try:
+                available = await self._link.spendable()
+            except WalletError:
+                pass
+        return error_of(failure, required=row.amount + row.fee, available=available)
+
+    async def _doubt(self, row: SentRow) -> None:
+        await self._store.write(functools.partial(self._records.doubt, row=row))
 
     async def _withdraw(self, row: SentRow) -> None:
         await self._store.write(functools.partial(self._records.withdraw, key=row.key))
@@ -319,26 +359,56 @@ class Payer:
             await self.look(row)
             wait = min(2 * wait, _LONGEST_LOOK)
 
-    async def look(self, row: SentRow) -> SentRow | None:
-        """The row with what the wallet says now, as far as it says anything; ``None``: it has never heard of it."""
+    async def look(self, row: SentRow) -> None:
+        """Take what the wallet says now, as far as it says anything."""
         try:
-            found = await self._link.find(row.payment_hash)
+            found = await self._find(row)
         except WalletError as error:
             log.debug("payment %s: %s", row.payment_hash[:16], error.message)
-            return row
-        if found is None or found.type is not TransactionType.OUTGOING:
-            return None
-        return await self.learn(row, found)
+        else:
+            await self._take(row, found)
 
     async def report(self, row: SentRow) -> Payment | None:
-        if row.state is not PaymentState.PENDING:
+        """See ``Wallet.lookup_payment``. A failure is looked at again: the wallet may know better by now."""
+        if row.state is PaymentState.SETTLED:
             return row.payment()
-        found = await self._link.find(row.payment_hash)
-        if found is None or found.type is not TransactionType.OUTGOING:
-            # While a request may still arrive, nobody can say that it was never made.
-            lapsed = self._clock.now() >= row.asked_until and row.key not in self._attempts
-            return None if lapsed else row.payment()
-        return (await self.learn(row, found) or row).payment()
+        try:
+            found = await self._find(row)
+        except WalletError:
+            if row.state is PaymentState.FAILED:
+                return row.payment()
+            raise
+        if (
+            _is_nothing(found)
+            and row.state is PaymentState.PENDING
+            # While a request may still arrive, nobody can say that it was never made; nor of what was heard of.
+            and 0 < row.asked_until <= self._clock.now()
+            and not row.is_doubted
+            and row.key not in self._attempts
+        ):
+            return None
+        return (await self._take(row, found)).payment()
+
+    async def _find(self, row: SentRow) -> Transaction | None:
+        """What the wallet knows of a payment. Raises ``WalletError``; ``NotSupported`` only where nothing but a look
+        could tell.
+        """
+        try:
+            return await self._link.find(row.payment_hash)
+        except NotSupported:
+            if row.state is PaymentState.FAILED or row.is_doubted:
+                return None
+            raise
+
+    async def _take(self, row: SentRow, found: Transaction | None) -> SentRow:
+        """The row with what was found of it. What was heard of and is not found is doubted, and ends when it may."""
+        if found is not None and not _is_nothing(found):
+            return await self.learn(row, found) or row
+        if row.state is PaymentState.PENDING and row.asked_until == 0:
+            await self._doubt(row)
+        elif row.is_doubted and self._clock.now() >= row.asked_until:
+            await self._note(row, PaymentState.FAILED, fee=Msat(0))
+        return self._records.by_key(self._store, row.key) or row
 
     async def learn(self, row: SentRow, found: Transaction, *, answered: bool = False) -> SentRow | None:
         """Take what the wallet says of a payment of ours.
@@ -348,7 +418,9 @@ class Payer:
         """
         if found.type is not TransactionType.OUTGOING:
             return row
-        state = STATES.get(found.state or TransactionState.PENDING, PaymentState.PENDING)
+        if row.state is PaymentState.FAILED and found.state is None:
+            return row  # a wallet that names no state says nothing new
+        state, answered = _state(found), answered or row.is_doubted
         if state is PaymentState.FAILED and not answered and self._clock.now() < row.asked_until:
             return row
         if state is PaymentState.PENDING:
@@ -419,6 +491,15 @@ def price_of(invoice: bolt11.Invoice, amount: Msat | None) -> Msat:
     if price <= 0 or invoice.amount_msats not in (None, price):
         raise InvoiceInvalid("the invoice is for another amount than was given")
     return Msat(price)
+
+
+def _is_nothing(found: Transaction | None) -> bool:
+    """Whether it tells nothing of a payment of ours. A wallet that names no direction may have paid all the same."""
+    return found is None or (found.type is TransactionType.INCOMING and found.state is not TransactionState.SETTLED)
+
+
+def _state(found: Transaction) -> PaymentState:
+    return STATES.get(found.state or TransactionState.PENDING, PaymentState.PENDING)
 
 
 def _ended(row: SentRow) -> Payment:

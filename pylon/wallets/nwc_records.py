@@ -16,6 +16,9 @@ from pylon.store.database import Reads, Tx
 from pylon.store.vault import Vault
 from pylon.wallets.port import Direction, IssuedInvoice, Payment, PaymentState
 
+LATE = 3_600.0
+"""Seconds after an invoice's expiry from which what no wallet knows as paid is taken for not paid."""
+
 
 @attrs.frozen
 class SentRow:
@@ -30,9 +33,19 @@ class SentRow:
     bolt11: str = attrs.field(repr=False)
     preimage: str | None = attrs.field(repr=False)
     asked_until: float
-    """When the request lapses by which the wallet was asked last."""
+    """When the request lapses by which the wallet was asked last; 0 once the wallet has shown it as under way."""
     created_at: float
     settled_at: float | None
+
+    @property
+    def doubted_until(self) -> float:
+        """When nobody can pay its invoice any more, whatever was on its way by then; wall time."""
+        return float(bolt11.decode(self.bolt11).expires_at) + LATE
+
+    @property
+    def is_doubted(self) -> bool:
+        """Whether the wallet has answered that it failed, and has not shown it (``Records.doubt``)."""
+        return self.state is PaymentState.PENDING and self.asked_until >= self.doubted_until
 
     def payment(self) -> Payment:
         """As the port tells it."""
@@ -127,6 +140,10 @@ class Records:
             (asked_until, self._wallet, key),
         )
 
+    def doubt(self, tx: Tx, row: SentRow) -> None:
+        """It may have failed: it is not asked for again, and is not known before its invoice has long expired."""
+        self.ask_again(tx, row.key, row.doubted_until)
+
     def withdraw(self, tx: Tx, key: str) -> None:
         """It was not asked for, or was refused before anything happened: the key is free again."""
         tx.execute("DELETE FROM nwc_payments WHERE wallet = ? AND key = ? AND state = 'pending'", (self._wallet, key))
@@ -143,15 +160,16 @@ class Records:
         created_at: float | None = None,
         settled_at: float | None = None,
     ) -> bool:
-        """What the wallet says of a pending payment; whether its state is another now. The first end counts.
+        """What the wallet says of a payment; whether its state is another now. Settled is the end.
 
-        Settled is believed also of what was said to have failed, unless its invoice was paid under another key.
+        Settled, or on its way, is believed also of what was said to have failed, unless its invoice is paid under
+        another key.
         """
         row = self.by_key(tx, key)
         if row is None or row.state is PaymentState.SETTLED:
             return False
         if row.state is PaymentState.FAILED and (
-            state is not PaymentState.SETTLED or self.open_of(tx, row.payment_hash) is not None
+            state is PaymentState.FAILED or self.open_of(tx, row.payment_hash) is not None
         ):
             return False
         sealed = None if preimage is None else self._vault.seal(preimage, self._place("preimage", key))

@@ -5,15 +5,18 @@ Rules
 1. Whoever holds a connection's secret may ask. It may spend what the connection's budget leaves (a rolling day, fees
    included, and so much for each invoice), and see what it has caused itself.
 2. A request to pay has one effect, ever: its inbox row, its own row and the intent are written in one transaction,
-   before the wallet is called. A request that is refused is written down too, so that it cannot be played again later.
-   The same invoice asked for again by the same connection pays nothing, and is answered by what became of it.
+   before the wallet is called. A request that is refused is written down too, before it is told so, so that it cannot
+   be played again later. The same invoice asked for again by the same connection pays nothing, and is answered by what
+   became of it; another invoice of the same payment hash is refused.
 3. An outcome that is not known is not answered. It stays pending, counts against the budget, and is answered when it
    is known, whether or not anybody still waits.
-4. A request that is too old, from too far in the future, or past its expiration pays nothing. That holds at a restart
-   too: what the wallet has never heard of by then is not sent any more.
+4. A request that is too old, from too far in the future, or past its expiration pays nothing: it is looked at as it
+   comes, and again in the transaction that sets the money aside. That holds at a restart too: what the wallet has never
+   heard of by then is not sent any more.
 5. Answers come in the cipher of the request; notifications in both. They go by the outbox where money moved, so that
    they leave with the record of it.
 6. A connection may ask so often, and so much at once; the others do not feel it.
+7. What a connection is told of a refusal names no figures of the home, and nothing of who else uses it.
 """
 
 from __future__ import annotations
@@ -21,7 +24,6 @@ from __future__ import annotations
 import functools
 import logging
 import random
-from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,15 +45,12 @@ from pylon.backoff import Backoff
 from pylon.clock import Clock
 from pylon.crashpoints import crash_point
 from pylon.errors import (
-    FeeTooHigh,
-    InsufficientFunds,
-    InvoiceExpired,
+    InvoiceInvalid,
     StoreError,
     WalletError,
-    WrongNetwork,
     brief,
 )
-from pylon.money import Msat, format_msat, max_fee
+from pylon.money import Msat
 from pylon.relays.pool import RelayPool
 from pylon.store import inbox, intents, outbox
 from pylon.store import wallet_connections as connections
@@ -59,9 +58,10 @@ from pylon.store.database import Reads, Store, Tx
 from pylon.store.intents import INVOICE, Approval, Intent, IntentState
 from pylon.store.wallet_connections import Connection, PayRequest
 from pylon.wallets.budgets import Limits
-from pylon.wallets.nwc_answers import WALLET_SECONDS, Answers, failure_of, outgoing, payable
+from pylon.wallets.nwc_answers import WALLET_SECONDS, Answers, failed, failure_of, is_same, outgoing, payable
 from pylon.wallets.nwc_guests import Guest, Witness, connection_limits
 from pylon.wallets.nwc_post import Post
+from pylon.wallets.nwc_turned_away import TurnedAway
 from pylon.wallets.port import Direction, Payment, Wallet
 from pylon.wallets.purse import Failed, Outcome, Purse, Settled, Unknown
 
@@ -80,7 +80,6 @@ _LATE = 3_600.0
 _SWEEP_SECONDS = 20.0
 _OVERLAP_SECONDS = 5.0
 _RECORD_SECONDS = 30.0
-_REMEMBERED = 10_000
 
 
 class WalletService:
@@ -108,7 +107,7 @@ class WalletService:
         self._answers = Answers(wallet, store, clock, alias)
         self._guests: dict[str, Guest] = {}
         self._under_way: set[str] = set()
-        self._refused: OrderedDict[str, None] = OrderedDict()
+        self._turned_away = TurnedAway(store, CONSUMER, self._tell_too_fast)
         self._waits: dict[str, tuple[float, Backoff]] = {}
         self._kick = trio.Event()
         self._met = trio.Event()
@@ -124,6 +123,7 @@ class WalletService:
                 nursery.start_soon(self._keep_settling)
                 nursery.start_soon(self._keep_sweeping)
                 nursery.start_soon(self._keep_hearing)
+                nursery.start_soon(self._turned_away.run)
                 await self._follow_connections(task_status)
         finally:
             self._nursery = self._post.nursery = None
@@ -227,7 +227,7 @@ class WalletService:
     def _take(self, event: Event) -> None:
         """Take a request, or refuse it: nothing is waited for here."""
         guest = self._guests.get(event.pubkey)
-        if guest is None or event.tag("p") != guest.connection.service or event.id in self._refused:
+        if guest is None or event.tag("p") != guest.connection.service or event.id in self._turned_away:
             return
         now = self._clock.now()
         if len(event.content) > MAX_CONTENT or is_expired(event, now):
@@ -235,17 +235,13 @@ class WalletService:
             return
         assert self._nursery is not None
         if not guest.may_ask(trio.current_time()):
-            self._refused[event.id] = None
-            if len(self._refused) > _REMEMBERED:
-                self._refused.popitem(last=False)
-            # Told once a second, else the telling would be a flood of its own.
-            if trio.current_time() - guest.scolded_at >= 1.0:
-                guest.scolded_at = trio.current_time()
-                failure = Failure(ErrorCode.RATE_LIMITED, "too many requests: try again in a few seconds")
-                self._nursery.start_soon(self._post.refuse_unread, guest, event, failure)
-            return
+            return self._turned_away.add(guest, event)
         guest.working += 1
         self._nursery.start_soon(self._handle, guest, event)
+
+    async def _tell_too_fast(self, guest: Guest, event: Event) -> None:
+        failure = Failure(ErrorCode.RATE_LIMITED, "too many requests: try again in a few seconds")
+        await self._post.refuse_unread(guest, event, failure)
 
     async def _handle(self, guest: Guest, event: Event) -> None:
         try:
@@ -299,31 +295,15 @@ class WalletService:
         there = intents.find(self._store, invoice.payment_hash)
         if there is None or there.scope != guest.connection.scope:
             try:
-                await self._check(text, invoice, amount)
+                await self._answers.check(guest.connection, text, invoice, amount)
             except Exception as error:
                 return await self._refuse(guest, request, error)
         intent = await self._store.write(lambda tx: self._reserve(tx, guest, request, text, invoice, amount))
         if intent is None:
             return await self._tell_again(guest, connections.find_request(self._store, request.id))
         if intent.state is IntentState.PENDING:
-            await self._drive(intent, text)
+            await self._drive(intent)
         return None
-
-    async def _check(self, text: str, invoice: bolt11.Invoice, amount: Msat) -> None:
-        """Whatever can be known before anything is set aside. Raises ``WalletError``."""
-        with trio.fail_after(WALLET_SECONDS):
-            info = await self._wallet.info()
-            if invoice.network != info.network:
-                raise WrongNetwork(f"the invoice is for {invoice.network}, this wallet is on {info.network}")
-            if invoice.expires_at <= self._clock.now():
-                raise InvoiceExpired("the invoice has expired", "ask for a new one")
-            named = amount if invoice.amount_msats is None else None
-            fee = await self._wallet.quote(text, amount=named)
-            if fee > max_fee(amount):
-                raise FeeTooHigh(f"the fee of {format_msat(fee)} is more than {format_msat(max_fee(amount))}")
-            spendable = (await self._wallet.balance()).spendable
-            if amount + fee > spendable:
-                raise InsufficientFunds(amount + fee, max(spendable, 0))
 
     def _reserve(
         self, tx: Tx, guest: Guest, request: Request, text: str, invoice: bolt11.Invoice, amount: Msat
@@ -346,8 +326,18 @@ class WalletService:
             expires_at=request.expires_at,
             at=now,
         )
+        # The wallet was asked meanwhile, and that takes its time.
+        refused = self._too_late(tx, connection, request, now)
         there = intents.find(tx, invoice.payment_hash)
-        if there is not None and there.scope == connection.scope:
+        if refused is None and there is not None:
+            if there.scope != connection.scope:
+                refused = failure_of(InvoiceInvalid("this wallet has had the invoice before: ask for a new one"))
+            elif not is_same(tx, self._store, there, text, invoice, amount):
+                refused = failure_of(InvoiceInvalid("another invoice of this payment hash was asked for before"))
+        if refused is not None:
+            note(error=refused)
+            return None
+        if there is not None:
             # Asked for again, by another request: it is paid once, and both are answered.
             note(payment_hash=invoice.payment_hash)
             self._answer_all(tx, there)
@@ -367,6 +357,14 @@ class WalletService:
             return None
         note(payment_hash=invoice.payment_hash)
         return intent
+
+    def _too_late(self, source: Reads, connection: Connection, request: Request, now: float) -> Failure | None:
+        """Why a request that was good when it came pays nothing any more."""
+        if not connections.get(source, connection.client).is_open(now):
+            return Failure(ErrorCode.UNAUTHORIZED, "this wallet connection is closed")
+        if abs(now - request.created_at) > MAX_AGE or (request.expires_at is not None and now >= request.expires_at):
+            return failure_of(WalletError("the request has expired"))
+        return None
 
     async def _refuse(self, guest: Guest, request: Request, error: Exception) -> None:
         """A request to pay that comes to nothing is written down as answered, and never looked at again."""
@@ -402,7 +400,7 @@ class WalletService:
         if answer is not None:
             self._post.send(guest, self._post.response(guest, taken.id, PAY_INVOICE, taken.encryption, answer))
 
-    async def _drive(self, intent: Intent, text: str, *, reconcile: bool = False) -> None:
+    async def _drive(self, intent: Intent, *, reconcile: bool = False) -> None:
         """Pay, or find out what became of it, and write that down with the answers to all who asked."""
         if intent.id in self._under_way:
             return
@@ -462,8 +460,7 @@ class WalletService:
                 # A wallet that keeps the proof to itself has paid all the same.
                 return {"preimage": "", "fees_paid": fee} if preimage is None else Paid(preimage, fee).result()
             case IntentState.FAILED:
-                code = ErrorCode.INSUFFICIENT_BALANCE if own_fault else ErrorCode.PAYMENT_FAILED
-                return Failure(code, intent.error or "the payment has failed", detail)
+                return failed(intent, own_fault, detail)
             case _:
                 return None
 
@@ -502,7 +499,7 @@ class WalletService:
                 continue
             text = intents.invoice(self._store, self._store.vault, intent.id)
             if self._is_fresh(intent):
-                await self._drive(intent, text, reconcile=True)
+                await self._drive(intent, reconcile=True)
             else:
                 await self._look_up(intent, text)
             nap = min(nap, max(self._waits.get(intent.id, (0.0, None))[0] - trio.current_time(), 0.5))

@@ -15,7 +15,10 @@ import httpx
 import pytest
 import trio
 
+from pylon.config import Config
+from pylon.config_backends import check_backends
 from pylon.errors import BackendUnavailable, InferenceError
+from pylon.inference.backends import find_backends, is_llamacpp
 from pylon.inference.llamacpp import EmbeddedLlama
 from pylon.inference.models import CATALOGUE, DEFAULT_MODEL, checksum, from_file
 from pylon.inference.port import InferenceRequest, Message
@@ -156,6 +159,31 @@ async def test_through_the_router_under_a_name_that_is_not_there(engine):
     done = await Router([engine]).complete(attrs.evolve(PARIS, model="llama3.2"))
     assert done.model == DEFAULT_MODEL
     assert "Paris" in done.text
+
+
+async def test_llamacpps_own_server_over_http_by_configuration(engine, tmp_path, monkeypatch):
+    """The same server as strangers run it: recognised by what it says, and used with a key from the environment."""
+    monkeypatch.setenv("PYLON_MODELS", str(tmp_path / "none"))
+    address, key = engine._client.address, engine._client._client.headers["authorization"].removeprefix("Bearer ")
+    assert await is_llamacpp(address, key)
+    assert not await is_llamacpp(address), "one that would refuse us is of no use"
+    for kind in ("llamacpp", "openai"):
+        table = {"kind": kind, "name": "server", "url": address, "key_env": "SERVER_KEY"}
+        config = Config(backends=check_backends([table]), backend_preference=(), default_model="absent")
+        for environ in ({"SERVER_KEY": key}, {"SERVER_KEY": "wrong"}):
+            found = await find_backends(config, environ=environ)
+            try:
+                if environ["SERVER_KEY"] == key:
+                    # A server of its own knows nothing of the catalogue, which greets this model in English.
+                    messages = (Message("system", "You are a helpful assistant."), *PARIS.messages)
+                    done = await found.router.complete(attrs.evolve(PARIS, model="", messages=messages))
+                    assert "Paris" in done.text
+                    assert (done.model, done.usage.completion_tokens > 0) == (DEFAULT_MODEL, True)
+                else:
+                    with pytest.raises(InferenceError, match="refused the API key"):
+                        await found.router.complete(PARIS)
+            finally:
+                await found.router.aclose()
 
 
 PARENT = """

@@ -138,17 +138,6 @@ def test_without_any_relay_there_is_nothing_to_do(world):
     assert "relays = [...]" in done.stderr
 
 
-def test_a_network_without_a_wallet_is_refused_with_the_way_out(world):
-    node = world.node("home").configure(network="testnet", relays=["ws://127.0.0.1:9"])
-    for arguments in (("start",), ("start", "-m", "host"), ("start", "-m", "provider"), ("wallet", "balance")):
-        done = node.run(*arguments)
-        assert done.returncode == 1, done.stderr
-        assert "'testnet'" in done.stderr
-        assert "pylon --home DIR init --network simnet" in done.stderr
-        assert "Traceback" not in done.stderr
-    assert left_behind(node) == []
-
-
 def test_without_payments_it_serves_free_on_any_network(world):
     relay = world.relay()
     node = world.node("home").configure(network="testnet", relays=[relay], top="enable_payments = false")

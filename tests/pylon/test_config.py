@@ -109,13 +109,16 @@ def test_what_init_writes_loads_to_the_defaults_of_its_network(write, network):
 def test_what_init_writes_shows_the_real_defaults(write):
     """Uncommenting a default changes nothing, and every key but the rare ones is shown."""
     text = render_default("testnet")
-    shown = re.sub(
-        r"(?m)^# ((?!data_dir|ledger|model_file|budget_|payee_|max_fee|approve_|uri_file)[a-z_]+ = )", r"\1", text
-    )
+    text, _, tables = text.partition("# [[backends]]")
+    rare = "data_dir|ledger|model_file|budget_|payee_|max_fee|approve_|uri_file"
+    shown = re.sub(rf"(?m)^# ((?!{rare})[a-z_]+ = )", r"\1", text)
     assert load(write(shown), environ={}).config == Config()
     sections = tomllib.loads(re.sub(r"(?m)^# ([a-z_]+ = )", r"\1", text))
     shown_keys = set(leaf_paths(sections))
-    assert {path[0] for path in known_keys() if path not in shown_keys} == {"claude"}
+    hidden = {path for path in known_keys() if path not in shown_keys}
+    assert {path[0] for path in hidden} == {"claude", "backends"}
+    (table,) = load(write(re.sub("(?m)^# ", "", f"# [[backends]]{tables}")), environ={}).config.backends
+    assert (table.kind, table.models) == ("openai", ("gpt-5-mini",))
 
 
 def leaf_paths(table, prefix=()):
@@ -377,3 +380,67 @@ def test_a_secret_is_in_no_repr(tmp_path):
     config = load(tmp_path / "none.toml", environ={"PYLON_SPARK_API_KEY": "very-secret"}).config
     assert config.spark.api_key == "very-secret"
     assert "very-secret" not in repr(config)
+
+
+class TestBackends:
+    def test_none(self):
+        assert Config().backends == ()
+
+    def test_tables(self, write):
+        path = write(
+            'default_model = "m"\n[relay]\nenabled = true\n'
+            '[[backends]]\nkind = "ollama"\n'
+            '[[backends]]\nkind = "ollama"\nurl = "http://gpu:11434"\nmax_concurrent = 4\ncontext = 8192\n'
+            '[[backends]]\nkind = "openai"\nname = "vllm"\nurl = "http://10.0.0.9:8000/v1"\nmodels = ["a", "b", "a"]\n'
+            '[[backends]]\nkind = "openai"\nmodels = ["gpt-5-mini"]\n'
+        )
+        loaded = load(path, environ={})
+        first, second, third, fourth = loaded.config.backends
+        assert loaded.warnings == ()
+        assert (first.name, first.url, first.max_concurrent, first.key_env) == (
+            "ollama",
+            "http://127.0.0.1:11434",
+            1,
+            "",
+        )
+        assert (second.name, second.max_concurrent, second.context) == ("ollama-2", 4, 8192)
+        assert (third.name, third.models, third.key_env, third.max_concurrent) == ("vllm", ("a", "b"), "", 8)
+        assert (fourth.name, fourth.key_env) == ("openai", "OPENAI_API_KEY")
+
+    def test_from_the_environment(self, write):
+        given = {"PYLON_BACKENDS": '[{"kind": "apple_fm"}]'}
+        assert load(write(""), environ=given).config.backends[0].url == "http://127.0.0.1:11435"
+        with pytest.raises(ConfigError, match="PYLON_BACKENDS"):
+            load(write(""), environ={"PYLON_BACKENDS": "[{"})
+
+    @pytest.mark.parametrize(
+        ("table", "words"),
+        [
+            ("", "kind: wanted one of"),
+            ('kind = "gpu"', "kind: wanted one of"),
+            ('kind = "ollama"\nurll = "x"', "unknown key 'urll'"),
+            ('kind = "ollama"\nurl = "ftp://x"', "url: wanted"),
+            ('kind = "ollama"\nurl = 7', "url: wanted a text"),
+            ('kind = "ollama"\nurl = "http://x:99999999"', "url: wanted"),
+            ('kind = "ollama"\nname = "a b"', "name: wanted"),
+            ('kind = "openai"\nkey_env = "sk-very-secret"', "key_env: wanted the name"),
+            ('kind = "ollama"\nmax_concurrent = 0', "max_concurrent: wanted"),
+            ('kind = "ollama"\nmax_concurrent = true', "max_concurrent: wanted"),
+            ('kind = "ollama"\nmax_waiting = -1', "max_waiting: wanted"),
+            ('kind = "ollama"\ncontext = 1', "context: wanted"),
+            ('kind = "ollama"\nmodels = "m"', "models: wanted"),
+            ('kind = "ollama"\nmodels = [" "]', "models: wanted"),
+            ('kind = "ollama"\n[[backends]]\nkind = "ollama"\nname = "ollama"', "number 2: name"),
+        ],
+    )
+    def test_mistakes_are_named_with_their_table_and_no_key_is_shown(self, write, table, words):
+        with pytest.raises(ConfigError) as caught:
+            load(write(f"[[backends]]\n{table}\n"), environ={})
+        assert words in caught.value.message
+        assert "config.toml:1" in caught.value.message
+        assert "sk-very-secret" not in caught.value.message
+
+    @pytest.mark.parametrize("text", ["backends = 7", 'backends = ["ollama"]', "[backends]\nkind = 'ollama'"])
+    def test_what_is_no_list_of_tables(self, write, text):
+        with pytest.raises(ConfigError, match="backends"):
+            load(write(text), environ={})

@@ -19,7 +19,6 @@ from pylon.daemon.answering import open_local, serve_alone
 from pylon.daemon.runtime import open_runtime
 from pylon.daemon.verbs import Verbs
 from pylon.errors import BackendUnavailable, MarketError, ModelMissing, UsageError, WalletError
-from pylon.inference.models import ModelFile
 from pylon.money import Msat, sats
 from pylon.paths import Home
 from pylon.testing.backend import Reply, ScriptedBackend
@@ -189,21 +188,19 @@ async def test_a_provider_that_gives_everything_away_serves_it_too(make):
             assert (await run(ask())).parse().choices[0].message.content == WORDS
 
 
-async def test_without_a_daemon_there_is_no_need_of_an_identity(tmp_path):
+async def test_without_a_daemon_there_is_no_need_of_an_identity(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYLON_MODELS", str(tmp_path / "models"))
     home = Home(tmp_path / "bare")
     home.prepare()
     config = configuration.load(home.config, environ={}).config
     config = attrs.evolve(config, api=attrs.evolve(config.api, bind=Bind("127.0.0.1", 0)))
 
-    def choose(config) -> ModelFile:
-        raise ModelMissing("there is no model")
-
-    async with open_local(home, config, choose, ScriptedBackend(WORDS)) as answerer, trio.open_nursery() as nursery:
+    async with open_local(home, config, ScriptedBackend(WORDS)) as answerer, trio.open_nursery() as nursery:
         bound = await nursery.start(partial(serve_alone, home, config, answerer))
         async with sdk(f"http://{bound}", home) as run:
             assert (await run(ask())).parse().choices[0].message.content == WORDS
         nursery.cancel_scope.cancel()
     with pytest.raises(ModelMissing):
-        async with open_local(home, config, choose):
+        async with open_local(home, config):
             pass
     assert not home.mnemonic.exists()

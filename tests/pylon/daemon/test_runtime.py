@@ -10,17 +10,22 @@ import attrs
 import pytest
 import trio
 
+from protocols.nip01 import Event
+from protocols.nip89 import parse_announcement
 from pylon import config as configuration
 from pylon import identity
 from pylon.clock import SystemClock
 from pylon.compute.purchase import PurchaseState
-from pylon.daemon.runtime import choose_model, open_runtime
+from pylon.config_backends import DEFAULT_URLS, check_backends
+from pylon.daemon.runtime import open_runtime
 from pylon.daemon.verbs import Verbs
 from pylon.errors import ConfigError, IdentityError, ModelMissing
 from pylon.groups import cause
+from pylon.inference.backends import choose_model
 from pylon.money import sats
 from pylon.paths import Home
 from pylon.testing.backend import ScriptedBackend
+from pylon.testing.backends import OllamaServer, OpenAIServer
 
 PROMPT, ANSWER = "why-is-the-sky-so-blue?", "nobody-has-ever-known"
 GGUF = b"GGUF" + (3).to_bytes(4, "little") + bytes(2_000_000)
@@ -28,7 +33,10 @@ GGUF = b"GGUF" + (3).to_bytes(4, "little") + bytes(2_000_000)
 
 @pytest.fixture(autouse=True)
 def no_models(tmp_path, monkeypatch):
+    """And nobody where one looks for backends: this machine may have an Ollama."""
     monkeypatch.setenv("PYLON_MODELS", str(tmp_path / "models"))
+    for kind in DEFAULT_URLS:
+        monkeypatch.setitem(DEFAULT_URLS, kind, "http://127.0.0.1:1/v1")
 
 
 @pytest.fixture
@@ -99,6 +107,26 @@ async def test_one_home_sells_to_another(make, caplog):
     assert caplog.records
     for secret in (PROMPT, ANSWER, *(identity.load(home).reveal_phrase() for home in (seller, buyer))):
         assert secret not in caplog.text
+
+
+async def test_all_backends_of_a_home_are_announced_and_shown(make):
+    first, second = OllamaServer("I am the first"), OpenAIServer("I am the second", models=["qwen"])
+    async with first.running() as one, second.running() as two:
+        tables = [{"kind": "ollama", "name": "gpu", "url": one}, {"kind": "openai", "url": f"{two}/v1"}]
+        home, config = make("many", backends=check_backends(tables), backend_preference=())
+        async with opened(home, config, mode="provider") as runtime:
+            status = await verb(runtime, "status")
+            assert [(row["name"], row["ok"]) for row in status["backends"]] == [("gpu", True), ("openai", True)]
+            assert status["default_backend"] == "gpu"
+            report = await verb(runtime, "compute")
+            assert [row["models"] for row in report["local_backends"]] == [["llama3.2:latest"], ["qwen"]]
+            assert report["default_model_used"] == "llama3.2:latest"
+            announced = None
+            while announced is None:
+                rows = runtime.store.read("SELECT event FROM outbox WHERE subject = 'announcement'")
+                announced = next((Event.from_json(row["event"]) for row in rows), None)
+                await trio.sleep(0.05)
+            assert sorted(parse_announcement(announced).models) == ["llama3.2:latest", "qwen"]
 
 
 async def test_both_without_a_model_buys_and_says_why_it_sells_nothing(make):

@@ -199,3 +199,35 @@ class TestScript:
             await backend.models()
         with pytest.raises(BackendUnavailable):
             await backend.complete(REQUEST)
+
+
+async def test_a_backend_that_says_it_is_busy_has_its_first_token_waited_for(autojump_clock):
+    async def loading(accepted):
+        accepted()
+        for _ in range(4):
+            await trio.sleep(50)
+            accepted(busy=True)
+        await trio.sleep(59)
+        yield Chunk("ready", "stop")
+
+    async with enforce("b", DEADLINES, loading) as chunks:
+        assert [chunk.text async for chunk in chunks] == ["ready"]
+    assert trio.current_time() == pytest.approx(259)
+
+
+async def test_after_the_first_token_being_busy_is_no_excuse(autojump_clock):
+    async def stalling(accepted):
+        accepted()
+        yield Chunk("one")
+        while True:
+            await trio.sleep(20)
+            accepted(busy=True)
+
+    async def listen():
+        async with enforce("b", DEADLINES, stalling) as chunks:
+            async for _ in chunks:
+                pass
+
+    with pytest.raises(BackendTimeout, match="deadline between_tokens"):
+        await listen()
+    assert trio.current_time() == pytest.approx(30)

@@ -165,7 +165,7 @@ async def test_requests_wait_while_it_starts(engine, nursery):
 
 async def test_a_child_that_hangs_is_ended(engine, monkeypatch):
     monkeypatch.setattr(llamacpp, "_WATCH", 0.05)
-    monkeypatch.setattr("pylon.inference.openai._PROBE", 0.05)
+    monkeypatch.setattr("pylon.inference.openai.PROBE", 0.05)
     embedded = engine(hang=True)
     async with embedded.running():
         first = embedded.pid

@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from protocols.nip89 import parse_announcement
+from pylon.inference.port import Health
 from pylon.inference.router import Router
 from pylon.money import Msat
 from pylon.provider.announce import Announcer, Profile
@@ -46,6 +47,24 @@ async def test_models_and_price_are_told(autojump_clock, market):
     found = parse_announcement(market.events(31990)[0])
     assert (found.models, found.price_msats, found.network) == (("a", "b"), 5_000, "simnet")
     assert found.kinds == (5050,)
+
+
+async def test_what_may_still_come_up_is_not_announced_yet(autojump_clock, market):
+    """An engine that loads its model knows what it will serve."""
+
+    class Starting(ScriptedBackend):
+        ready = False
+
+        async def health(self):
+            return Health(self.ready, "starting")
+
+    home, backend = await open_home(market), Starting("a")
+    async with announcing(home, backend):
+        await trio.sleep(100)
+        assert market.events(31990) == []
+        backend.ready = True
+        await trio.sleep(100)
+        assert len(market.events(31990)) == 1
 
 
 async def test_silent_without_models_and_announced_when_they_come(autojump_clock, market):

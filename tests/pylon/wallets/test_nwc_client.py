@@ -16,6 +16,7 @@ from protocols.nip47 import ConnectionUri, Encryption, ErrorCode, Failure
 from pylon.errors import (
     AlreadyPaid,
     BudgetExceeded,
+    InsufficientFunds,
     NoRoute,
     NotSupported,
     PaymentFailed,
@@ -24,7 +25,7 @@ from pylon.errors import (
     WrongNetwork,
 )
 from pylon.money import max_fee, sats
-from pylon.relays.pool import RelayPool
+from pylon.relays.pool import RelayPool, Verdict
 from pylon.wallets.port import Can, PaymentState
 from tests.pylon.wallets.conformance_house import FEE_CAP, key
 from tests.pylon.wallets.nwc_world import PATIENCE, RELAY, open_world
@@ -224,14 +225,93 @@ async def test_an_error_of_what_is_on_its_way(world, theirs, wallet, code):
     assert (await wallet.lookup_payment(HASH)).state is PaymentState.FAILED
 
 
+def failing(theirs, lookup, code=ErrorCode.PAYMENT_FAILED):
+    """A wallet that answers so, and from then on is found to know this of it."""
+
+    def paying(request):
+        theirs.answers["lookup_invoice"] = lookup
+        return Failure(code, "no route")
+
+    theirs.answers["pay_invoice"] = paying
+
+
+NOTHING = Failure(ErrorCode.NOT_FOUND, "no such invoice")
+UNTYPED = {"payment_hash": HASH, "amount": AMOUNT, "created_at": 9}
+
+
 async def test_failed_is_failed(world, theirs, wallet):
-    theirs.answers["pay_invoice"] = Failure(ErrorCode.PAYMENT_FAILED, "no route")
+    failing(theirs, sent("failed"))
     with pytest.raises(PaymentFailed, match="no route"):
         await pay(wallet, invoice(world))
     assert (await wallet.lookup_payment(HASH)).state is PaymentState.FAILED
     with pytest.raises(PaymentFailed):
         await pay(wallet, invoice(world))
     assert theirs.count("pay_invoice") == 1
+
+
+@pytest.mark.parametrize("lookup", [NOTHING, UNTYPED, Failure(ErrorCode.INTERNAL, "oops")])
+@pytest.mark.parametrize("ends", [PaymentState.SETTLED, PaymentState.FAILED])
+async def test_failed_and_not_shown_is_not_known(world, theirs, wallet, lookup, ends):
+    """It may be a timeout: neither failed nor asked for again, until nobody can pay the invoice any more."""
+    failing(theirs, lookup)
+    text = invoice(world)
+    for _ in range(3):
+        with pytest.raises(PaymentUnknown):
+            await pay(wallet, text)
+        await trio.sleep(300)
+    if not isinstance(lookup, Failure) or lookup is NOTHING:
+        assert (await wallet.lookup_payment(HASH)).state is PaymentState.PENDING
+        assert (await wallet.lookup_key(key("1"))).state is PaymentState.PENDING
+    assert theirs.count("pay_invoice") == 1
+    if ends is PaymentState.SETTLED:
+        theirs.answers["lookup_invoice"] = sent()
+    else:
+        theirs.answers["lookup_invoice"] = lookup if lookup is UNTYPED else NOTHING
+        world.clock.skew += 3_600
+        assert (await wallet.lookup_payment(HASH)).state is PaymentState.PENDING
+        world.clock.skew += 3_600
+    assert (await wallet.lookup_payment(HASH)).state is ends
+    assert (await wallet.balance()).pending_out == 0
+    assert theirs.count("pay_invoice") == 1
+
+
+async def test_a_wallet_that_names_no_direction_has_paid(world, theirs, wallet):
+    """What reads as incoming and has settled is no failure of ours, however long we wait."""
+    failing(theirs, {**UNTYPED, "state": "settled", "settled_at": 9})
+    with pytest.raises(PaymentUnknown):
+        await pay(wallet, invoice(world))
+    world.clock.skew += 3 * 3_600
+    assert (await wallet.lookup_payment(HASH)).state is PaymentState.PENDING
+
+
+async def test_failed_is_looked_at_again(world, theirs, wallet):
+    failing(theirs, sent("failed"))
+    with pytest.raises(PaymentFailed):
+        await pay(wallet, invoice(world))
+    theirs.answers["lookup_invoice"] = sent(None)  # no word of its state: nothing new
+    assert (await wallet.lookup_payment(HASH)).state is PaymentState.FAILED
+    theirs.answers["lookup_invoice"] = Failure(ErrorCode.INTERNAL, "oops")
+    assert (await wallet.lookup_payment(HASH)).state is PaymentState.FAILED
+    theirs.answers["lookup_invoice"] = sent("pending")
+    assert (await wallet.lookup_payment(HASH)).state is PaymentState.PENDING
+    assert (await wallet.balance()).pending_out == AMOUNT + 7
+    theirs.answers["lookup_invoice"] = sent()
+    assert (await wallet.lookup_key(key("1"))).state is PaymentState.SETTLED
+    assert (await wallet.balance()).pending_out == 0
+
+
+async def test_what_was_on_its_way_and_is_forgotten_is_not_asked_for_again(world, theirs, wallet):
+    theirs.answers["pay_invoice"] = lambda request: theirs.answers.update(lookup_invoice=sent("pending"))
+    text = invoice(world)
+    assert (await pay(wallet, text)).state is PaymentState.PENDING
+    theirs.answers["lookup_invoice"] = NOTHING
+    await trio.sleep(300)
+    assert (await wallet.lookup_payment(HASH)).state is PaymentState.PENDING
+    with pytest.raises(PaymentUnknown):
+        await pay(wallet, text)
+    assert theirs.count("pay_invoice") == 1
+    world.clock.skew += 2 * 3_600
+    assert (await wallet.lookup_payment(HASH)).state is PaymentState.FAILED
 
 
 async def test_an_internal_error_is_no_proof(world, theirs, wallet):
@@ -256,6 +336,101 @@ async def test_a_refusal_leaves_nothing_behind(world, theirs, wallet, code, expe
     assert not isinstance(caught.value, PaymentUnknown)
     assert await wallet.lookup_payment(HASH) is None
     theirs.answers["pay_invoice"] = {"preimage": PREIMAGE}
+    assert (await pay(wallet, invoice(world))).state is PaymentState.SETTLED
+
+
+UNDONE = [ErrorCode.INSUFFICIENT_BALANCE, ErrorCode.QUOTA_EXCEEDED, ErrorCode.RATE_LIMITED, "already_paid"]
+
+
+@pytest.mark.parametrize("code", UNDONE)
+async def test_a_refusal_of_the_twin_of_what_is_paid(world, theirs, wallet, code):
+    """Two relays bring one request: the first is paid, the second refused, and the refusal is heard first."""
+
+    def paying(request):
+        theirs.answers["lookup_invoice"] = sent("pending")
+        return Failure(ErrorCode.OTHER, "no", code) if code == "already_paid" else Failure(code, "no")
+
+    theirs.answers["pay_invoice"] = paying
+    assert (await pay(wallet, invoice(world))).state is PaymentState.PENDING
+    theirs.answers["lookup_invoice"] = sent()
+    assert (await wallet.lookup_payment(HASH)).state is PaymentState.SETTLED
+    assert theirs.count("pay_invoice") == 1
+
+
+@pytest.mark.parametrize("code", UNDONE[:3])
+@pytest.mark.parametrize("lookup", [UNTYPED, Failure(ErrorCode.INTERNAL, "oops")])
+async def test_a_refusal_that_cannot_be_looked_into(world, theirs, wallet, code, lookup):
+    failing(theirs, lookup, code)
+    with pytest.raises(PaymentUnknown):
+        await pay(wallet, invoice(world))
+    assert theirs.count("pay_invoice") == 1
+    theirs.answers["lookup_invoice"] = sent()
+    assert (await wallet.lookup_payment(HASH)).state is PaymentState.SETTLED
+
+
+@pytest.mark.parametrize("balance", [{"balance": 21_000}, Failure(ErrorCode.INTERNAL, "oops")])
+async def test_what_is_not_known_is_not_zero(world, theirs, wallet, balance):
+    theirs.answers |= {"pay_invoice": Failure(ErrorCode.INSUFFICIENT_BALANCE, "no"), "get_balance": balance}
+    with pytest.raises(InsufficientFunds) as caught:
+        await pay(wallet, invoice(world))
+    known = isinstance(balance, dict)
+    assert caught.value.available_msats == (21_000 if known else None)
+    assert ("21.000 sat" in caught.value.message) == known
+    assert " 0.000 sat" not in caught.value.message
+
+
+@pytest.mark.parametrize("code", [ErrorCode.PAYMENT_FAILED, ErrorCode.INSUFFICIENT_BALANCE])
+async def test_what_a_wallet_refuses_that_looks_nothing_up(world, nursery, code):
+    service = Scripted(world, methods=("pay_invoice", "get_balance"))
+    service.answers["pay_invoice"] = Failure(code, "no")
+    await nursery.start(service.run)
+    async with world.using(service.uri, "poor") as wallet:
+        for _ in range(2):
+            with pytest.raises(PaymentUnknown):
+                await pay(wallet, invoice(world))
+            await trio.sleep(300)
+        assert (await wallet.lookup_payment(HASH)).state is PaymentState.PENDING
+        world.clock.skew += 2 * 3_600
+        assert (await wallet.lookup_payment(HASH)).state is PaymentState.FAILED
+    assert service.count("pay_invoice") == 1
+
+
+@pytest.mark.parametrize("passes_on", [True, False])
+async def test_relays_that_refuse(world, theirs, wallet, monkeypatch, passes_on):
+    """A relay may say no and pass it on: the request has left, and lapses."""
+    await wallet.info()
+    pool = wallet._client._pool
+
+    async def refusing(url, event):
+        await trio.sleep(0.1)
+        if passes_on or b"pay" not in wanted:
+            world.relay.publish(event)
+        return Verdict(False, "blocked", "blocked: no wallets here")
+
+    wanted = []
+    theirs.answers["pay_invoice"] = {"preimage": PREIMAGE}
+    monkeypatch.setattr(pool, "publish", refusing)
+    if passes_on:
+        assert (await pay(wallet, invoice(world))).state is PaymentState.SETTLED
+        return
+    original = wallet._link.pay
+
+    async def paying(asked, seconds):
+        wanted.append(b"pay")
+        try:
+            return await original(asked, seconds)
+        finally:
+            wanted.clear()
+
+    monkeypatch.setattr(wallet._link, "pay", paying)
+    with pytest.raises(PaymentUnknown):
+        await pay(wallet, invoice(world))
+    assert (await wallet.lookup_payment(HASH)).state is PaymentState.PENDING
+    monkeypatch.undo()
+    with pytest.raises(PaymentUnknown):
+        await pay(wallet, invoice(world))
+    assert theirs.count("pay_invoice") == 0
+    await trio.sleep(120)
     assert (await pay(wallet, invoice(world))).state is PaymentState.SETTLED
 
 

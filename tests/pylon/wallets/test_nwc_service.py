@@ -13,7 +13,7 @@ from protocols.keys import SecretKey
 from protocols.nip01 import Filter, sign_event
 from protocols.nip47 import Encryption, ErrorCode
 from protocols.nip47_methods import Transaction, TransactionState, TransactionType
-from pylon.errors import NotFound, UsageError
+from pylon.errors import InsufficientFunds, NotFound, UsageError
 from pylon.money import Msat, max_fee, sats
 from pylon.relays.pool import RelayPool
 from pylon.store import approvals, freeze, intents
@@ -22,7 +22,7 @@ from pylon.store.wallet_connections import DAY
 from pylon.wallets import nwc_guests
 from pylon.wallets.budgets import Budget
 from pylon.wallets.port import PaymentState
-from pylon.wallets.simnet import Fault, FaultKind
+from pylon.wallets.simnet import PREFIX, Fault, FaultKind
 from tests.pylon.wallets.nwc_world import RELAY, open_world
 
 PRICE = sats(100)
@@ -336,7 +336,210 @@ class TestPaying:
         assert await app.refused("pay_invoice", {"invoice": issued.bolt11}) is ErrorCode.UNAUTHORIZED
 
 
+class Spied:
+    """A wallet that is watched: what it was asked to pay, and what it is to do before it answers."""
+
+    def __init__(self, wallet, asked=0.0, fails=None):
+        self.wallet = wallet
+        self.asked = asked
+        self.fails = fails
+        self.paid = []
+        self.looks = 0
+
+    def __getattr__(self, name):
+        return getattr(self.wallet, name)
+
+    async def quote(self, target, **named):
+        await trio.sleep(self.asked)
+        return await self.wallet.quote(target, **named)
+
+    async def balance(self):
+        self.looks += 1
+        return await self.wallet.balance()
+
+    async def pay(self, target, **named):
+        self.paid.append((target, named.get("amount")))
+        if self.fails is not None:
+            raise self.fails
+        return await self.wallet.pay(target, **named)
+
+
+@pytest.fixture
+async def spied(world):
+    wallet = world.wallet("spied")
+    await wallet.fund(sats(12_345))
+    return Spied(wallet)
+
+
+def forged(world, issued, amount):
+    """Another invoice of the same payment hash."""
+    return bolt11.encode(
+        prefix=PREFIX,
+        amount_msats=amount,
+        timestamp=int(world.clock.now()),
+        payment_hash=issued.payment_hash,
+        payment_secret="11" * 32,
+        description="more",
+        node_secret=b"\x02" * 32,
+    )
+
+
+class TestOneHash:
+    @pytest.mark.parametrize("first", ["pending", "settled", "waits", "failed"])
+    @pytest.mark.parametrize("amount", [PRICE, sats(50), sats(400), sats(50_000)])
+    async def test_another_invoice_of_it_is_refused(self, world, shop, spied, first, amount):
+        def limits(source, spend):
+            return Budget(None, None, approve_above=Msat(0) if first == "waits" else None)
+
+        issued = await bill(shop)
+        if first in ("pending", "failed"):
+            kind = FaultKind.PENDING if first == "pending" else FaultKind.FAIL
+            world.ledger.inject(Fault(kind, 100.0, PaymentState.SETTLED), wallet=spied.wallet)
+        async with world.serving(spied, "home", limits=limits) as serving:
+            _, uri = await serving.connect(per_day=BUDGET)
+            app = App(world, uri)
+            await app.send(app.request("pay_invoice", {"invoice": issued.bolt11}), 5.0)
+            stands = intents.find(serving.store, issued.payment_hash)
+            other = forged(world, issued, amount)
+            assert await app.refused("pay_invoice", {"invoice": other}) is ErrorCode.OTHER
+            still = intents.find(serving.store, issued.payment_hash)
+            assert (still.state, still.reserved) == (stands.state, stands.reserved)
+            if first == "waits":
+                await serving.store.write(lambda tx: approvals.approve(tx, stands.id, tx.clock.now()))
+            await trio.sleep(200)
+            # The same one again, in capitals, is no other.
+            again = await app.ask("pay_invoice", {"invoice": issued.bolt11.upper()})
+            assert (again.error is None) == (first != "failed")
+        assert {text for text, _ in spied.paid} == {issued.bolt11}
+
+    async def test_another_amount_of_an_open_one_is_refused(self, world, shop, spied):
+        issued = await shop.receive_any("tea", 3_600, "open")
+        world.ledger.inject(Fault(FaultKind.PENDING, 100.0, PaymentState.SETTLED), wallet=spied.wallet)
+        async with world.serving(spied, "home") as serving:
+            _, uri = await serving.connect(per_day=BUDGET)
+            app = App(world, uri)
+            asked = {"invoice": issued.bolt11, "amount": PRICE}
+            await app.send(app.request("pay_invoice", asked), 5.0)
+            for _ in range(2):
+                code = await app.refused("pay_invoice", {"invoice": issued.bolt11, "amount": 4 * PRICE})
+                assert code is ErrorCode.OTHER
+                await trio.sleep(200)
+            assert "preimage" in await app.ok("pay_invoice", asked)
+        assert spied.paid == [(issued.bolt11, PRICE)]
+
+
+class TestTooLate:
+    """The wallet is asked for a fee, and takes its time."""
+
+    @pytest.mark.parametrize(("age", "lives"), [(0, 3), (295, None)])
+    async def test_a_request_lapses_meanwhile(self, world, shop, spied, age, lives):
+        issued = await bill(shop)
+        spied.asked = 10.0
+        async with world.serving(spied, "home") as serving:
+            _, uri = await serving.connect(per_day=BUDGET)
+            app = App(world, uri)
+            expires_at = None if lives is None else int(world.clock.now()) + lives
+            event = app.request("pay_invoice", {"invoice": issued.bolt11}, age=age, expires_at=expires_at)
+            async with app.listening() as heard:
+                serving.service._take(event)
+                await trio.sleep(30)
+                (frame,) = heard()
+            assert nip47.open_response(frame, uri.secret).error.code is ErrorCode.OTHER
+            assert intents.find(serving.store, issued.payment_hash) is None
+        assert spied.paid == []
+
+    async def test_its_connection_is_closed_meanwhile(self, world, shop, spied):
+        issued = await bill(shop)
+        spied.asked = 10.0
+        async with world.serving(spied, "home") as serving:
+            _, uri = await serving.connect("app", per_day=BUDGET)
+            app = App(world, uri)
+            event = app.request("pay_invoice", {"invoice": issued.bolt11})
+            async with app.listening() as heard:
+                world.relay.publish(event)
+                await trio.sleep(5)
+                await serving.store.write(lambda tx: connections.close(tx, "app", tx.clock.now()))
+                await trio.sleep(30)
+                (frame,) = [frame for frame in heard() if frame.kind == nip47.RESPONSE]
+            assert nip47.open_response(frame, uri.secret).error.code is ErrorCode.UNAUTHORIZED
+        assert spied.paid == []
+
+
 class TestWhatItSees:
+    async def test_a_refusal_names_no_figures(self, world, shop, spied):
+        """Neither what the home has nor what its budgets leave; the wallet is not even asked beyond one's own."""
+
+        def limits(source, spend):
+            return Budget(None, per_day=Msat(777_000))
+
+        async with world.serving(spied, "home", limits=limits) as serving:
+            asked = {}
+            for name, per_day, amount in (("none", 0, sats(50)), ("some", sats(99_999), sats(20_000))):
+                _, uri = await serving.connect(name, per_day=per_day)
+                app = App(world, uri)
+                issued = await bill(shop, amount, name)
+                asked[name] = await app.ask("pay_invoice", {"invoice": issued.bolt11})
+                if name == "none":
+                    assert spied.looks == 0
+            issued = await bill(shop, sats(5_000), "home")
+            asked["home"] = await app.ask("pay_invoice", {"invoice": issued.bolt11})
+            await serving.store.write(lambda tx: freeze.freeze(tx, "Bob has 5 sat", tx.clock.now()))
+            issued = await bill(shop, sats(5), "frozen")
+            asked["frozen"] = await app.ask("pay_invoice", {"invoice": issued.bolt11})
+        assert {name: response.error.code for name, response in asked.items()} == {
+            "none": ErrorCode.QUOTA_EXCEEDED,
+            "some": ErrorCode.INSUFFICIENT_BALANCE,
+            "home": ErrorCode.QUOTA_EXCEEDED,
+            "frozen": ErrorCode.RESTRICTED,
+        }
+        for response in asked.values():
+            assert not any(letter.isdigit() for letter in response.error.message)
+
+    async def test_a_failure_names_no_figures(self, world, shop, spied):
+        spied.fails = InsufficientFunds(100_000, 12_345)
+        issued = await bill(shop)
+        async with world.serving(spied, "home") as serving:
+            _, uri = await serving.connect(per_day=BUDGET)
+            app = App(world, uri)
+            event = app.request("pay_invoice", {"invoice": issued.bolt11})
+            ((_, first),) = await app.send(event)
+            assert first.error.code is ErrorCode.INSUFFICIENT_BALANCE
+            again = await app.ask("pay_invoice", {"invoice": issued.bolt11})
+            async with app.listening() as heard:
+                serving.service._take(event)
+                await trio.sleep(5)
+                told = [nip47.open_response(frame, uri.secret) for frame in heard()]
+        for response in (first, again, *told):
+            assert not any(letter.isdigit() for letter in response.error.message)
+
+    async def test_nothing_of_others(self, world, bank, app, shop):
+        _, uri = await bank.connect("other", per_day=BUDGET)
+        other = App(world, uri)
+        paid, under_way = await bill(shop), await bill(shop, PRICE, "slow")
+        event = app.request("pay_invoice", {"invoice": paid.bolt11})
+        await app.send(event)
+        world.ledger.inject(Fault(FaultKind.PENDING, 500.0, PaymentState.SETTLED), wallet=bank.wallet)
+        slow = app.request("pay_invoice", {"invoice": under_way.bolt11})
+        await app.send(slow)
+        for issued in (paid, under_way):
+            response = await other.ask("pay_invoice", {"invoice": issued.bolt11})
+            assert response.error.code is ErrorCode.OTHER
+            for name in (event.id, slow.id, "nwc:"):
+                assert name not in response.error.message
+
+    async def test_the_operator_says_no(self, world, shop, spied):
+        def limits(source, spend):
+            return Budget(None, None, approve_above=Msat(0))
+
+        issued = await bill(shop)
+        async with world.serving(spied, "home", limits=limits) as serving:
+            _, uri = await serving.connect(per_day=BUDGET)
+            app = App(world, uri)
+            assert await app.send(app.request("pay_invoice", {"invoice": issued.bolt11})) == []
+            (waiting,) = approvals.waiting(serving.store)
+            await serving.store.write(lambda tx: approvals.deny(tx, waiting.id, "no", tx.clock.now()))
+            assert await app.refused("pay_invoice", {"invoice": issued.bolt11}) is ErrorCode.RESTRICTED
+
     async def test_only_its_own(self, world, bank, app, shop):
         _, uri = await bank.connect("other", per_day=BUDGET)
         other = App(world, uri)
@@ -398,6 +601,29 @@ class TestTooMuch:
         assert len(responses) < 80
         await trio.sleep(60)
         assert (await app.ok("get_balance"))["balance"] == BUDGET
+
+    async def test_too_fast_it_is_not_paid_later_either(self, world, shop, spied):
+        issued = await bill(shop)
+        async with world.serving(spied, "home") as serving:
+            made, uri = await serving.connect(per_day=BUDGET)
+            app = App(world, uri)
+            guest = serving.service._guests[made.client]
+            event = app.request("pay_invoice", {"invoice": issued.bolt11})
+            async with app.listening() as heard:
+                guest.tokens, guest.refilled_at = 0.0, trio.current_time()
+                world.relay.publish(event)
+                await trio.sleep(5)
+                told = [nip47.open_response(frame, uri.secret) for frame in heard()]
+            assert [(response.request, response.error.code) for response in told] == [
+                (event.id, ErrorCode.RATE_LIMITED)
+            ]
+            serving.service._turned_away._known.clear()  # a flood of others would push it out
+            serving.service._take(event)
+            await trio.sleep(5)
+        async with world.serving(spied, "home") as serving:
+            await app.send(event)
+            assert spied.paid == []
+            await app.ok("pay_invoice", {"invoice": issued.bolt11})
 
     async def test_too_long(self, bank, app):
         event = app.request("lookup_invoice", {"invoice": "x" * 60_000})
