@@ -155,7 +155,10 @@ def _public_name(value: Any) -> str:
 
 
 def _path(value: Any) -> Path:
-    path = Path(_some_text(os.fspath(value))).expanduser()
+    try:
+        path = Path(_some_text(os.fspath(value))).expanduser()
+    except RuntimeError:  # ~somebody who is not there
+        raise ValueError from None
     if not path.is_absolute():
         raise ValueError
     return path

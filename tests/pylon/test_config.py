@@ -9,7 +9,7 @@ from pathlib import Path
 import attrs
 import pytest
 import tomlkit
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pylon import config as config_module
@@ -356,6 +356,7 @@ def test_any_value_loads_or_is_refused_by_name(tmp_path_factory, key, value):
     assert told is None or (key.split(".")[-1] in told and str(path) in told)
 
 
+@example(name="PYLON_CLAUDE_CWD", text="~nobody-at-all/x")
 @given(name=st.sampled_from([variable(path) for path in known_keys()]), text=st.text(max_size=30))
 def test_any_variable_loads_or_is_refused_by_name(name, text):
     told = complaint(Path("/nonexistent/config.toml"), {name: text})
