@@ -10,15 +10,18 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Protocol
 
 import attrs
+import trio
 
 from pylon.api.openai_shapes import ApiError, model_not_found
 from pylon.errors import BackendUnavailable, InferenceError, brief
 from pylon.groups import cause
 from pylon.inference.port import DEFAULT_DEADLINES, Chunk, Deadlines, InferenceRequest, ModelInfo
-from pylon.inference.router import Router
+from pylon.inference.router import Route, Router
 
 PAID_HEADER, FEE_HEADER, JOB_HEADER = "x-pylon-paid-msats", "x-pylon-fee-msats", "x-pylon-job"
 """What an answer has cost, where it was bought, and its job."""
+STARTING_SECONDS = 15.0
+"""For a backend that says that it is starting."""
 RETRY_SECONDS = 5
 """What a client is told to wait for a backend that is away."""
 
@@ -73,11 +76,23 @@ class LocalAnswerer:
     @asynccontextmanager
     async def stream(self, request: InferenceRequest, *, whole: bool = False, key: str = "") -> AsyncIterator[Answer]:
         """A model that was named and is not there is an error: whoever names one branches on it."""
-        if request.model:
-            await self._expect(request.model)
-        route = await self._router.resolve(request.model)
+        route = await self._route(request.model)
         async with self._router.stream(attrs.evolve(request, model=route.model), self._deadlines) as chunks:
             yield Answer(chunks, route.model)
+
+    async def _route(self, model: str) -> Route:
+        """Where it goes. A backend that is just starting is waited for."""
+        end = trio.current_time() + STARTING_SECONDS
+        while True:
+            try:
+                if model:
+                    await self._expect(model)
+                return await self._router.resolve(model)
+            except BackendUnavailable:
+                health = await self._router.health()
+                if "starting" not in health.detail or trio.current_time() >= end:
+                    raise
+            await trio.sleep(0.5)
 
     async def _expect(self, model: str) -> None:
         """Raises what a missing model means. The router is not asked for it, as it remembers what it had to replace."""
