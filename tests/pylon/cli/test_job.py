@@ -229,8 +229,9 @@ def test_home_after_the_command_is_explained(pylon):
     assert "pylon --home DIR status" in err
 
 
-def test_buying_on_another_network_wants_somebody_who_sells(pylon, monkeypatch):
+def test_buying_on_another_network_wants_somebody_who_sells(pylon, home):
     pylon("init")
+    home.config.write_text('network = "testnet"\nrelays = []\n[relay]\nbind = "127.0.0.1:0"\n')
     code, _, err = pylon("job", "submit", "x")
     assert code == 1
     assert "no provider" in err
