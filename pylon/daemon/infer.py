@@ -135,7 +135,7 @@ def _as_pylon_error(error: ApiError) -> PylonError:
         case "insufficient_quota":
             return WalletError(error.message, "raise --bid, or look at pylon wallet balance")
         case "model_not_found":
-            return ModelMissing(error.message, "pylon models; without --model the default answers")
+            return ModelMissing(error.message, "pylon compute shows the models; without --model the default answers")
         case "no_provider" | "answer_pending" | "answer_lost" | "provider_failed" | "answer_changed":
             return MarketError(error.message, "pylon job list shows what was bought")
         case "wallet_unavailable":
