@@ -1,6 +1,6 @@
 # What a bare machine needs: Python 3.11 to 3.13 with pip and venv, and make. Nothing is compiled.
 #
-#   make demo    buy and sell an answer on this machine, with pretended sats
+#   make demo    let an agent live on this machine, with pretended sats
 #   make test    the tests
 #   make e2e     the tests that run the installed command in real processes
 #   make check   format, lint, types, and which package may import which

@@ -33,7 +33,7 @@ _R, _P = 8, 1
 _KDF, _CIPHER = "scrypt", "chacha20-poly1305"
 _SALT_BYTES, _NONCE_BYTES = 16, 12
 _MAX_HEAD_BYTES = 1_000
-_GIVE = f"--passphrase-fd N, {VARIABLE}=FILE, or type it on a terminal"
+_GIVE = f"pylon --passphrase-fd N COMMAND, {VARIABLE}=FILE, or type it on a terminal"
 
 
 class Passphrase:

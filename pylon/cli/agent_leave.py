@@ -80,7 +80,7 @@ def _decided(report: dict[str, Any]) -> str:
 @action_argument
 @click.option("--each", type=SATS, metavar="SATS", help="The most that one may cost, its fee not included.")
 @click.option("--day", type=SATS, metavar="SATS", help="The most for any 24 hours, fees included.")
-@click.option("--per-day", type=click.IntRange(0, 100_000), metavar="N", help="How many in any 24 hours.")
+@click.option("--per-day", type=click.IntRange(0, 100_000), metavar="N", help="How many in any 24 hours; 0: none.")
 @click.option("--strangers", is_flag=True, help="Also in ticks that strangers had a word in.")
 @json_option
 @pass_state

@@ -1,4 +1,4 @@
-"""``pylon demo``: the market on one machine, with pretended sats and real words."""
+"""``pylon demo``: an agent's life on one machine, with pretended sats and real words."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def identity() -> None:
     """Show, protect, back up and restore the identity of a home."""
 
 
-@identity.command()
+@identity.command(short_help="Show who this home is; no secret.")
 @json_option
 @pass_state
 def show(state: State) -> None:
@@ -174,7 +174,7 @@ def passphrase(state: State, remove: bool, new_passphrase_fd: int | None, yes: b
         note(OPEN if remove else "hint: it is wanted at every start; unattended: see docs/keys.md")
 
 
-@identity.command()
+@identity.command(short_help="Print the Nostr key, sealed with a password.")
 @click.option("--ncryptsec", is_flag=True, help="The Nostr secret key under a password (NIP-49).")
 @descriptor_option("--password-fd", "Read that password from file descriptor N, its first line; else it is asked for.")
 @click.option(
@@ -208,7 +208,7 @@ def export(state: State, ncryptsec: bool, password_fd: int | None, log_n: int) -
     emit(state, {"npub": unlocked.identity.npub, "ncryptsec": sealed}, sealed)
 
 
-@identity.command()
+@identity.command(short_help="Write all of this home into one sealed file.")
 @click.argument("file", metavar="FILE")
 @descriptor_option(
     "--backup-passphrase-fd", "Read the backup's own passphrase from file descriptor N; else it is asked for, twice."

@@ -30,7 +30,7 @@ def job() -> None:
     """Buy inference on the market."""
 
 
-@job.command()
+@job.command(short_help="Buy an answer to PROMPT.")
 @click.argument("prompt")
 @click.option("--model", help="Only providers that serve this model.")
 @click.option(
@@ -179,7 +179,7 @@ def _row(row: dict[str, Any]) -> str:
     return f"{row['id'][:16]}  {when}  {row['state']:<9}  {paid:>12}  {words[:60]}"
 
 
-@job.command()
+@job.command(short_help="Show one job and its history.")
 @click.argument("job_id")
 @json_option
 @pass_state

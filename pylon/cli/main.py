@@ -31,7 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "earnings": ("pylon.cli.earnings:earnings", "What the provider has earned."),
     "models": ("pylon.cli.models:models", "List and fetch models."),
     "books": ("pylon.cli.books:books", "The double-entry books, and their check."),
-    "demo": ("pylon.cli.demo:demo", "Buy and sell an answer on this machine, with pretended sats."),
+    "demo": ("pylon.cli.demo:demo", "Let an agent live on this machine, with pretended sats."),
 }
 """Name -> where the command is, and its line in ``pylon --help``."""
 
@@ -134,6 +134,10 @@ def run(arguments: list[str]) -> int:
                 return 1
 
 
+_BEFORE = {"--home": "--home DIR", "--passphrase-fd": "--passphrase-fd N"}
+"""Options of ``pylon`` itself that people look for after the command."""
+
+
 def _print_usage(error: click.UsageError, as_json: bool) -> None:
     command = error.ctx.command_path if error.ctx else "pylon"
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
@@ -143,8 +147,8 @@ def _print_usage(error: click.UsageError, as_json: bool) -> None:
         print_error(UsageError(f"{command} wants a command", f"see {command} --help"), as_json)
         return
     hint = f"see {command} --help"
-    if isinstance(error, click.NoSuchOption) and error.option_name == "--home":
-        hint = f"it stands before the command: pylon --home DIR {command.removeprefix('pylon ')}"
+    if isinstance(error, click.NoSuchOption) and error.option_name in _BEFORE:
+        hint = f"it stands before the command: pylon {_BEFORE[error.option_name]} {command.removeprefix('pylon ')}"
         error = click.UsageError(error.message)
     print_error(UsageError(error.format_message(), hint), as_json)
 

@@ -45,7 +45,7 @@ def list_models(state: State) -> None:
     emit(state, report, lambda: _text(report))
 
 
-@models.command()
+@models.command(short_help="Fetch a model; unless named, the small one.")
 @click.argument("name", required=False)
 @json_option
 @pass_state

@@ -18,7 +18,7 @@ from pylon.errors import ConfigError, IdentityError
     type=click.Choice(["host", "provider", "both"]),
     default="both",
     show_default=True,
-    help="What to run: buy for this home, sell to others, or both.",
+    help="What to run: agents, a provider that sells to others, or both.",
 )
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground (the default).")
 @click.option(

@@ -279,7 +279,7 @@ def _line(payment: dict[str, Any]) -> str:
     return f"{when}  {_ARROWS[payment['direction']]} {amount:<24} {payment['state']:<8} {words[:60]}".rstrip()
 
 
-@wallet.command()
+@wallet.command(short_help="Get test sats.")
 @click.option(
     "-a",
     "--amount",

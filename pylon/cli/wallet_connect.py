@@ -13,12 +13,12 @@ from pylon.cli.output import State, emit, in_sats, json_option, note, pass_state
 from pylon.cli.times import DURATION, ago, until
 
 
-@click.command()
+@click.command(short_help="Hand out a connection string with a budget.")
 @click.argument("name")
 @click.option(
-    "--budget-day", type=SATS, required=True, help="What it may spend in any 24 hours, fees included, sats. 0: nothing."
+    "--budget-day", type=SATS, required=True, help="What it may spend in any 24 hours, fees included; 0: nothing."
 )
-@click.option("--budget-each", type=AMOUNT, help="What one invoice may ask for, sats.")
+@click.option("--budget-each", type=AMOUNT, help="What one invoice may ask for. Default: no bound but the day's.")
 @click.option("--expires", type=DURATION, help="Close it after this time (12h, 30d).")
 @click.option("--relay", "relays", multiple=True, metavar="URL", help="Where to meet it; else the home's own relays.")
 @json_option
@@ -46,7 +46,7 @@ def connect(
     emit(state, report, report["uri"])
 
 
-@click.command()
+@click.command(short_help="Show who may use the wallet.")
 @click.option("--closed", is_flag=True, help="Those that were closed, too.")
 @json_option
 @pass_state

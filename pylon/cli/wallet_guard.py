@@ -16,7 +16,7 @@ _SHOWN = 18
 SENDING = "whoever wanted it sends it now; without a daemon, when one runs: pylon start"
 
 
-@click.command()
+@click.command(short_help="Stop all spending at once.")
 @click.option("--reason", help="What you want to be reminded of.")
 @json_option
 @pass_state

@@ -236,9 +236,10 @@ def _shown(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else "a list or an object"
 
 
-def by_prefix(entries: Iterable[Any], wanted: str, what: str) -> Any:
+def by_prefix(entries: Iterable[Any], wanted: str, what: str, listed: str) -> Any:
     found = [entry for entry in entries if entry.id.startswith(wanted)] if wanted else []
     exact = [entry for entry in found if entry.id == wanted]
     if len(exact or found) != 1:
-        raise NotFound(f"{'more than one' if found else 'no'} {what} begins with {wanted[:40]!r}", "give more of it")
+        hint = "give more of it" if found else f"{listed} shows them"
+        raise NotFound(f"{'more than one' if found else 'no'} {what} begins with {wanted[:40]!r}", hint)
     return (exact or found)[0]

@@ -388,7 +388,7 @@ class AgentVerbs:
     async def goal_set(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
         agent = self._agent(params)
         mind = registry.state(self.store, self.store.vault, agent.id)
-        goal = reading.by_prefix(mind.goals, reading.text(params, "id"), "goal")
+        goal = reading.by_prefix(mind.goals, reading.text(params, "id"), "goal", "pylon agent goals NAME")
         status = None if params.get("status") is None else reading.one_of(params, "status", sorted(memory.STATUSES))
         progress = None if params.get("progress") is None else reading.number(params, "progress", 0, 1)
         priority = None if params.get("priority") is None else reading.whole(params, "priority", -1_000, 1_000)
@@ -429,7 +429,7 @@ class AgentVerbs:
     async def memory_forget(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
         agent = self._agent(params)
         mind = registry.state(self.store, self.store.vault, agent.id)
-        entry = reading.by_prefix(mind.memory, reading.text(params, "id"), "memory")
+        entry = reading.by_prefix(mind.memory, reading.text(params, "id"), "memory", "pylon agent memory NAME")
 
         def forget(mind: Any) -> Any:
             return attrs.evolve(mind, memory=tuple(kept for kept in mind.memory if kept.id != entry.id))
@@ -466,7 +466,9 @@ class AgentVerbs:
         return {"approval": {"id": done.id, "state": done.state.value, "outcome": done.reason}}
 
     def _waiting(self, params: Mapping[str, Any]) -> Action:
-        found: Action = reading.by_prefix(self.deeds.waiting(), reading.text(params, "id"), "action that waits")
+        found: Action = reading.by_prefix(
+            self.deeds.waiting(), reading.text(params, "id"), "action that waits", "pylon agent approvals"
+        )
         return found
 
     async def set(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:

@@ -133,13 +133,13 @@ def _as_pylon_error(error: ApiError) -> PylonError:
     """What the API would say, as a command says it."""
     match error.code:
         case "insufficient_quota":
-            return WalletError(error.message, "raise --bid, or look at pylon wallet balance")
+            return WalletError(error.message, "look at pylon wallet balance; on simnet pylon wallet fund gives more")
         case "model_not_found":
-            return ModelMissing(error.message, "pylon models; without --model the default answers")
+            return ModelMissing(error.message, "pylon compute shows the models; without --model the default answers")
         case "no_provider" | "answer_pending" | "answer_lost" | "provider_failed" | "answer_changed":
             return MarketError(error.message, "pylon job list shows what was bought")
         case "wallet_unavailable":
-            return WalletError(error.message, "pylon wallet balance")
+            return WalletError(error.message, "pylon wallet status; if spending is frozen, pylon wallet thaw")
         case _ if error.status == 400:
             return UsageError(error.message)
         case _:

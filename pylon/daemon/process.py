@@ -75,7 +75,9 @@ def already_running(home: Home) -> AlreadyRunning:
         return AlreadyRunning(
             f"another pylon command is at work in {home.data} (it has written no pid file)", "try again when it is done"
         )
-    return AlreadyRunning(f"a pylon is running in {home.data} already (pid {pid})", "pylon status")
+    return AlreadyRunning(
+        f"a pylon is running in {home.data} already (pid {pid})", f"pylon status shows it; kill {pid} ends it"
+    )
 
 
 def _write_pid(path: Path) -> None:

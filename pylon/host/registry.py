@@ -248,7 +248,7 @@ def insert(tx: Tx, agent: Agent, secrets: Keys, words: str) -> None:
     """Write a new agent down. Raises ``UsageError`` where the name, the key or the wallet is there already."""
     taken = tx.one("SELECT name, moved, deleted_at FROM agents WHERE id = ? OR wallet = ?", (agent.id, agent.wallet))
     if taken is not None and taken["deleted_at"] is None and not taken["moved"]:
-        raise UsageError(f"this agent is here already, as {taken['name']!r}", "pylon agent info")
+        raise UsageError(f"this agent is here already, as {taken['name']!r}", f"pylon agent info {taken['name']}")
     other = by_name(tx, agent.name)
     if other is not None and other.id != agent.id:
         raise UsageError(f"there is an agent called {agent.name!r} already", "give another name")
