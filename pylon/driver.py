@@ -38,6 +38,8 @@ _LONGEST_NAP = 30.0
 _ATTEND_SECONDS = 30.0
 """How long one record may keep the others from being attended to."""
 _ATTEND_AGAIN = 5.0
+_HEARD_BY = 60.0
+"""Seconds within which who has written a step hears that it is committed."""
 _RESUME_GRACE = 10.0
 """Seconds after a restart in which no deadline counts: what we waited for may lie on a relay already."""
 
@@ -80,14 +82,18 @@ class Driver(Generic[R]):
         self._alarms: list[tuple[float, str]] = []
         self._alarm_set = trio.Event()
         self._nursery: trio.Nursery | None = None
+        self._resumed: dict[str, R] = {}
+        """Records as this run has found and resumed them, for a while."""
+        self._began = 0.0
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Resume what was unfinished, then serve until cancelled."""
         try:
             async with trio.open_nursery() as nursery:
-                self._nursery = nursery
+                self._nursery, self._began = nursery, trio.current_time()
                 nursery.start_soon(self._watch_alarms)
                 for record in self.records.unfinished(self._store):
+                    self._resumed[record.id] = record
                     self._set_alarm(record, not_before=self._clock.now() + _RESUME_GRACE)
                     for effect in self.records.machine.resume_effects(record):
                         nursery.start_soon(self._perform, effect, record)
@@ -96,6 +102,7 @@ class Driver(Generic[R]):
             # What is begun or moved meanwhile is in its row, and resumed by the next run.
             self._nursery = None
             self._alarms.clear()
+            self._resumed.clear()
 
     async def begin(self, record: R, message: Any, admit: Callable[[Tx], bool] | None = None) -> R | None:
         """Write a new record moved by its first input; not if ``admit``, asked in the same transaction, says no."""
@@ -129,15 +136,24 @@ class Driver(Generic[R]):
     def acted(self, step: Step[R] | None) -> R | None:
         """The other half of ``advance_in``: starts the effects of a committed step; returns the record after it.
 
-        While the driver does not run they wait in the row, and the next ``run`` resumes them.
+        While the driver does not run they wait in the row, and the next ``run`` resumes them: also those of a step that
+        was committed just before it looked, and of which we hear only now.
         """
         if step is None:
             return None
+        if self._was_resumed(step):
+            return step.after
         self._set_alarm(step.after)
         for effect in step.effects:
             if effect not in self.records.machine.outbox and self._nursery is not None:
                 self._nursery.start_soon(self._perform, effect, step.after)
         return step.after
+
+    def _was_resumed(self, step: Step[R]) -> bool:
+        if self._resumed and trio.current_time() - self._began > _HEARD_BY:
+            self._resumed.clear()
+        found = self._resumed.get(step.after.id)
+        return found is not None and found == step.after and step.after != step.before
 
     def _commit(self, tx: Tx, step: Step[R]) -> Step[R]:
         self._book(tx, step)

@@ -49,7 +49,7 @@ def given(**params: Any) -> dict[str, Any]:
 
 
 class Trigger(click.ParamType[str]):
-    """``mention``, ``dm``, ``zap``, ``kind:30023`` or ``none``."""
+    """``mention``, ``dm``, ``zap``, ``funds``, ``kind:30023`` or ``none``."""
 
     name = "trigger"
 
@@ -58,8 +58,8 @@ class Trigger(click.ParamType[str]):
         kind = re.fullmatch(r"kind:([0-9]{1,5})", text)
         if kind is not None and int(kind[1]) <= 65_535:
             return f"kind:{int(kind[1])}"
-        if text not in ("mention", "dm", "zap", "none"):
-            self.fail(f"{value!r} is no trigger: mention, dm, zap, kind:N (0 to 65535), or none", param, ctx)
+        if text not in ("mention", "dm", "zap", "funds", "none"):
+            self.fail(f"{value!r} is no trigger: mention, dm, zap, funds, kind:N (0 to 65535), or none", param, ctx)
         return text
 
 

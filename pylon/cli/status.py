@@ -73,6 +73,14 @@ def _stopped_text(home: Home) -> str:
     return f"Daemon:   stopped\nHome:     {home.root}\nIdentity: {identity}"
 
 
+_REMARKS = {
+    "simnet": "simnet sats are not money",
+    "regtest": "Spark's regtest, whose sats are not money",
+    "testnet": "this is Spark's regtest, whose sats are not money",
+    "signet": "this is Spark's regtest, whose sats are not money",
+}
+
+
 def render(report: dict[str, Any]) -> str:
     """The report for people. Whatever is missing from it is left out."""
     daemon, stats, wallet = (_table(report.get(name)) for name in ("daemon", "stats", "wallet"))
@@ -82,8 +90,8 @@ def render(report: dict[str, Any]) -> str:
     modes = [name for name in ("provider", "host") if daemon.get(f"{name}_active")]
     lines.append(f"Modes:    {', '.join(modes) or 'none'}")
     if report.get("network"):
-        remark = " (simnet sats are not money)" if report["network"] == "simnet" else ""
-        lines.append(f"Network:  {report['network']}{remark}")
+        remark = _REMARKS.get(str(report["network"]))
+        lines.append(f"Network:  {report['network']}" + (f" ({remark})" if remark else ""))
     if wallet:
         lines.append(f"Wallet:   {_wallet(wallet)}")
         lines += _guard(wallet)

@@ -209,7 +209,12 @@ class WalletVerbs:
         text = reading.text(params, "target").strip()
         if text[: len(_SCHEME)].lower() == _SCHEME:
             text = text[len(_SCHEME) :].removeprefix("//")
-        target = await wallet.decode(text)
+        try:
+            target = await wallet.decode(text)
+        except InvoiceInvalid as error:
+            raise InvoiceInvalid(
+                error.message, error.hint or "a target is a Lightning invoice (ln...) or an address of this network"
+            ) from None
         network = (await wallet.info()).network
         if self.config.network == "simnet" and network != "simnet":
             raise WrongNetwork(

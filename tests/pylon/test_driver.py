@@ -90,6 +90,28 @@ def clock():
     return VirtualClock()
 
 
+@pytest.mark.parametrize("late", [0.05, 3.0])
+async def test_what_a_run_has_resumed_is_not_done_again_by_who_wrote_it(autojump_clock, tmp_path, clock, late):
+    """Who has begun a record hears of its commit a little later than a driver that starts just then finds it."""
+    async with staged(tmp_path, clock) as stage:
+        write = stage.store.write
+
+        async def slowly(job):
+            done = await write(job)
+            await trio.sleep(late)
+            return done
+
+        stage.store.write = slowly
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stage.begin)
+            await trio.sleep(late / 2)
+            stage.store.write = write
+            await nursery.start(stage.driver.run)
+            await trio.sleep(2 * late)
+            assert stage.done == ["mint"]
+            nursery.cancel_scope.cancel()
+
+
 async def test_the_row_is_committed_before_its_effect(autojump_clock, tmp_path, clock):
     async with staged(tmp_path, clock) as stage:
         seen = []
