@@ -139,7 +139,7 @@ _REPEATED: tuple[tuple[str, str, click.ParamType[Any], str, str], ...] = (
         "triggers",
         Trigger(),
         "TRIGGER",
-        "What wakes it between heartbeats; repeat for several: mention, dm, zap, kind:N (an event of that kind that "
+        "What wakes it between heartbeats; repeat for several: mention, dm, zap, funds, kind:N (an event of that kind that "
         "names it), or none.",
     ),
     ("relay", "relays", click.STRING, "URL", "Where it publishes and listens; repeat for several."),
