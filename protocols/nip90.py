@@ -268,7 +268,7 @@ def _max_tokens(params: Mapping[str, str]) -> int | None:
 
 
 def _relays(event: Event) -> tuple[str, ...]:
-    """Also where the list was nested: some clients put it into one value as JSON text."""
+    """Also where the list was nested: some clients put it into one value, as text."""
     found: list[str] = []
     for tag in event.tags_named("relays"):
         for entry in tag[1:]:
@@ -280,8 +280,9 @@ def _relays(event: Event) -> tuple[str, ...]:
 
 
 def _nested(text: str) -> list[str]:
+    """A list as JSON, or as languages print one that quote with ``'``: no relay's URL has one."""
     try:
-        value = orjson.loads(text)
+        value = orjson.loads(text.replace("'", '"'))
     except orjson.JSONDecodeError:
         return []
     return [entry for entry in value if isinstance(entry, str)] if isinstance(value, list) else []

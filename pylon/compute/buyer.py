@@ -128,7 +128,7 @@ class Buyer:
         self._rng = rng
         self._settings = settings
         self._signed: dict[str, Event] = {}
-        self._market = Market(pool, JOB_TEXT, settings.discovery_seconds)
+        self._market = Market(pool, clock, JOB_TEXT, settings.discovery_seconds)
         self._replies = Replies(pool, self._deliver)
         self._listening: dict[str, str] = {}
         """Owners that expect something, and their keys."""
@@ -487,6 +487,7 @@ class Buyer:
         row = self._store.one("SELECT purchase_id, provider FROM purchase_requests WHERE request_id = ?", (request_id,))
         if request_id is None or row is None or row["provider"] != event.pubkey:
             return
+        self._market.heard(event.pubkey, event.created_at)
         record = self.records.load(self._store, row["purchase_id"])
         if record is None or record.request_id != request_id or inbox.seen(self._store, _CONSUMER, event.id):
             return

@@ -1,4 +1,8 @@
-"""Who sells: announcements (NIP-89, kind 31990) found on the relays, and their ranking. Ranking is pure."""
+"""Who sells: announcements (NIP-89, kind 31990) found on the relays, and their ranking. Ranking is pure.
+
+Announcements outlive who made them. A provider that has beaten (kind 11998) is passed over once its last sign of life
+is 900 s old: an announcement, a beat, or a reply to a request of ours. One that never beats is believed.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,10 @@ from collections.abc import Collection, Iterable
 import attrs
 import trio
 
+from protocols import heartbeat
 from protocols.nip01 import Filter
 from protocols.nip89 import Announcement, AnnouncementInvalid, parse_announcement
+from pylon.clock import Clock
 from pylon.money import Msat, format_msat, max_fee
 from pylon.relays.pool import RelayPool
 
@@ -17,6 +23,8 @@ ANNOUNCEMENT = 31990
 FRESH_SECONDS = 5.0
 """How long announcements are believed. A price that has changed meanwhile is noticed by its quote."""
 _MOST_ANNOUNCEMENTS = 500
+_LEAST_SECONDS = 1.0
+"""For the question about heartbeats, however long that about announcements took."""
 _MOST_NAMES = 5
 _LONGEST_NAME = 60
 
@@ -47,13 +55,21 @@ async def announcements(pool: RelayPool, kind: int, seconds: float) -> list[Anno
 class Market:
     """Who sells, as purchases ask: those that begin together share one question to the relays."""
 
-    def __init__(self, pool: RelayPool, kind: int, seconds: float) -> None:
+    def __init__(self, pool: RelayPool, clock: Clock, kind: int, seconds: float) -> None:
         self._pool = pool
+        self._clock = clock
         self._kind = kind
         self._seconds = seconds
         self._found: list[Announcement] = []
         self._asked = -math.inf
         self._asking = trio.Lock()
+        self._beats: dict[str, int] = {}
+        """The last beat of each provider that is announced and has ever beaten, Unix seconds."""
+        self._replies: dict[str, int] = {}
+
+    def heard(self, provider: str, created_at: int) -> None:
+        """A provider that was asked has replied, whatever it said."""
+        self._replies[provider] = max(created_at, self._replies.get(provider, 0))
 
     def remembered(self) -> list[Announcement]:
         """The last answer, if it is young: enough to begin with, and no reason to give up."""
@@ -65,9 +81,28 @@ class Market:
         async with self._asking:
             if self._asked < called:
                 asked = trio.current_time()
-                self._found = await announcements(self._pool, self._kind, self._seconds)
+                found = await announcements(self._pool, self._kind, self._seconds)
+                left = self._seconds - (trio.current_time() - asked)
+                silent = await self._silent(found, max(left, _LEAST_SECONDS))
+                self._found = [announcement for announcement in found if announcement.provider not in silent]
                 self._asked = asked
             return self._found
+
+    async def _silent(self, found: list[Announcement], seconds: float) -> set[str]:
+        """Those of these providers that beat once, and do so no more."""
+        oldest = self._clock.now() - heartbeat.SILENT_SECONDS
+        self._replies = {provider: at for provider, at in self._replies.items() if at >= oldest}
+        fresh = {announcement.provider for announcement in found if announcement.created_at >= oldest}
+        known = {announcement.provider for announcement in found}
+        self._beats = {provider: at for provider, at in self._beats.items() if provider in known}
+        doubtful = known - fresh - self._replies.keys()
+        if not doubtful:
+            return set()
+        # By their names: nobody else's beats can crowd theirs out.
+        asked = Filter(kinds=[heartbeat.KIND], authors=sorted(doubtful))
+        for event in await self._pool.fetch([asked], timeout=seconds):
+            self._beats[event.pubkey] = max(event.created_at, self._beats.get(event.pubkey, 0))
+        return {provider for provider in doubtful if self._beats.get(provider, math.inf) < oldest}
 
 
 def rank(

@@ -200,7 +200,7 @@ async def open_runtime(
         if openai is not None and bound is None:
             bound = await nursery.start(_serve_api(home, config, None, openai))
 
-        provider, engine, off = None, None, ""
+        provider, announcer, engine, off = None, None, None, ""
         if sell:
             try:
                 engine = Router([backend]) if backend else await _find_backends(config, home, supervisor, rng)
@@ -216,7 +216,8 @@ async def open_runtime(
                 if openai is not None and openai.answerer is None:
                     openai.answerer = LocalAnswerer(provider.router, deadlines(config.provider.deadlines))
                 supervisor.start(ChildSpec("provider", provider.run))
-                supervisor.start(ChildSpec("announcer", _announcer(config, identity, store, pool, provider, clock).run))
+                announcer = _announcer(config, identity, store, pool, provider, clock)
+                supervisor.start(ChildSpec("announcer", announcer.run))
         yield Runtime(
             home=home,
             config=config,
@@ -238,6 +239,9 @@ async def open_runtime(
             mode=mode,
             provider_off=off,
         )
+        # Reached on a clean end only: who crashes, or is cancelled, is known by its silence.
+        if announcer is not None:
+            await announcer.farewell()
 
 
 def _serve_api(

@@ -1,17 +1,21 @@
-"""Tells the network what is sold here: one kind 31990 event (NIP-89), addressable, its ``d`` stable per instance."""
+"""Tells the network what is sold here: one kind 31990 event (NIP-89), addressable, its ``d`` stable per instance.
+
+While it can answer it says so every 300 s (kind 11998). What can no longer answer takes its announcement back (NIP-09),
+and so does what ends cleanly; of what died the heartbeat stops.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import attrs
 import trio
 
-from protocols import entropy
+from protocols import entropy, heartbeat, nip89
 from protocols.keys import SecretKey
-from protocols.nip01 import Event, sign_event
-from protocols.nip89 import build_announcement
+from protocols.nip01 import Event
+from protocols.nip09 import build_deletion
 from protocols.nip90 import JOB_TEXT
 from pylon.clock import Clock
 from pylon.errors import PylonError
@@ -28,8 +32,14 @@ _LOOK_AGAIN = 15.0
 """Seconds between two looks at what the backends have."""
 _CLOCK_JUMP = 900.0
 """Seconds: a date further ahead is refused by relays (NIP-11, ``created_at_upper_limit``)."""
-_DELETION = 5
-"""NIP-09."""
+_GONE_AFTER = 60.0
+"""Seconds without any healthy model before the announcement is taken back: engines restart."""
+_FAREWELL = 2.0
+"""Seconds that relays have for the deletion at the end. Those that have not answered get it at the next start."""
+_LOOK_AT_ANSWERS = 0.02
+_SUBJECT = "announcement"
+_MOST_VERSIONS = 50
+"""In one deletion; relays keep the newest version, and perhaps have missed a few."""
 
 
 @attrs.frozen
@@ -44,7 +54,8 @@ class Announcer:
 
     Relays keep the version with the latest date. One that was written while our clock was far ahead would keep every
     other out until then, and relays would refuse any that was dated later still: so it is deleted by its id (NIP-09),
-    and said again with today's date.
+    and said again with today's date. Deletions name ids and no address, for the same reason: one that is dated far
+    ahead would hide every later announcement.
     """
 
     def __init__(
@@ -67,6 +78,12 @@ class Announcer:
         self._profile = profile
         self._said: tuple[Sequence[str], Msat, Sequence[str]] | None = None
         self._said_at = 0.0
+        self._answered = clock.monotonic()
+        """When a model was last there."""
+        self._stands = True
+        """Whether relays may have an announcement: of an earlier life, where it is not of this one."""
+        self._beat_at = float("-inf")
+        self._over = False
 
     async def run(self) -> None:
         while True:
@@ -77,42 +94,113 @@ class Announcer:
             await trio.sleep(_LOOK_AGAIN if self._said else 1.0)
 
     async def look(self) -> bool:
-        """Announce if there is something new to say; whether there was."""
+        """Announce if there is something new to say, and beat if it is time; whether there was something new."""
         models = sorted({model.id for model in await self._router.models(healthy=True)})
         price = self._terms.price if self._terms.payments else Msat(0)
         say = (models, price, sorted(self._pool.urls))
+        monotonic = self._clock.monotonic()
         # When this process began, by the wall: it moves only when the clock is set.
-        began = self._clock.now() - self._clock.monotonic()
-        if not models or (say == self._said and abs(began - self._said_at) < _CLOCK_JUMP):
+        began = self._clock.now() - monotonic
+        if self._over:
             return False
-        instance = await self._store.write(_instance)
-        await self._store.write(lambda tx: self._publish(tx, instance, models, price))
-        self._said, self._said_at = say, began
-        log.info("announced %s at %d msats a job", ", ".join(models), price)
-        return True
+        if not models:
+            if self._stands and monotonic - self._answered >= _GONE_AFTER:
+                await self._store.write(self._take_back)
+                self._stands, self._said, self._beat_at = False, None, float("-inf")
+                log.warning("no model is there: what was announced is taken back")
+            return False
+        self._answered = monotonic
+        set_anew = abs(began - self._said_at) >= _CLOCK_JUMP
+        new = say != self._said or set_anew
+        if new:
+            await self._store.write(lambda tx: self._announce(tx, models, price))
+            self._stands, self._said, self._said_at = True, say, began
+            log.info("announced %s at %d msats a job", ", ".join(models), price)
+        if set_anew or monotonic - self._beat_at >= heartbeat.EVERY_SECONDS:
+            await self._store.write(self._beat)
+            self._beat_at = monotonic
+        return new
 
-    def _publish(self, tx: Tx, instance: str, models: Sequence[str], price: Msat) -> Event:
-        address = f"31990:{self._secret.public.hex}:{instance}"
+    async def farewell(self) -> None:
+        """Take the announcement back, for good. Waits for the connected relays' answers, a moment at most."""
+        self._over = True
+        try:
+            await self._store.write(self._take_back)
+        except PylonError as error:
+            log.warning("the announcement cannot be taken back: %s", error.message)
+            return
+        with trio.move_on_after(_FAREWELL):
+            while True:
+                if not self._awaited():
+                    return
+                await trio.sleep(_LOOK_AT_ANSWERS)
+
+    def _awaited(self) -> bool:
+        rows = self._store.read(
+            "SELECT d.relay AS relay FROM deliveries d JOIN outbox o ON o.event_id = d.event_id"
+            " WHERE o.subject = ? AND d.state = 'pending'",
+            (_SUBJECT,),
+        )
+        return any(self._pool.is_connected(row["relay"]) for row in rows)
+
+    def _announce(self, tx: Tx, models: Sequence[str], price: Msat) -> None:
+        instance = _instance(tx)
+
+        def build(created_at: int) -> Event:
+            return nip89.build_announcement(
+                self._secret,
+                d=instance,
+                kinds=(JOB_TEXT,),
+                models=tuple(models),
+                price_msats=price,
+                network=self._profile.network,
+                name=self._profile.name,
+                about=self._profile.about,
+                created_at=created_at,
+            )
+
+        self._replace(tx, self._addresses(tx)[0], nip89.KIND, build)
+
+    def _beat(self, tx: Tx) -> None:
+        instance = _instance(tx)
+
+        def build(created_at: int) -> Event:
+            return heartbeat.build_heartbeat(self._secret, d=instance, created_at=created_at)
+
+        self._replace(tx, self._addresses(tx)[1], heartbeat.KIND, build)
+
+    def _replace(self, tx: Tx, address: str, kind: int, build: Callable[[int], Event]) -> None:
+        """A newer version of what is at ``address``."""
+        if self._over:
+            return
         now = self._clock.now()
         ahead = outbox.withdraw(tx, address, after=now + _CLOCK_JUMP)
         if ahead:
             log.warning("the clock has gone back: what was announced with a later date is deleted")
-            tags = [*(("e", event_id) for event_id in ahead), ("k", "31990")]
-            deletion = sign_event(self._secret, kind=_DELETION, tags=tags, created_at=int(now))
-            outbox.add(tx, deletion, self._pool.urls, effect="", subject="announcement", at=now)
-        event = build_announcement(
-            self._secret,
-            d=instance,
-            kinds=(JOB_TEXT,),
-            models=tuple(models),
-            price_msats=price,
-            network=self._profile.network,
-            name=self._profile.name,
-            about=self._profile.about,
-            created_at=max(int(now), outbox.last_created_at(tx, address) + 1),
+            self._delete(tx, ahead, [kind])
+        event = build(max(int(now), outbox.last_created_at(tx, address) + 1))
+        outbox.add(tx, event, self._pool.urls, effect="", subject=_SUBJECT, at=now)
+
+    def _take_back(self, tx: Tx) -> None:
+        """Delete every version that a relay may have, of the announcement and of the heartbeat."""
+        rows = tx.all(
+            "SELECT event_id FROM outbox WHERE address IN (?, ?) ORDER BY id DESC LIMIT ?",
+            (*self._addresses(tx), _MOST_VERSIONS),
         )
-        outbox.add(tx, event, self._pool.urls, effect="", subject="announcement", at=now)
-        return event
+        for row in rows:
+            outbox.cancel(tx, row["event_id"], self._clock.now())
+        if rows:
+            self._delete(tx, [row["event_id"] for row in rows], [nip89.KIND, heartbeat.KIND])
+
+    def _delete(self, tx: Tx, ids: Sequence[str], kinds: Sequence[int]) -> None:
+        now = self._clock.now()
+        deletion = build_deletion(self._secret, ids=ids, kinds=kinds, created_at=int(now))
+        outbox.add(tx, deletion, self._pool.urls, effect="", subject=_SUBJECT, at=now)
+
+    def _addresses(self, tx: Tx) -> tuple[str, str]:
+        """Of the announcement and of the heartbeat."""
+        me = self._secret.public.hex
+        return f"{nip89.KIND}:{me}:{_instance(tx)}", f"{heartbeat.KIND}:{me}:"
 
 
 def _instance(tx: Tx) -> str:

@@ -159,7 +159,9 @@ def test_without_payments_it_serves_free_on_any_network(world):
     (announcement,) = fetch(relay, kinds=[31990], authors=[node.pubkey])
     assert announcement.tag("price") == "0"
     assert node.sale_ended()["state"] == "delivered"
+    assert fetch(relay, kinds=[11998], authors=[node.pubkey])
     node.stop()
+    assert fetch(relay, kinds=[31990, 11998], authors=[node.pubkey]) == [], "what has ended is announced no more"
 
 
 # --- secrets --------------------------------------------------------------------------------------------------

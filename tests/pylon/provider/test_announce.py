@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from contextlib import asynccontextmanager
 
 import attrs
@@ -20,7 +21,7 @@ from tests.pylon.market import open_home
 
 
 @asynccontextmanager
-async def announcing(home, backend, terms=None):
+async def announcing(home, backend, terms=None, clean=False):
     async with home.opened() as (store, pool), trio.open_nursery() as nursery:
         announcer = Announcer(
             secret=home.secret,
@@ -33,11 +34,14 @@ async def announcing(home, backend, terms=None):
         )
         nursery.start_soon(announcer.run)
         yield store
+        if clean:
+            await announcer.farewell()
         nursery.cancel_scope.cancel()
 
 
 def sent(store):
-    return [row["created_at"] for row in store.read("SELECT created_at FROM outbox ORDER BY id")]
+    rows = store.read("SELECT created_at FROM outbox WHERE kind = 31990 ORDER BY id")
+    return [row["created_at"] for row in rows]
 
 
 async def test_models_and_price_are_told(autojump_clock, market):
@@ -149,3 +153,68 @@ async def test_a_free_provider_says_so(autojump_clock, market):
     async with announcing(home, ScriptedBackend("a"), Terms(Msat(5_000), payments=False)):
         await trio.sleep(5)
     assert parse_announcement(market.events(31990)[0]).price_msats == 0
+
+
+async def test_it_beats_while_it_can_answer(autojump_clock, market):
+    home, backend = await open_home(market), ScriptedBackend("a")
+    beats = set()
+    async with announcing(home, backend):
+        for _ in range(100):
+            await trio.sleep(15)
+            beats |= {event.created_at for event in market.events(11998)}
+        (beat,) = market.events(11998)
+        assert beat.tag("d") == market.events(31990)[0].d
+        backend.up = False
+        await trio.sleep(45)
+        assert market.events(31990), "an engine that restarts is not gone"
+        await trio.sleep(600)
+        assert market.events(31990) == market.events(11998) == []
+        backend.up = True
+        await trio.sleep(30)
+        assert len(market.events(31990)) == len(market.events(11998)) == 1
+    gaps = [later - earlier for earlier, later in itertools.pairwise(sorted(beats))]
+    assert len(gaps) >= 4
+    assert all(300 <= gap <= 316 for gap in gaps)
+
+
+async def test_a_clean_end_leaves_no_announcement_and_a_new_start_has_one(autojump_clock, market):
+    home, backend = await open_home(market), ScriptedBackend("a", models=("one",))
+    for _ in range(3):
+        async with announcing(home, backend, clean=True):
+            await trio.sleep(1)
+            backend.model_ids = ("one", "two")
+            await trio.sleep(20)
+            assert len(market.events(31990)) == len(market.events(11998)) == 1
+        assert market.events(31990) == market.events(11998) == []
+
+
+async def test_a_clean_end_in_a_time_that_is_wrong_hides_no_later_announcement(autojump_clock, market):
+    home = await open_home(market)
+    market.clock.skew = 30 * 86_400.0
+    async with announcing(home, ScriptedBackend("a"), clean=True):
+        await trio.sleep(20)
+    market.clock.skew = 0.0
+    async with announcing(home, ScriptedBackend("a")):
+        await trio.sleep(20)
+        assert len(market.events(31990)) == len(market.events(11998)) == 1
+
+
+async def test_what_an_earlier_life_has_announced_is_taken_back_where_nothing_is_served(autojump_clock, market):
+    home, backend = await open_home(market), ScriptedBackend("a")
+    async with announcing(home, backend):
+        await trio.sleep(20)
+    assert market.events(31990)
+    backend.up = False
+    async with announcing(home, backend):
+        await trio.sleep(100)
+        assert market.events(31990) == []
+
+
+async def test_relays_that_do_not_answer_hold_no_end_up(autojump_clock, market):
+    home = await open_home(market)
+    home.relays = [*home.relays, "ws://nowhere.test"]
+    async with announcing(home, ScriptedBackend("a"), clean=True):
+        await trio.sleep(20)
+        began = trio.current_time()
+    assert trio.current_time() - began < 3
+    assert market.events(31990) == []
