@@ -17,7 +17,7 @@ from pylon.clock import Clock
 from pylon.compute.buyer import Buyer, purchase_records
 from pylon.compute.purchase import PURCHASE, Purchase
 from pylon.config import Config
-from pylon.daemon import books
+from pylon.daemon import books, earned
 from pylon.daemon.agents import AgentVerbs
 from pylon.daemon.compute import ComputeVerbs
 from pylon.daemon.control import Method, Notify
@@ -30,7 +30,7 @@ from pylon.daemon.wallet_verbs import WalletGuard
 from pylon.daemon.withdrawals import Withdrawals
 from pylon.errors import PylonError, UsageError
 from pylon.money import MAX_MSAT, Msat
-from pylon.provider.earnings import earnings, recent
+from pylon.provider.earnings import earnings
 from pylon.store import ledger
 from pylon.store.database import Store
 from pylon.wallets.port import Wallet
@@ -162,20 +162,8 @@ class Verbs:
     # --- money ------------------------------------------------------------------------------------------------
 
     async def earnings(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
-        found = earnings(self.store, self.clock.now())
-        limit = _whole({"limit": 10, **params}, "limit", 0, 10_000)
-        return {
-            "summary": {
-                "today_msats": found.today,
-                "week_msats": found.week,
-                "total_msats": found.total,
-                "total_sats": found.total // 1_000,
-                "job_count": found.jobs,
-                "owed_msats": found.owed,
-                "unearned_msats": found.unearned,
-            },
-            "recent": recent(self.store, limit),
-        }
+        """What the provider has earned; see ``earned.report``."""
+        return earned.report(self.store, self.clock.now(), params)
 
     async def books(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
         """The accounts, and what has left the wallets: by owner and purpose, with ``causes`` by cause.
