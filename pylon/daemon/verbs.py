@@ -24,6 +24,7 @@ from pylon.daemon.control import Method, Notify
 from pylon.daemon.infer import InferVerbs
 from pylon.daemon.jobs import Cancelling, find_purchase
 from pylon.daemon.runtime import Runtime
+from pylon.daemon.trace import Tracing
 from pylon.daemon.wallet_connections import ConnectVerbs
 from pylon.daemon.wallet_money import WALLET_VERBS, WalletVerbs
 from pylon.daemon.wallet_verbs import WalletGuard
@@ -75,6 +76,7 @@ class Verbs:
             "job.list": self.job_list,
             "job.status": self.job_status,
             "job.cancel": self.job_cancel,
+            "trace": Tracing(self.store).trace,
             "earnings": self.earnings,
             "books": self.books,
             **ComputeVerbs(self.config, self.runtime).table(),

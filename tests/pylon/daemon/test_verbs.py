@@ -45,7 +45,7 @@ async def call(verbs, name, **params):
 
 async def test_the_table(verbs):
     assert set(verbs.table()) == {
-        "job.submit", "job.list", "job.status", "job.cancel", "earnings", "books", "compute", *WALLET_VERBS,
+        "job.submit", "job.list", "job.status", "job.cancel", "trace", "earnings", "books", "compute", *WALLET_VERBS,
         "wallet.freeze", "wallet.thaw", "wallet.approvals", "wallet.approve", "wallet.deny",
         "wallet.connect", "wallet.connections", "wallet.disconnect",
     }  # fmt: skip
