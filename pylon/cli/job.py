@@ -204,3 +204,32 @@ def _details(row: dict[str, Any]) -> str:
         for step in row["history"]
     ]
     return "\n".join([*lines, "", str(row["text"] or "")]).rstrip()
+
+
+@job.command()
+@click.argument("job_id")
+@json_option
+@pass_state
+def results(state: State, job_id: str) -> None:
+    """The answer to a job, and nothing else; exit code 1 while there is none."""
+    row = run_verb(state, "job.status", {"id": job_id})
+    if row["text"] is None or row["state"] != "answered":
+        if row["state"] in ENDS:
+            raise _failure(row)
+        ident = row["id"][:16]
+        raise MarketError(f"job {ident} is {row['state']}: there is no answer yet", f"pylon job status {ident}")
+    emit(state, row, lambda: row["text"])
+
+
+@job.command()
+@click.argument("job_id")
+@json_option
+@pass_state
+def cancel(state: State, job_id: str) -> None:
+    """Give up a job that is not being paid yet, and tell its provider; what is paid cannot be cancelled (exit code 4).
+
+    A job that has failed or was cancelled before stays as it is.
+    """
+    runs = is_running(state.home)
+    row = run_verb(state, "job.cancel", {"id": job_id, "wait": not runs}, online=True, timeout=None)
+    emit(state, row, lambda: f"job {row['id'][:16]} {row['state']}: {row['reason']}")

@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "infer": ("pylon.cli.infer:infer", "Ask this machine's own model, or buy an answer."),
     "api": ("pylon.cli.api:api", "OpenAI's API: serve it, or say where it is served."),
     "job": ("pylon.cli.job:job", "Buy inference on the market."),
+    "trace": ("pylon.cli.trace:trace", "One job's whole life on this machine."),
     "compute": ("pylon.cli.compute:compute", "Show the backends of this machine, their health and their models."),
     "wallet": ("pylon.cli.wallet:wallet", "Balance, invoices and payments."),
     "earnings": ("pylon.cli.earnings:earnings", "What the provider has earned."),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import re
+import time
 
 import click
 
@@ -27,6 +29,31 @@ class Duration(click.ParamType[int]):
 
 
 DURATION = Duration()
+
+
+class Since(click.ParamType[float]):
+    """``2026-01-31`` (midnight UTC), or a duration back from now -> Unix seconds, not in the future."""
+
+    name = "time"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        now = time.time()
+        if isinstance(value, float):
+            return value
+        text = str(value).strip()
+        if re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text) is None:
+            return max(0.0, now - DURATION.convert(value, param, ctx))
+        try:
+            day = datetime.date.fromisoformat(text)
+        except ValueError:
+            self.fail(f"{value!r} is no day", param, ctx)
+        at = datetime.datetime(day.year, day.month, day.day, tzinfo=datetime.UTC).timestamp()
+        if not 0 <= at <= now:
+            self.fail(f"{value!r} is not a day of the past", param, ctx)
+        return at
+
+
+SINCE = Since()
 
 
 def span(seconds: float) -> str:

@@ -248,18 +248,10 @@ _CSV = ("time", "direction", "state", "amount_msats", "fee_msats", "purpose", "c
 
 
 def _csv(payments: list[dict[str, Any]]) -> str:
-    import csv
-    import io
+    from pylon.cli.csv_output import as_csv
 
-    written = io.StringIO()
-    table = csv.DictWriter(written, _CSV, extrasaction="ignore", lineterminator="\n")
-    table.writeheader()
-    for payment in payments:
-        words = payment["description"]
-        # A spreadsheet takes what begins like this for a formula, and anybody may write a description.
-        words = f"'{words}" if words[:1] in ("=", "+", "-", "@", "\t", "\r") else words
-        table.writerow({**payment, "time": _time(payment["created_at"], "%Y-%m-%dT%H:%M:%SZ"), "description": words})
-    return written.getvalue()
+    rows = ({**payment, "time": _time(payment["created_at"], "%Y-%m-%dT%H:%M:%SZ")} for payment in payments)
+    return as_csv(_CSV, rows)
 
 
 def _time(at: float, form: str) -> str:

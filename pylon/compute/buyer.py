@@ -26,6 +26,7 @@ import trio
 from protocols import entropy
 from protocols.keys import PublicKey, SecretKey
 from protocols.nip01 import Event, Filter
+from protocols.nip09 import build_deletion
 from protocols.nip89 import Announcement
 from protocols.nip90 import (
     FEEDBACK,
@@ -50,7 +51,7 @@ from pylon.machine import Effect
 from pylon.money import Msat
 from pylon.relays.pool import Received, RelayPool
 from pylon.relays.subscription import OVERLAP
-from pylon.store import cursors, freeze, inbox, intents
+from pylon.store import cursors, freeze, inbox, intents, outbox
 from pylon.store.database import Store, Tx
 from pylon.store.records import RecordTable, Step
 from pylon.together import handle_together
@@ -146,7 +147,7 @@ class Buyer:
                 PurchaseEffect.PAY: self._pay,
                 PurchaseEffect.RECONCILE: self._reconcile,
             },
-            compose=lambda tx, record, effect: [self._compose(record, effect)],
+            compose=self._compose,
             book=self._book,
             due=_due,
             attend=self._attend,
@@ -247,7 +248,10 @@ class Buyer:
                 await changed.receive()
 
     async def give_up(self, purchase_id: str, reason: str) -> bool:
-        """End a purchase for which nothing is being paid yet; whether it has ended by this."""
+        """End a purchase for which nothing is being paid yet; whether it has ended by this.
+
+        Its provider is told in public, by a deletion request (kind 5) that says nothing of ``reason``.
+        """
         return await self._driver.advance(purchase_id, machine.GivenUp(reason)) is not None
 
     def remembered(self) -> list[Announcement]:
@@ -429,9 +433,19 @@ class Buyer:
             return machine.TurnedAway(record.request_id, "no quote in time")
         return machine.AnswerOverdue()
 
-    def _compose(self, record: Purchase, effect: Effect) -> Event:
-        """The request that ``_discover`` has signed: the only event of a purchase."""
-        return self._signed.pop(record.id)
+    def _compose(self, tx: Tx, record: Purchase, effect: Effect) -> list[Event]:
+        """The request that ``_discover`` has signed, or that it is wanted no more (NIP-90: by kind 5)."""
+        if effect is PurchaseEffect.PUBLISH_REQUEST:
+            return [self._signed.pop(record.id)]
+        request_id, now = record.request_id, self._clock.now()
+        assert request_id is not None, "a request was made"
+        outbox.cancel(tx, request_id, now)
+        try:
+            secret = self._accounts(record.owner).secret
+        except NotFound:
+            return []  # nobody is left who could sign it
+        kinds = [JOB_TEXT]
+        return [build_deletion(secret, ids=[request_id], kinds=kinds, reason="cancelled", created_at=int(now))]
 
     def _payment_input(self, outcome: Settled | Failed) -> Paid:
         match outcome:

@@ -12,7 +12,8 @@ Rules
 5. Paid and not answered by the deadline, which runs from the settlement, is *lost*: counted as spent; a late answer
    or a credit is still accepted. A credit counts only if it covers what was paid, and for no more than that.
 6. An answer is accepted once, from the chosen provider, for the current request; also where it came for nothing.
-7. Its owner may give a purchase up as long as nothing is being paid; from then on it takes its course.
+7. Its owner may give a purchase up as long as nothing is being paid; from then on it takes its course. A provider
+   that was asked is told.
 
 The machine is pure (``pylon.machine``). What a quote must satisfy is checked by ``pylon.compute.quotes``.
 """
@@ -43,6 +44,7 @@ class PurchaseState(State):
 class PurchaseEffect(Effect):
     DISCOVER = "discover"
     PUBLISH_REQUEST = "publish_request"
+    PUBLISH_CANCELLATION = "publish_cancellation"
     PAY = "pay"
     RECONCILE = "reconcile"
 
@@ -301,7 +303,7 @@ PURCHASE: Machine[Purchase] = Machine(
         (_S.SEEKING, Chosen, Arrow(_S.REQUESTED, (_E.PUBLISH_REQUEST,), _choose, _untried, "untried, within the bid")),
         (_S.SEEKING, NoneLeft, Arrow(_S.FAILED, (), _give_reason)),
         (_S.SEEKING, GivenUp, Arrow(_S.FAILED, (), _note)),
-        (_S.REQUESTED, GivenUp, Arrow(_S.FAILED, (), _note)),
+        (_S.REQUESTED, GivenUp, Arrow(_S.FAILED, (_E.PUBLISH_CANCELLATION,), _note)),
         (_S.REQUESTED, Quoted, Arrow(_S.PAYING, (_E.PAY,), _quote, _acceptable, "at most the ceiling")),
         (
             *(_S.REQUESTED, TurnedAway),
@@ -329,5 +331,5 @@ PURCHASE: Machine[Purchase] = Machine(
     resume={_S.SEEKING: (_E.DISCOVER,), _S.PAYING: (_E.RECONCILE,)},
     waiting=frozenset({_S.REQUESTED, _S.PAID}),
     final=frozenset({_S.ANSWERED, _S.FAILED, _S.LOST, _S.CREDITED}),
-    outbox=frozenset({_E.PUBLISH_REQUEST}),
+    outbox=frozenset({_E.PUBLISH_REQUEST, _E.PUBLISH_CANCELLATION}),
 )

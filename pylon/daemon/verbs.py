@@ -17,19 +17,21 @@ from pylon.clock import Clock
 from pylon.compute.buyer import Buyer, purchase_records
 from pylon.compute.purchase import PURCHASE, Purchase
 from pylon.config import Config
-from pylon.daemon import books
+from pylon.daemon import books, earned
 from pylon.daemon.agents import AgentVerbs
 from pylon.daemon.compute import ComputeVerbs
 from pylon.daemon.control import Method, Notify
 from pylon.daemon.infer import InferVerbs
+from pylon.daemon.jobs import Cancelling, find_purchase
 from pylon.daemon.runtime import Runtime
+from pylon.daemon.trace import Tracing
 from pylon.daemon.wallet_connections import ConnectVerbs
 from pylon.daemon.wallet_money import WALLET_VERBS, WalletVerbs
 from pylon.daemon.wallet_verbs import WalletGuard
 from pylon.daemon.withdrawals import Withdrawals
-from pylon.errors import NotFound, PylonError, UsageError
+from pylon.errors import PylonError, UsageError
 from pylon.money import MAX_MSAT, Msat
-from pylon.provider.earnings import earnings, recent
+from pylon.provider.earnings import earnings
 from pylon.store import ledger
 from pylon.store.database import Store
 from pylon.wallets.port import Wallet
@@ -73,6 +75,8 @@ class Verbs:
             "job.submit": self.job_submit,
             "job.list": self.job_list,
             "job.status": self.job_status,
+            "job.cancel": self.job_cancel,
+            "trace": Tracing(self.store).trace,
             "earnings": self.earnings,
             "books": self.books,
             **ComputeVerbs(self.config, self.runtime).table(),
@@ -144,21 +148,12 @@ class Verbs:
 
     async def job_status(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
         """A purchase by its id, its request's id, or the beginning of either."""
-        wanted = _text(params, "id").lower()
-        if len(wanted) < 4 or not set(wanted) <= set("0123456789abcdef"):
-            raise UsageError(f"{wanted[:80]!r} is no job id", "an id is hex; its first 4 digits or more will do")
-        rows = self.store.read(
-            "SELECT id FROM purchases WHERE id LIKE ?1 UNION SELECT purchase_id FROM purchase_requests"
-            " WHERE request_id LIKE ?1 LIMIT 3",
-            (wanted + "%",),
-        )
-        if len(rows) > 1:
-            raise NotFound(f"more than one job has an id that begins with {wanted}", "give more digits of it")
-        if not rows:
-            raise NotFound(f"no job has an id that begins with {wanted}", "pylon job list")
-        record = purchase_records(self.store).load(self.store, rows[0]["id"])
-        assert record is not None, "nothing deletes a purchase"
+        record = find_purchase(self.store, params.get("id"))
         return {**job_json(record), "history": self._history(record.id)}
+
+    async def job_cancel(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
+        """Give up what is not being paid yet; see ``Cancelling``."""
+        return job_json(await Cancelling(self.store, self.buyer).cancel(params, notify))
 
     def _history(self, subject: str) -> list[dict[str, Any]]:
         rows = self.store.read(
@@ -169,20 +164,8 @@ class Verbs:
     # --- money ------------------------------------------------------------------------------------------------
 
     async def earnings(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
-        found = earnings(self.store, self.clock.now())
-        limit = _whole({"limit": 10, **params}, "limit", 0, 10_000)
-        return {
-            "summary": {
-                "today_msats": found.today,
-                "week_msats": found.week,
-                "total_msats": found.total,
-                "total_sats": found.total // 1_000,
-                "job_count": found.jobs,
-                "owed_msats": found.owed,
-                "unearned_msats": found.unearned,
-            },
-            "recent": recent(self.store, limit),
-        }
+        """What the provider has earned; see ``earned.report``."""
+        return earned.report(self.store, self.clock.now(), params)
 
     async def books(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
         """The accounts, and what has left the wallets: by owner and purpose, with ``causes`` by cause.

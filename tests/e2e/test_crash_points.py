@@ -2,7 +2,7 @@
 
 The points are derived from the machines' tables. Each is reached by the scenario that passes it: a paid job; a refused
 bid (``publish_refusal``); a result that the only relay turns away (``publish_debt``); a restart while a payment is
-still under way (``reconcile``). Run with ``-s`` for the table.
+still under way (``reconcile``); a job that its owner cancels (``publish_cancellation``). Run with ``-s`` for the table.
 """
 
 import time
@@ -22,7 +22,12 @@ pytestmark = pytest.mark.e2e
 PROMPT = "What happens if you die just now?"
 PENDING_SECONDS = 3.0
 
-SCENARIOS = {"publish_refusal": "refused", "publish_debt": "undelivered", "reconcile": "pending"}
+SCENARIOS = {
+    "publish_refusal": "refused",
+    "publish_debt": "undelivered",
+    "reconcile": "pending",
+    "publish_cancellation": "cancelled",
+}
 """What else than a paid job is needed to pass an effect."""
 
 
@@ -150,7 +155,25 @@ def die_when_the_bid_is_too_low(market):
     return "refused once, nothing paid"
 
 
+def die_in_a_cancellation(market):
+    """The provider is gone before it has quoted: so there is time to change one's mind."""
+    market.start()
+    stop(market.provider)
+    market.submit()
+    (job,) = until(lambda: [row for row in market.buyer.purchases() if row["state"] == "requested"], 20, "a request")
+    market.buyer.run("job", "cancel", job["id"])
+    market.die_and_restart()
+    until(lambda: fetch(market.relay, kinds=[5], authors=[market.buyer.pubkey]), 20, "the deletion")
+    (deletion,) = fetch(market.relay, kinds=[5], authors=[market.buyer.pubkey])
+    purchase = market.buyer.json("job", "status", job["id"])
+    assert (purchase["state"], deletion.tag("e")) == ("failed", purchase["request"])
+    assert market.buyer.charges() == []
+    market.buyer.check_books()
+    return "told once, nothing paid"
+
+
 PLAYS = {
+    "cancelled": die_in_a_cancellation,
     "paid": die_in_a_paid_job,
     "pending": die_while_a_payment_is_under_way,
     "undelivered": die_when_the_result_is_turned_away,

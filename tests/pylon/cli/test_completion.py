@@ -29,7 +29,7 @@ def test_the_script_for_a_shell(shell, line):
     ("words", "number", "found"),
     [
         ("pylon jo", 1, ["plain,job"]),
-        ("pylon job ", 2, ["plain,list", "plain,status", "plain,submit"]),
+        ("pylon job ", 2, [f"plain,{verb}" for verb in ("cancel", "list", "results", "status", "submit")]),
         ("pylon start --mode p", 3, ["plain,provider"]),
         ("pylon ag", 1, ["plain,agent"]),
         ("pylon agent re", 2, ["plain,resume", "plain,revoke", "plain,reveal"]),

@@ -311,3 +311,55 @@ def test_a_home_on_another_network_is_told_what_works(pylon, home):
     assert "pylon --home DIR init --network simnet" in out
     assert "wants the internet" in out
     assert Path(home.config).exists()
+
+
+# --- results and cancel -----------------------------------------------------------------------------------------------
+
+
+def test_results_are_the_text_alone(pylon, daemon):
+    with daemon({"result": {**DONE, "text": "because\nof it"}}) as asked:
+        code, out, err = pylon("job", "results", ID[:8])
+    assert (code, out, err) == (0, "because\nof it\n", "")
+    assert (asked[0]["method"], asked[0]["params"]) == ("job.status", {"id": ID[:8]})
+    with daemon({"result": DONE}):
+        assert json.loads(pylon("job", "results", ID, "--json")[1]) == DONE
+
+
+@pytest.mark.parametrize(
+    ("result", "code", "words"),
+    [
+        (ended("paying"), 1, "there is no answer yet"),
+        ({"result": {**DONE, "state": "paying"}}, 1, "there is no answer yet"),
+        (ended("failed", "nobody sells"), 1, "nobody sells"),
+        (ended("failed", "no sats", "PaymentRefused"), 4, "no sats"),
+        (ended("lost"), 1, "lost"),
+    ],
+)
+def test_results_that_are_not_there(pylon, daemon, result, code, words):
+    with daemon(result):
+        got, out, err = pylon("job", "results", ID)
+    assert (got, out) == (code, "")
+    assert words in err
+
+
+def test_cancel(pylon, daemon):
+    with daemon({"result": {**DONE, "state": "failed", "reason": "cancelled by its owner"}}) as asked:
+        code, out, _ = pylon("job", "cancel", ID[:8])
+    assert (code, out) == (0, f"job {ID[:16]} failed: cancelled by its owner\n")
+    assert (asked[0]["method"], asked[0]["params"]) == ("job.cancel", {"id": ID[:8], "wait": False})
+
+
+def test_cancel_of_what_is_paid(pylon, daemon):
+    data = {"code": "already_paid", "message": "job x was paid", "hint": "", "exit_code": 4}
+    with daemon({"error": {"code": -32000, "message": "x", "data": data}}):
+        code, out, err = pylon("job", "cancel", ID)
+    assert (code, out) == (4, "")
+    assert "was paid" in err
+
+
+@pytest.mark.parametrize("verb", ["results", "cancel"])
+def test_without_a_daemon_an_unknown_job_is_said(simnet, home, verb):
+    home.config.write_text('network = "simnet"\n[relay]\nbind = "127.0.0.1:0"\n')
+    code, out, err = simnet("job", verb, "abcd")
+    assert (code, out) == (1, "")
+    assert "no job has an id" in err

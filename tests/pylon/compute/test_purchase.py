@@ -181,9 +181,10 @@ def test_the_time_for_the_answer_runs_from_the_settlement():
 
 
 def test_what_is_given_up_is_not_paid_and_what_is_being_paid_takes_its_course():
-    for before in ((m.Begun(),), (m.Begun(), CHOSEN)):
+    told = (m.PurchaseEffect.PUBLISH_CANCELLATION,)
+    for before, effects in (((m.Begun(),), ()), ((m.Begun(), CHOSEN), told)):
         record, done = walk(*before, m.GivenUp("enough"))
-        assert (record.state, record.reason, done[-1]) == (PurchaseState.FAILED, "enough", ())
+        assert (record.state, record.reason, done[-1]) == (PurchaseState.FAILED, "enough", effects)
         for message in (CHOSEN, QUOTED, m.NoneLeft("none"), SETTLED, ANSWERED):
             assert PURCHASE.step(record, message) is None
     for before in ((m.Begun(), CHOSEN, QUOTED), PAID, (*PAID, m.AnswerOverdue())):

@@ -45,7 +45,7 @@ async def call(verbs, name, **params):
 
 async def test_the_table(verbs):
     assert set(verbs.table()) == {
-        "job.submit", "job.list", "job.status", "earnings", "books", "compute", *WALLET_VERBS,
+        "job.submit", "job.list", "job.status", "job.cancel", "trace", "earnings", "books", "compute", *WALLET_VERBS,
         "wallet.freeze", "wallet.thaw", "wallet.approvals", "wallet.approve", "wallet.deny",
         "wallet.connect", "wallet.connections", "wallet.disconnect",
     }  # fmt: skip
@@ -204,3 +204,13 @@ async def test_a_daemon_that_does_not_buy_says_so(verbs):
 async def test_amounts_are_whole_msats(verbs):
     assert type((await call(verbs, "wallet.balance"))["settled_msats"]) is int
     assert Msat(1) == 1
+
+
+@pytest.mark.parametrize(
+    "params",
+    [{"limit": -1}, {"limit": True}, {"limit": "5"}, {"since": -1}, {"since": 1e12}, {"since": "7d"}, {"since": True},
+     {"by": "owner"}, {"by": 3}, {"by": ["model"]}],
+)  # fmt: skip
+async def test_earnings_that_cannot_be_asked_for(verbs, params):
+    with pytest.raises(UsageError):
+        await call(verbs, "earnings", **params)
