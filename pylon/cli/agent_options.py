@@ -139,8 +139,8 @@ _REPEATED: tuple[tuple[str, str, click.ParamType[Any], str, str], ...] = (
         "triggers",
         Trigger(),
         "TRIGGER",
-        "What wakes it between heartbeats; repeat for several: mention, dm, zap, funds, kind:N (an event of that kind that "
-        "names it), or none.",
+        "What wakes it between heartbeats; repeat for several: mention, dm, zap, funds, kind:N (an event of that kind "
+        "that names it), or none.",
     ),
     ("relay", "relays", click.STRING, "URL", "Where it publishes and listens; repeat for several."),
     (
