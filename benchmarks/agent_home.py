@@ -17,7 +17,8 @@ from typing import Any
 
 import trio
 
-from pylon.config import ApiConfig, Bind, Config, RelayConfig
+from pylon.config import ApiConfig, Config, RelayConfig
+from pylon.config_values import Bind
 from pylon.daemon.runtime import Runtime, open_runtime
 from pylon.daemon.verbs import Verbs
 from pylon.host import host as hosting

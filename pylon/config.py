@@ -4,7 +4,7 @@ Order of precedence: defaults < ``config.toml`` < ``PYLON_*`` environment < flag
 capitals: ``network`` is ``PYLON_NETWORK``, ``[relay] bind`` is ``PYLON_RELAY_BIND``; a list is separated by commas.
 (``data_dir`` has no variable: ``PYLON_HOME`` is the environment's way to say where things are.)
 
-Sections are frozen attrs classes; a field's ``_Kind`` knows how its value is checked and how it is read from text.
+Sections are frozen attrs classes; a field's ``Kind`` knows how its value is checked and how it is read from text.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import json
-import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -26,158 +25,36 @@ import tomlkit
 from cattrs.gen import make_dict_structure_fn, override
 from tomlkit.exceptions import TOMLKitError
 
-from pylon.config_backends import ALLOWED, KINDS, BackendConfig, BackendsInvalid, check_backends
+from pylon.config_backends import BackendConfig, BackendsInvalid
+from pylon.config_values import (
+    BACKEND_LIST,
+    BACKEND_TABLES,
+    BIND,
+    FLAG,
+    PATH,
+    PUBLIC_NAME,
+    RELAYS,
+    SECRET,
+    SOME_TEXT,
+    TEXT,
+    TEXTS,
+    Bind,
+    Kind,
+    choice,
+    integer,
+    seconds,
+)
 from pylon.errors import ConfigError
 from pylon.money import MAX_MSAT, Msat
 
 NETWORKS = ("mainnet", "testnet", "signet", "regtest", "simnet")
-BACKENDS = KINDS
 AUTONOMY = ("full", "supervised", "restricted", "read_only")
 DEFAULT_NETWORK = "testnet"
 DEFAULT_RELAYS = ("wss://relay.damus.io", "wss://nos.lol", "wss://relay.nostr.band")
 MAX_FILE_BYTES = 1 << 20
 
 
-@attrs.frozen
-class Bind:
-    """An address to listen on; port 0 lets the system choose."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-# --- kinds of values: what is allowed, said in words ------------------------------------------------------------------
-
-
-@attrs.frozen
-class _Kind:
-    allowed: str
-    check: Callable[[Any], Any]
-    """The value as it is kept; raises ``ValueError`` or ``TypeError`` where it is not allowed."""
-    from_text: Callable[[str], Any] = str
-    secret: bool = False
-    """A value that no message shows."""
-
-
-def _is(kind: type, value: Any) -> Any:
-    """``value``, which must be of exactly this type: no ``True`` for 1, no 1 for ``True``."""
-    if type(value) is not kind:
-        raise ValueError
-    return value
-
-
-def _text(value: Any) -> str:
-    if any(ord(char) < 32 and char not in "\n\t" for char in _is(str, value)):
-        raise ValueError
-    return str(value)
-
-
-def _some_text(value: Any) -> str:
-    text = _text(value).strip()
-    if not text:
-        raise ValueError
-    return text
-
-
-def _choice(*choices: str) -> _Kind:
-    def check(value: Any) -> str:
-        if value not in choices:
-            raise ValueError
-        return str(value)
-
-    return _Kind("one of " + ", ".join(f'"{choice}"' for choice in choices), check)
-
-
-def _integer(least: int, most: int, unit: str) -> _Kind:
-    def check(value: Any) -> int:
-        if not least <= _is(int, value) <= most:
-            raise ValueError
-        return int(value)
-
-    return _Kind(f"a whole number of {unit} from {least} to {most}", check, int)
-
-
-def _seconds(most: float) -> _Kind:
-    def check(value: Any) -> float:
-        if type(value) not in (int, float) or not math.isfinite(value) or not 0 < value <= most:
-            raise ValueError
-        return float(value)
-
-    return _Kind(f"seconds, more than 0 and at most {most:g}", check, float)
-
-
-def _flag_from_text(text: str) -> bool:
-    known = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
-    return known[text.strip().lower()]
-
-
-def _list_of(item: Callable[[Any], Any], allowed: str) -> _Kind:
-    def check(value: Any) -> tuple[Any, ...]:
-        if type(value) not in (list, tuple):
-            raise ValueError
-        return tuple(dict.fromkeys(item(entry) for entry in value))
-
-    return _Kind(allowed, check, lambda text: [part.strip() for part in text.split(",") if part.strip()])
-
-
-def relay_url(value: Any) -> str:
-    """A relay's address as configured: ``ws://`` or ``wss://`` and a host. Raises ``ValueError``."""
-    url = str(_is(str, value)).strip()
-    parts = urlsplit(url)
-    if parts.scheme not in ("ws", "wss") or not parts.hostname or parts.port == 0:
-        raise ValueError
-    if "@" in parts.netloc or parts.fragment or re.search(r"[\s\x00-\x1f\x7f]", url):
-        raise ValueError
-    return url
-
-
-def _bind(value: Any) -> Bind:
-    if isinstance(value, Bind):
-        return value
-    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9.-]+)):([0-9]{1,5})", _is(str, value).strip())
-    if match is None or int(match[3]) > 65535:
-        raise ValueError
-    return Bind(match[1] or match[2], int(match[3]))
-
-
-def _public_name(value: Any) -> str:
-    """Empty, or what may stand behind the @ of a lightning address: those who pay refuse anything else."""
-    name = _text(value).strip().lower()
-    if name:
-        # Imported here: most configurations name none.
-        from protocols.lnurl import lightning_address_url
-
-        lightning_address_url(f"agent@{name}")
-    return name
-
-
-def _path(value: Any) -> Path:
-    try:
-        path = Path(_some_text(os.fspath(value))).expanduser()
-    except RuntimeError:  # ~somebody who is not there
-        raise ValueError from None
-    if not path.is_absolute():
-        raise ValueError
-    return path
-
-
-FLAG = _Kind("true or false", lambda value: _is(bool, value), _flag_from_text)
-TEXT = _Kind("a text", _text)
-SECRET = _Kind("a text", _text, secret=True)
-SOME_TEXT = _Kind("a text that is not empty", _some_text)
-PATH = _Kind("an absolute path (~ is yours)", _path)
-BIND = _Kind('"host:port", port 0 to 65535', _bind)
-PUBLIC_NAME = _Kind('a host name in public, a port with it if need be, such as "agents.example.com"', _public_name)
-RELAYS = _list_of(relay_url, 'a list of relay addresses, ws:// or wss://, such as ["wss://relay.example"]')
-BACKEND_LIST = _list_of(_choice(*BACKENDS).check, "a list of " + ", ".join(f'"{name}"' for name in BACKENDS))
-BACKEND_TABLES = _Kind(ALLOWED, check_backends, json.loads, secret=True)
-TEXTS = _list_of(_some_text, "a list of texts")
-
-
-def _key(kind: _Kind, default: Any) -> Any:
+def _key(kind: Kind, default: Any) -> Any:
     return attrs.field(default=default, metadata={"kind": kind})
 
 
@@ -208,11 +85,9 @@ class SparkConfig:
 
     api_key: str = attrs.field(default="", repr=False, metadata={"kind": SECRET})
     """Breez' API key; mainnet wants one. Better in the environment: ``PYLON_SPARK_API_KEY``."""
-    client_wallets: int = _key(_integer(1, 1_000, "wallets"), 20)
+    client_wallets: int = _key(integer(1, 1_000, "wallets"), 20)
     """How many wallets hear of payments at once; the others are asked in turn (docs/spark.md)."""
-    sweeps_per_second: float = _key(
-        attrs.evolve(_seconds(1_000), allowed="a number, more than 0 and at most 1000"), 2.0
-    )
+    sweeps_per_second: float = _key(attrs.evolve(seconds(1_000), allowed="a number, more than 0 and at most 1000"), 2.0)
     """How many of the others are asked, a second."""
 
 
@@ -220,15 +95,15 @@ class SparkConfig:
 class DeadlinesConfig:
     """How long a backend, and a customer, is waited for. Seconds."""
 
-    connect: float = _key(_seconds(600), 5.0)
+    connect: float = _key(seconds(600), 5.0)
     """Until the backend accepts a request."""
-    first_token: float = _key(_seconds(3_600), 60.0)
+    first_token: float = _key(seconds(3_600), 60.0)
     """From there to the first token."""
-    between_tokens: float = _key(_seconds(3_600), 30.0)
+    between_tokens: float = _key(seconds(3_600), 30.0)
     """From one token to the next."""
-    total: float = _key(_seconds(86_400), 300.0)
+    total: float = _key(seconds(86_400), 300.0)
     """For a whole answer."""
-    payment: float = _key(_seconds(86_400), 600.0)
+    payment: float = _key(seconds(86_400), 600.0)
     """From the quote to the payment; the life of an invoice."""
 
 
@@ -242,7 +117,7 @@ class ProviderConfig:
     """As it is announced."""
     model_file: Path | None = _key(PATH, None)
     """A GGUF file for the embedded llama.cpp server, before any installed model. ``start --model-file`` wins."""
-    max_tokens: int = _key(_integer(1, 1_000_000, "tokens"), 512)
+    max_tokens: int = _key(integer(1, 1_000_000, "tokens"), 512)
     """The longest answer sold; also the length where a customer names none."""
     deadlines: DeadlinesConfig = attrs.field(factory=DeadlinesConfig)
 
@@ -257,15 +132,15 @@ class ApiConfig:
     """Where it listens. Where only the default is taken, a free port is used; one that you have set must be free."""
     public_name: str = _key(PUBLIC_NAME, "")
     """Under which the world reaches it, by https: agents are zapped as NAME@public_name. Empty: by nobody outside."""
-    zap_max_sats: int = _key(_integer(1, MAX_MSAT // 1_000, "sats"), 1_000_000)
+    zap_max_sats: int = _key(integer(1, MAX_MSAT // 1_000, "sats"), 1_000_000)
     """The most that one payment to an agent may bring, sats."""
-    concurrency: int = _key(_integer(1, 100, "calls"), 16)
+    concurrency: int = _key(integer(1, 100, "calls"), 16)
     """How many completions run at a time; more are told to come again (429)."""
     market: bool = _key(FLAG, False)
     """Buy what is answered from the market, within the two budgets below and those of ``[wallet]``."""
-    budget_day_msats: Msat = _key(_integer(0, MAX_MSAT, "msats"), Msat(1_000_000))
+    budget_day_msats: Msat = _key(integer(0, MAX_MSAT, "msats"), Msat(1_000_000))
     """For what the API buys in any 24 hours, fees included, millisatoshi; 0 means nothing."""
-    budget_each_msats: Msat = _key(_integer(0, MAX_MSAT, "msats"), Msat(100_000))
+    budget_each_msats: Msat = _key(integer(0, MAX_MSAT, "msats"), Msat(100_000))
     """For one answer that the API buys, the fee not included, millisatoshi."""
     bind_given: bool = attrs.field(default=False, eq=False)
     """Whether ``bind`` was set, and is not the default. No key."""
@@ -275,21 +150,21 @@ class ApiConfig:
 class WalletConfig:
     """The home's own wallet, and what programs may spend of it. What you pay by hand is bounded by the wallet alone."""
 
-    kind: str = _key(_choice("network", "nwc"), "network")
+    kind: str = _key(choice("network", "nwc"), "network")
     """``nwc``: a wallet that you have already, by Nostr Wallet Connect. Agents have wallets of the network's own."""
     uri_file: Path | None = _key(PATH, None)
     """Where its connection string is (0600); ``None``: ``keys/wallet.nwc``. ``PYLON_NWC_URI`` wins over both."""
-    budget_day_sats: int | None = _key(_integer(0, MAX_MSAT // 1_000, "sats"), None)
+    budget_day_sats: int | None = _key(integer(0, MAX_MSAT // 1_000, "sats"), None)
     """For any 24 hours, fees included, sats; 0 means nothing. What you buy by hand counts, too."""
-    budget_each_sats: int | None = _key(_integer(0, MAX_MSAT // 1_000, "sats"), None)
+    budget_each_sats: int | None = _key(integer(0, MAX_MSAT // 1_000, "sats"), None)
     """For one payment, its fee not included, sats."""
-    payee_day_sats: int | None = _key(_integer(0, MAX_MSAT // 1_000, "sats"), None)
+    payee_day_sats: int | None = _key(integer(0, MAX_MSAT // 1_000, "sats"), None)
     """To one payee in any 24 hours, fees included, sats."""
-    max_fee_sats: int | None = _key(_integer(0, MAX_MSAT // 1_000, "sats"), None)
+    max_fee_sats: int | None = _key(integer(0, MAX_MSAT // 1_000, "sats"), None)
     """The highest fee of one payment, where that is less than 1 % (at least 2 sat), sats."""
-    reserve_sats: int = _key(_integer(0, MAX_MSAT // 1_000, "sats"), 0)
+    reserve_sats: int = _key(integer(0, MAX_MSAT // 1_000, "sats"), 0)
     """What stays in the wallet, sats."""
-    approve_above_sats: int | None = _key(_integer(0, MAX_MSAT // 1_000, "sats"), None)
+    approve_above_sats: int | None = _key(integer(0, MAX_MSAT // 1_000, "sats"), None)
     """A larger payment waits for your yes (pylon wallet approvals), sats."""
 
 
@@ -301,7 +176,7 @@ class ClaudeConfig:
     """Allow a tunnel."""
     model: str = _key(SOME_TEXT, "claude-sonnet-4-20250514")
     """The model that it drives."""
-    autonomy: str = _key(_choice(*AUTONOMY), "supervised")
+    autonomy: str = _key(choice(*AUTONOMY), "supervised")
     """How much it may do unasked."""
     approval_required_tools: tuple[str, ...] = _key(TEXTS, ("Write", "Edit", "Bash"))
     """Tools that wait for a yes."""
@@ -309,7 +184,7 @@ class ClaudeConfig:
     """Tools that need none; empty names none."""
     blocked_tools: tuple[str, ...] = _key(TEXTS, ())
     """Tools that are never run."""
-    max_cost_usd: int | None = _key(_integer(0, 10**12, "millionths of a dollar"), None)
+    max_cost_usd: int | None = _key(integer(0, 10**12, "millionths of a dollar"), None)
     """The most that one session may cost."""
     cwd: Path | None = _key(PATH, None)
     """The directory that it works in."""
@@ -321,7 +196,7 @@ class ClaudeConfig:
 class Config:
     """The keys above all sections."""
 
-    network: str = _key(_choice(*NETWORKS), DEFAULT_NETWORK)
+    network: str = _key(choice(*NETWORKS), DEFAULT_NETWORK)
     """Where Lightning payments happen. On simnet sats are not money; testnet and signet are Spark's regtest."""
     relays: tuple[str, ...] = _key(RELAYS, DEFAULT_RELAYS)
     """Relays of the host and the provider, beside the embedded one. On simnet none unless named."""
@@ -329,7 +204,7 @@ class Config:
     """Sell for sats. False serves every job free, on any network, to whoever asks."""
     require_payment: bool = _key(FLAG, True)
     """Work only once a job is paid. Not used yet: a job that has a price is always paid first."""
-    min_price_msats: Msat = _key(_integer(0, MAX_MSAT, "msats"), Msat(1_000))
+    min_price_msats: Msat = _key(integer(0, MAX_MSAT, "msats"), Msat(1_000))
     """What a job costs, millisatoshi."""
     default_model: str = _key(SOME_TEXT, "llama3.2")
     """What answers where a job names no model; where nobody has it, the first model of the first healthy backend."""
@@ -385,7 +260,7 @@ def variable(path: KeyPath) -> str:
     return "_".join(("PYLON", *path)).upper()
 
 
-_KINDS: dict[KeyPath, _Kind] = {
+_KINDS: dict[KeyPath, Kind] = {
     (*section, field.name): field.metadata["kind"]
     for section, cls in _SECTIONS.items()
     for field in attrs.fields(cls)
@@ -406,7 +281,7 @@ def _converter() -> cattrs.Converter:
     return converter
 
 
-def _structure(kind: _Kind) -> Callable[[Any, Any], Any]:
+def _structure(kind: Kind) -> Callable[[Any, Any], Any]:
     return lambda value, _: kind.check(value)
 
 
@@ -576,120 +451,3 @@ class _Lines:
 
 
 _CONVERTER = _converter()
-
-
-# --- the file that init writes ----------------------------------------------------------------------------------------
-
-_HEAD = """\
-# Pylon's configuration. Every key is optional; what is commented out shows the default.
-# Order: defaults < this file < PYLON_* environment (PYLON_NETWORK, PYLON_RELAY_BIND, ...) < flags.
-
-# Where Lightning payments happen: "mainnet", "testnet", "signet", "regtest", "simnet".
-network = "{network}"{remark}
-
-{relays}
-
-# Payments (provider mode). An amount in msats is a thousandth of a sat.
-# enable_payments = true
-# require_payment = true
-# min_price_msats = 1000  # 1 sat at least per job
-
-# The model that answers where a job names none, and the backends in the order of preference.
-# default_model = "llama3.2"
-# backend_preference = ["ollama", "llamacpp", "apple_fm"]
-# Backends elsewhere, or several of a kind, are [[backends]] tables at the end of this file.
-
-# Where everything but this file is kept.
-# data_dir = "/custom/path"
-
-[relay]
-# The embedded relay, for the agents, the provider and the neighbours of this machine.
-# enabled = true
-# bind = "127.0.0.1:7777"
-
-[simnet]
-# A ledger that several homes on this machine share; the default is simnet.db of this home.
-# ledger = "/custom/simnet.db"
-
-[spark]
-# The wallets of every network but simnet. Mainnet wants an API key of Breez', free of charge:
-# https://breez.technology/request-api-key/#contact-us-form-sdk; PYLON_SPARK_API_KEY is the place that no backup copies.
-# api_key = ""
-# client_wallets = 20  # hear of payments at once; the others are asked in turn
-# sweeps_per_second = 2
-
-[provider]
-# name = "Pylon Provider"
-# description = ""
-# model_file = "/models/model.gguf"  # for the embedded llama.cpp server
-# max_tokens = 512
-
-[provider.deadlines]
-# Seconds.
-# connect = 5
-# first_token = 60
-# between_tokens = 30
-# total = 300
-# payment = 600  # from the quote to the payment
-
-[api]
-# enabled = true
-# bind = "127.0.0.1:9899"
-# public_name = ""  # "agents.example.com": the world zaps your agents as NAME@agents.example.com
-# zap_max_sats = 1000000
-# concurrency = 16
-# market = false  # true: /v1 buys its answers from the market
-# budget_day_msats = 1000000  # for what it buys in any 24 hours, fees included; 0 means nothing
-# budget_each_msats = 100000  # for one answer
-
-[wallet]
-# The home's own wallet; "nwc" is one that you have already, by the connection string that it gives you
-# (Nostr Wallet Connect), in keys/wallet.nwc (0600) or in PYLON_NWC_URI.
-# kind = "network"
-# uri_file = "/custom/wallet.nwc"
-# What programs may spend of this home's sats; no key, no bound but the wallet. 0 means nothing.
-# budget_day_sats = 1000  # in any 24 hours, fees included
-# budget_each_sats = 100
-# payee_day_sats = 500
-# max_fee_sats = 5
-# reserve_sats = 0
-# approve_above_sats = 100  # more than this waits for: pylon wallet approve
-
-[claude]
-# enabled = true
-# model = "claude-sonnet-4-20250514"
-# autonomy = "supervised"  # full | supervised | restricted | read_only
-# approval_required_tools = ["Write", "Edit", "Bash"]
-
-# [[backends]]
-# kind = "openai"  # or "ollama", "llamacpp", "apple_fm"; any server that speaks OpenAI's API is "openai"
-# url = "https://api.openai.com/v1"
-# key_env = "OPENAI_API_KEY"  # the variable that holds the key
-# models = ["gpt-5-mini"]  # what is sold of it
-"""
-
-_PUBLIC_RELAYS = """\
-# Nostr relays, ws:// or wss://, beside the embedded one.
-relays = [
-    "wss://relay.damus.io",
-    "wss://nos.lol",
-    "wss://relay.nostr.band",
-]"""
-
-_NO_RELAYS = """\
-# Nostr relays, ws:// or wss://, beside the embedded one. None: what happens on simnet stays on this machine.
-relays = []"""
-
-_REMARKS = {
-    "simnet": "  # simnet sats are not money: a file on this machine says who has how many",
-    "testnet": "  # Spark's regtest: test sats, not money",
-}
-
-
-def render_default(network: str = DEFAULT_NETWORK) -> str:
-    """The ``config.toml`` of a new home, commented. It loads to the defaults of ``network``."""
-    return _HEAD.format(
-        network=network,
-        remark=_REMARKS.get(network, ""),
-        relays=_NO_RELAYS if network == "simnet" else _PUBLIC_RELAYS,
-    )

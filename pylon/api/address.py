@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 
-from pylon.config import Bind, Config
+from pylon.config import Config
+from pylon.config_values import Bind
 
 
 def public_address(config: Config, bound: Bind | None) -> str | None:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from pylon.api.guard import Guard, Receive, Scope, Send
-from pylon.config import Bind
+from pylon.config_values import Bind
 from pylon.errors import ConfigError, brief
 
 if TYPE_CHECKING:

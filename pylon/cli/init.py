@@ -14,6 +14,7 @@ from pylon import identity
 from pylon.cli.output import State, emit, home_passphrase_option, json_option, note, pass_state, warn
 from pylon.cli.unlock import home_passphrase
 from pylon.clock import SystemClock
+from pylon.config_default import render_default
 from pylon.errors import UsageError
 
 OPEN = "none: whoever can read these files has the identity and its money (pylon identity passphrase sets one)"
@@ -106,7 +107,7 @@ def _write_config(path: Path, network: str) -> bool:
     except FileExistsError:
         return False
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(configuration.render_default(network))
+        file.write(render_default(network))
     return True
 
 

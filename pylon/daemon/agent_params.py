@@ -12,7 +12,7 @@ from protocols import bolt11
 from protocols.nip01 import MAX_KIND
 from protocols.nip19 import Nip19Error, decode_public_key
 from protocols.nip_sa import Autonomy
-from pylon.config import relay_url
+from pylon.config_values import relay_url
 from pylon.errors import NotFound, UsageError
 from pylon.host.lifecycle import LifecycleSettings
 from pylon.host.settings import ActionKind, AgentSettings, Grant

@@ -18,7 +18,8 @@ from pylon.api.server import serve_api
 from pylon.api.token import load_token
 from pylon.clock import Clock, SystemClock
 from pylon.compute.buyer import Buyer
-from pylon.config import Bind, Config, DeadlinesConfig
+from pylon.config import Config, DeadlinesConfig
+from pylon.config_values import Bind
 from pylon.inference.backends import find_backends
 from pylon.inference.port import Backend, Deadlines
 from pylon.inference.router import Router

@@ -14,7 +14,7 @@ import trio
 
 from protocols.nip11 import MEDIA_TYPE, RelayInformation
 from pylon.clock import Clock
-from pylon.config import Bind
+from pylon.config_values import Bind
 from pylon.errors import ConfigError
 from pylon.relays.relay import open_relay
 from pylon.relays.server import SOFTWARE, PortTaken, serve_relay

@@ -24,7 +24,8 @@ from pylon.api.server import serve_api
 from pylon.api.token import load_token
 from pylon.clock import Clock, SystemClock
 from pylon.compute.buyer import Account, Accounts, Buyer, BuyerSettings
-from pylon.config import Bind, Config
+from pylon.config import Config
+from pylon.config_values import Bind
 from pylon.daemon.answering import counts, deadlines, market
 from pylon.daemon.embedded_relay import EmbeddedRelay
 from pylon.daemon.hosting import Hosting, assemble

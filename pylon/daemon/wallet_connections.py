@@ -12,7 +12,8 @@ from typing import Any
 import attrs
 
 from pylon.clock import Clock
-from pylon.config import Config, relay_url
+from pylon.config import Config
+from pylon.config_values import relay_url
 from pylon.daemon.agent_params import text
 from pylon.daemon.control import Method, Notify
 from pylon.daemon.hosting import usual_relays

@@ -16,16 +16,16 @@ from pylon import config as config_module
 from pylon.config import (
     DEFAULT_RELAYS,
     NETWORKS,
-    Bind,
     Config,
     ProviderConfig,
     RelayConfig,
     SimnetConfig,
     known_keys,
     load,
-    render_default,
     variable,
 )
+from pylon.config_default import render_default
+from pylon.config_values import Bind
 from pylon.errors import ConfigError
 
 SEED_SAMPLE = """\

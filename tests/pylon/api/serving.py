@@ -13,7 +13,7 @@ import trio
 from pylon.api.app import build_app
 from pylon.api.server import serve_api
 from pylon.api.token import ApiToken
-from pylon.config import Bind
+from pylon.config_values import Bind
 from pylon.host.zaps import PayService
 
 TOKEN = ApiToken("sesame-opens-it")

@@ -4,7 +4,8 @@ import pytest
 
 from protocols import lnurl
 from pylon.api.address import public_address
-from pylon.config import ApiConfig, Bind, Config
+from pylon.config import ApiConfig, Config
+from pylon.config_values import Bind
 
 
 @pytest.mark.parametrize(

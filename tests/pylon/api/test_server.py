@@ -12,7 +12,7 @@ from starlette.routing import Route
 from pylon.api import server as server_module
 from pylon.api.app import build_app
 from pylon.api.server import HEAD_BYTES, serve_api
-from pylon.config import Bind
+from pylon.config_values import Bind
 from pylon.errors import ConfigError
 from pylon.groups import cause
 from tests.pylon.api.serving import BEARER, TOKEN, everything, serving

@@ -14,7 +14,7 @@ import trio
 from pylon import config as configuration
 from pylon import identity
 from pylon.api.token import load_token
-from pylon.config import Bind
+from pylon.config_values import Bind
 from pylon.daemon.answering import open_local, serve_alone
 from pylon.daemon.runtime import open_runtime
 from pylon.daemon.verbs import Verbs

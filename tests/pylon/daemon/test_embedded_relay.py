@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from pylon.clock import SystemClock
-from pylon.config import Bind
+from pylon.config_values import Bind
 from pylon.daemon import embedded_relay
 from pylon.daemon.embedded_relay import EmbeddedRelay
 from pylon.errors import ConfigError

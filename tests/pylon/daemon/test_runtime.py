@@ -17,6 +17,7 @@ from pylon import identity
 from pylon.clock import SystemClock
 from pylon.compute.purchase import PurchaseState
 from pylon.config_backends import DEFAULT_URLS, check_backends
+from pylon.config_values import Bind
 from pylon.daemon.runtime import open_runtime
 from pylon.daemon.verbs import Verbs
 from pylon.errors import ConfigError, IdentityError, ModelMissing
@@ -161,7 +162,7 @@ async def test_a_stranger_on_the_relays_port(make):
             await stream.aclose()
 
         (listener,) = await nursery.start(partial(trio.serve_tcp, hang_up, 0, host="127.0.0.1"))
-        bind = configuration.Bind("127.0.0.1", listener.socket.getsockname()[1])
+        bind = Bind("127.0.0.1", listener.socket.getsockname()[1])
         config = attrs.evolve(config, relay=attrs.evolve(config.relay, bind=bind))
         with pytest.raises(BaseException) as caught:
             async with opened(home, config):

@@ -13,6 +13,7 @@ from pylon import config as configuration
 from pylon import identity
 from pylon.clock import SystemClock
 from pylon.compute.purchase import PurchaseState
+from pylon.config_values import Bind
 from pylon.daemon.runtime import open_runtime
 from pylon.daemon.verbs import Verbs
 from pylon.money import sats
@@ -51,7 +52,7 @@ def make(tmp_path):
         home = Home(tmp_path / name)
         identity.create(home, now=1.0)
         config = configuration.Config(network="testnet", relays=(), **changes)
-        relay = attrs.evolve(config.relay, bind=configuration.Bind("127.0.0.1", 0))
+        relay = attrs.evolve(config.relay, bind=Bind("127.0.0.1", 0))
         return home, attrs.evolve(config, relay=relay)
 
     return make
