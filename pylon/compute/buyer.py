@@ -43,6 +43,7 @@ from pylon.clock import Clock
 from pylon.compute import purchase as machine
 from pylon.compute.discovery import Market, Offer, rank, why_none
 from pylon.compute.purchase import PURCHASE, Purchase, PurchaseEffect, PurchaseState
+from pylon.compute.purchases import due, purchase_records
 from pylon.compute.quotes import check_quote
 from pylon.compute.replies import Replies
 from pylon.driver import Driver
@@ -53,7 +54,7 @@ from pylon.relays.pool import Received, RelayPool
 from pylon.relays.subscription import OVERLAP
 from pylon.store import cursors, freeze, inbox, intents, outbox
 from pylon.store.database import Store, Tx
-from pylon.store.records import RecordTable, Step
+from pylon.store.records import Step
 from pylon.together import handle_together
 from pylon.wallets.port import WalletInfo
 from pylon.wallets.purse import Failed, Outcome, Purse, Settled, Unknown, book_outcome
@@ -149,7 +150,7 @@ class Buyer:
             },
             compose=self._compose,
             book=self._book,
-            due=_due,
+            due=due,
             attend=self._attend,
             relays=lambda record: self._relays(self._accounts(record.owner)),
         )
@@ -568,31 +569,6 @@ class Buyer:
                 return machine.TurnedAway(feedback.request_id, _printable(feedback.message) or "refused")
             case _:
                 return None
-
-
-def purchase_records(store: Store) -> RecordTable[Purchase]:
-    """The table of purchases."""
-    return RecordTable(
-        PURCHASE,
-        Purchase,
-        "purchases",
-        store.vault,
-        lambda record: {
-            "provider": record.provider,
-            "request_id": record.request_id,
-            "payment_hash": record.payment_hash,
-            "paid_msats": record.paid,
-            "fee_msats": record.fee,
-            "deadline": _due(record),
-            "owner": record.owner,
-        },
-    )
-
-
-def _due(record: Purchase) -> float | None:
-    if record.state is PurchaseState.REQUESTED:
-        return record.quote_by
-    return record.answer_by if record.state is PurchaseState.PAID else None
 
 
 def _hash(record: Purchase) -> str:

@@ -14,8 +14,8 @@ import attrs
 import trio
 
 from pylon.clock import Clock
-from pylon.compute.buyer import purchase_records
 from pylon.compute.purchase import PurchaseState
+from pylon.compute.purchases import purchase_records
 from pylon.errors import NotFound, PylonError, SealError, StoreError, brief
 from pylon.money import Msat, format_msat
 from pylon.provider.sale import SaleState

@@ -8,8 +8,9 @@ from typing import Any
 import attrs
 import trio
 
-from pylon.compute.buyer import Buyer, purchase_records
+from pylon.compute.buyer import Buyer
 from pylon.compute.purchase import Purchase, PurchaseEffect, PurchaseState
+from pylon.compute.purchases import purchase_records
 from pylon.daemon.control import Notify
 from pylon.errors import AlreadyPaid, MarketError, NotFound, UsageError
 from pylon.money import format_msat

@@ -10,8 +10,8 @@ from typing import Any
 
 import attrs
 
-from pylon.compute.buyer import purchase_records
 from pylon.compute.purchase import PURCHASE
+from pylon.compute.purchases import purchase_records
 from pylon.daemon.control import Notify
 from pylon.daemon.jobs import hex_prefix
 from pylon.errors import NotFound

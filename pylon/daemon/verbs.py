@@ -14,8 +14,9 @@ import trio
 
 from protocols.nip19 import Nip19Error, decode_public_key
 from pylon.clock import Clock
-from pylon.compute.buyer import Buyer, purchase_records
+from pylon.compute.buyer import Buyer
 from pylon.compute.purchase import PURCHASE, Purchase
+from pylon.compute.purchases import purchase_records
 from pylon.config import Config
 from pylon.daemon import books, earned
 from pylon.daemon.agents import AgentVerbs

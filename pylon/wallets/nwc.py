@@ -73,7 +73,6 @@ from pylon.wallets.port import (
     PaymentEvents,
     PaymentState,
     Target,
-    TargetKind,
     WalletInfo,
 )
 
@@ -181,17 +180,7 @@ class NwcWallet:
     async def decode(self, target: str) -> Target:
         await self._begin()
         text, invoice = read_invoice(target)
-        return Target(
-            kind=TargetKind.BOLT11,
-            text=text,
-            network=invoice.network,
-            amount=None if invoice.amount_msats is None else Msat(invoice.amount_msats),
-            payee=invoice.payee,
-            payment_hash=invoice.payment_hash,
-            description=invoice.description or "",
-            created_at=float(invoice.timestamp),
-            expires_at=float(invoice.expires_at),
-        )
+        return Target.of_invoice(text, invoice)
 
     async def balance(self) -> Balance:
         """What can be spent is what the wallet says. NWC does not say whether that leaves out the fee of what is under

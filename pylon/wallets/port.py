@@ -22,6 +22,7 @@ from typing import Protocol
 
 import attrs
 
+from protocols import bolt11
 from pylon.money import Msat
 
 
@@ -98,6 +99,21 @@ class Target:
     description: str = ""
     created_at: float | None = None
     expires_at: float | None = None
+
+    @classmethod
+    def of_invoice(cls, text: str, invoice: bolt11.Invoice) -> Target:
+        """An invoice as it was decoded from ``text``."""
+        return cls(
+            kind=TargetKind.BOLT11,
+            text=text,
+            network=invoice.network,
+            amount=None if invoice.amount_msats is None else Msat(invoice.amount_msats),
+            payee=invoice.payee,
+            payment_hash=invoice.payment_hash,
+            description=invoice.description or "",
+            created_at=float(invoice.timestamp),
+            expires_at=float(invoice.expires_at),
+        )
 
 
 @attrs.frozen

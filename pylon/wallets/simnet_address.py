@@ -10,7 +10,6 @@ from collections.abc import Mapping
 
 from protocols import bech32_words, bolt11
 from pylon.errors import InvoiceInvalid
-from pylon.money import Msat
 from pylon.wallets.port import Target, TargetKind
 
 NETWORK = "simnet"
@@ -56,17 +55,7 @@ def _read_invoice(text: str) -> Target:
         invoice = bolt11.decode(text)
     except bolt11.Bolt11Invalid as error:
         raise InvoiceInvalid(f"not a Lightning invoice: {error}") from None
-    return Target(
-        kind=TargetKind.BOLT11,
-        text=text.lower(),
-        network=invoice.network,
-        amount=None if invoice.amount_msats is None else Msat(invoice.amount_msats),
-        payee=invoice.payee,
-        payment_hash=invoice.payment_hash,
-        description=invoice.description or "",
-        created_at=float(invoice.timestamp),
-        expires_at=float(invoice.expires_at),
-    )
+    return Target.of_invoice(text.lower(), invoice)
 
 
 def _read_address(text: str) -> Target | None:

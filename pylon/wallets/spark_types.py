@@ -80,17 +80,7 @@ def read_target(text: str) -> Target:
         invoice = bolt11.decode(given)
     except bolt11.Bolt11Invalid as error:
         raise InvoiceInvalid(f"neither a Lightning invoice nor a Spark address: {error}") from None
-    return Target(
-        kind=TargetKind.BOLT11,
-        text=given.lower(),
-        network=invoice.network,
-        amount=None if invoice.amount_msats is None else Msat(invoice.amount_msats),
-        payee=invoice.payee,
-        payment_hash=invoice.payment_hash,
-        description=invoice.description or "",
-        created_at=float(invoice.timestamp),
-        expires_at=float(invoice.expires_at),
-    )
+    return Target.of_invoice(given.lower(), invoice)
 
 
 def check_network(target: Target, network: SparkNetwork) -> None:

@@ -21,8 +21,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from protocols.nip01 import Filter
-from pylon.compute.buyer import purchase_records
 from pylon.compute.purchase import PURCHASE, Purchase, PurchaseState
+from pylon.compute.purchases import purchase_records
 from pylon.daemon import books
 from pylon.provider.sale import SALE, Sale, SaleState
 from pylon.provider.server import sale_records

@@ -11,8 +11,8 @@ import pytest
 import trio
 
 from protocols.keys import SecretKey
-from pylon.compute.buyer import purchase_records
 from pylon.compute.purchase import PurchaseState
+from pylon.compute.purchases import purchase_records
 from pylon.daemon import books
 from pylon.errors import NotFound
 from pylon.money import Msat, sats

@@ -12,8 +12,8 @@ from protocols import bolt11
 from pylon import config as configuration
 from pylon import identity
 from pylon.clock import SystemClock, VirtualClock
-from pylon.compute.buyer import purchase_records
 from pylon.compute.purchase import Begun, Chosen, Purchase, PurchaseState, Quoted
+from pylon.compute.purchases import purchase_records
 from pylon.daemon.reconciler import DOUBT, EVERY, Reconciler
 from pylon.daemon.runtime import open_home_store, open_runtime
 from pylon.daemon.withdrawals import Withdrawals

@@ -28,7 +28,9 @@ from pylon.errors import (
     WrongNetwork,
 )
 from pylon.money import Msat, sats
-from pylon.testing.spark import FakeBreezSdk, FakeSpark, Fault
+from pylon.testing.spark import FakeSpark
+from pylon.testing.spark_sdk import FakeBreezSdk
+from pylon.testing.spark_values import Fault
 from pylon.wallets import spark_link
 from pylon.wallets.bridge import InlineBridge
 from pylon.wallets.port import Direction, PaymentState

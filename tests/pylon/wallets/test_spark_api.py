@@ -12,7 +12,8 @@ import inspect
 import breez_sdk_spark as sdk
 import pytest
 
-from pylon.testing.spark import FakeBreezSdk, FakeSdkBuilder, FakeSpark
+from pylon.testing.spark import FakeSpark
+from pylon.testing.spark_sdk import FakeBreezSdk, FakeSdkBuilder
 from pylon.wallets.spark_errors import before_sending, while_sending
 from pylon.wallets.spark_types import _STATES
 

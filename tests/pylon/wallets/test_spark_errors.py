@@ -25,7 +25,7 @@ from pylon.errors import (
     WrongNetwork,
 )
 from pylon.money import Msat, sats
-from pylon.testing.spark import DNS
+from pylon.testing.spark_values import DNS
 from pylon.wallets import spark_faucet
 from pylon.wallets.spark_errors import SERVERS, before_sending, while_sending, words
 from pylon.wallets.spark_faucet import ask_faucet
