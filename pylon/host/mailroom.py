@@ -23,35 +23,26 @@ Rules
 
 from __future__ import annotations
 
-import enum
 import random
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
 import attrs
 import trio
 
-from protocols.nip01 import Event, Filter
+from protocols.nip01 import Event
 from protocols.nip59 import GIFT_WRAP
 from protocols.nip_sa import STATE
 from pylon.backoff import Backoff
 from pylon.clock import Clock
+from pylon.host.mailroom_groups import GROUP, OVERLAPS, Group, Line, Seat, Sort, filter_for, filters_for, portions
 from pylon.relays.pool import Received, RelayPool, Subscription
-from pylon.relays.subscription import OVERLAP, OVERLAP_WRAPPED
 
-GROUP = 200
-"""Agents of one subscription. Relays bound the length of a REQ: this is 14 kB."""
-FILTER = 100
-"""Agents of one filter. Relays, ours too, look up a few tag values one by one, and go through everything for many."""
-KIND_SETS = 4
-"""Different choices of kinds in one subscription; each is a filter, and relays bound their number, at 10 or so."""
 TAKEN_IN = 8
 """Groups up to this many times as large as what comes are taken in: three small groups at most, mostly one."""
 DEBOUNCE = 1.0
 """Seconds that joining waits for others to join, about."""
-FAR = 86_400
-"""Seconds of looking back beyond which a member has a filter of its own."""
 STALL = 30.0
 """A wake-up later than this (seconds): the process stood still, and its connections may be dead without knowing."""
 
@@ -66,15 +57,6 @@ REFILLS = 8
 """Boxes that ask for what they missed at one time."""
 REFILL_PATIENCE = 60.0
 """Seconds without progress, of the relay or of the reader, after which such a question is put off."""
-
-
-class Sort(enum.Enum):
-    MAIL = "mail"
-    WRAPS = "wraps"
-    STATE = "state"
-
-
-_OVERLAPS = {Sort.MAIL: OVERLAP, Sort.WRAPS: OVERLAP_WRAPPED, Sort.STATE: OVERLAP}
 
 
 @attrs.frozen
@@ -102,7 +84,7 @@ class Mailroom:
         self._rng = rng
         self._boxes: dict[str, dict[Box, None]] = {}
         self._asking: dict[Box, None] = {}
-        self._lines: dict[tuple[str, Sort], _Line] = {}
+        self._lines: dict[tuple[str, Sort], Line] = {}
         self._urls: list[str] = []
         self._due = trio.Event()
         self._refills = trio.Semaphore(REFILLS)
@@ -170,15 +152,15 @@ class Mailroom:
             for sort, kinds in sorts.items():
                 place = (url, sort)
                 if kinds and place not in box.seats:
-                    line = self._lines.setdefault(place, _Line(url, sort))
+                    line = self._lines.setdefault(place, Line(url, sort))
                     # After a clock was set back, what was heard last may lie in the future.
                     heard = 0 if sort is Sort.STATE else min(wanted.since, int(self._clock.now()))
-                    since = max(0, heard - _OVERLAPS[sort])
-                    seat = box.seats[place] = _Seat(box, line, kinds, floor=since, since=since)
+                    since = max(0, heard - OVERLAPS[sort])
+                    seat = box.seats[place] = Seat(box, line, kinds, floor=since, since=since)
                     line.waiting[seat] = None
                     self._due.set()
 
-    def _leave(self, seat: _Seat) -> None:
+    def _leave(self, seat: Seat) -> None:
         del seat.box.seats[seat.line.url, seat.line.sort]
         seat.left = True
         seat.box._gapped.pop(seat, None)
@@ -214,7 +196,7 @@ class Mailroom:
             # What has died while the process stood still is found out in the meantime.
             late = trio.current_time() - began > STALL
 
-    def _arrange(self, line: _Line) -> None:
+    def _arrange(self, line: Line) -> None:
         """Make groups of those who wait, and of what is left of thin ones; small groups are taken in."""
         coming, line.waiting = line.waiting, {}
         replaced = []
@@ -223,20 +205,20 @@ class Mailroom:
             if group.thin or len(group.seats) <= min(TAKEN_IN * rest, GROUP - rest):
                 coming.update(self._dissolve(line, group))
                 replaced.append(group)
-        for seats in _portions(coming):
+        for seats in portions(coming):
             self._begin(line, seats, replaced)
         if not (line.groups or line.waiting):
             del self._lines[line.url, line.sort]
 
-    def _begin(self, line: _Line, seats: list[_Seat], replaced: list[_Group]) -> None:
-        group = _Group(line, dict.fromkeys(seats), len(seats), replaced)
+    def _begin(self, line: Line, seats: list[Seat], replaced: list[Group]) -> None:
+        group = Group(line, dict.fromkeys(seats), len(seats), replaced)
         for seat in seats:
             seat.group = group
         line.groups[group] = None
         assert self._nursery is not None
         self._nursery.start_soon(self._listen, group)
 
-    def _dissolve(self, line: _Line, group: _Group) -> dict[_Seat, None]:
+    def _dissolve(self, line: Line, group: Group) -> dict[Seat, None]:
         """End a group; returns who sat there, with what they need from now on."""
         del line.groups[group]
         heard = group.heard(self._clock)
@@ -247,7 +229,7 @@ class Mailroom:
         group.scope.cancel()
         return seats
 
-    async def _listen(self, group: _Group) -> None:
+    async def _listen(self, group: Group) -> None:
         line = group.line
         try:
             with group.scope:
@@ -257,7 +239,7 @@ class Mailroom:
                 group.replaced = []
                 if not group.seats:
                     return
-                filters = _filters(line.sort, group.seats, int(self._clock.now()))
+                filters = filters_for(line.sort, group.seats, int(self._clock.now()))
                 async with self._pool.subscribe(filters, relays=[line.url]) as subscription:
                     while True:
                         progress = subscription.progress
@@ -268,7 +250,7 @@ class Mailroom:
         finally:
             group.ended.set()
 
-    def _note_progress(self, group: _Group, subscription: Subscription) -> None:
+    def _note_progress(self, group: Group, subscription: Subscription) -> None:
         url = group.line.url
         live = self._pool.is_connected(url) and _has_all(subscription, url)
         if live and group.live is None:
@@ -282,7 +264,7 @@ class Mailroom:
                 seat.done = True
                 seat.box._tell()
 
-    def _route(self, line: _Line, event: Event) -> None:
+    def _route(self, line: Line, event: Event) -> None:
         if line.sort is Sort.STATE or event.pubkey not in self._boxes:
             # Ours say nothing about our clock.
             line.newest = max(event.created_at, line.newest or 0)
@@ -316,20 +298,20 @@ class Mailroom:
         finally:
             box._refill = None
 
-    async def _ask_again(self, seat: _Seat) -> bool:
+    async def _ask_again(self, seat: Seat) -> bool:
         """Pour what a relay has of what did not fit into the box, at the reader's pace; whether that was all."""
         seat.begin_filling()
         complete = False
         try:
             if self._pool.is_connected(seat.line.url):
-                wanted = _filter(seat.line.sort, seat.kinds, [seat], *seat.filling)
+                wanted = filter_for(seat.line.sort, seat.kinds, [seat], *seat.filling)
                 async with self._pool.subscribe([wanted], relays=[seat.line.url]) as subscription:
                     complete = await self._pour(subscription, seat)
         finally:
             seat.end_filling(complete)
         return complete
 
-    async def _pour(self, subscription: Subscription, seat: _Seat) -> bool:
+    async def _pour(self, subscription: Subscription, seat: Seat) -> bool:
         box = seat.box
         while True:
             # Looked at before what has come is read: more may come while the reader keeps us waiting.
@@ -358,14 +340,14 @@ class Box:
     def __init__(self, mailroom: Mailroom, wanted: Wanted) -> None:
         self.wanted = wanted
         self.closed = False
-        self.seats: dict[tuple[str, Sort], _Seat] = {}
+        self.seats: dict[tuple[str, Sort], Seat] = {}
         """By relay and sort. The mailroom's."""
         self._mailroom = mailroom
         self._queue: deque[Received] = deque()
         self._states: deque[Received] = deque()
         self._held = 0
         self._seen: dict[str, None] = {}
-        self._gapped: dict[_Seat, None] = {}
+        self._gapped: dict[Seat, None] = {}
         self._refill: trio.CancelScope | None = None
         self._changed: trio.Event | None = None
 
@@ -406,10 +388,10 @@ class Box:
         for seat in seats:
             heard = None if seat.group is None else seat.group.heard(clock)
             missed = (at for times in (seat.gap, seat.filling) for at in times[:1])
-            found.append(min([seat.needs(heard), *missed]) + _OVERLAPS[seat.line.sort])
+            found.append(min([seat.needs(heard), *missed]) + OVERLAPS[seat.line.sort])
         for received in self._queue:
             sort = Sort.WRAPS if received.event.kind == GIFT_WRAP else Sort.MAIL
-            found.append(received.event.created_at + _OVERLAPS[sort])
+            found.append(received.event.created_at + OVERLAPS[sort])
         return min(found)
 
     def _has_all(self) -> bool:
@@ -417,7 +399,7 @@ class Box:
         asked = [seat for seat in self.seats.values() if pool.is_connected(seat.line.url)]
         return bool(asked) and all(seat.done for seat in asked)
 
-    def _offer(self, seat: _Seat, event: Event) -> None:
+    def _offer(self, seat: Seat, event: Event) -> None:
         """Take an event, or remember that it came."""
         if event.id in self._seen:
             return
@@ -443,7 +425,7 @@ class Box:
             self._tell()
         return received
 
-    def _roomy(self, seat: _Seat) -> bool:
+    def _roomy(self, seat: Seat) -> bool:
         """Whether what was missed may come: half of the box is kept for what comes by itself."""
         if seat.line.sort is Sort.STATE:
             return len(self._states) < HELD_STATES // 2
@@ -467,131 +449,6 @@ class Box:
         if self._refill is not None:
             self._refill.cancel()
         self._tell()
-
-
-@attrs.define(eq=False)
-class _Line:
-    """One sort at one relay: the groups there, and who waits for one."""
-
-    url: str
-    sort: Sort
-    groups: dict[_Group, None] = attrs.field(factory=dict)
-    waiting: dict[_Seat, None] = attrs.field(factory=dict)
-    newest: int | None = None
-    """Unix seconds: what the newest event says of itself that came here."""
-
-
-@attrs.define(eq=False)
-class _Seat:
-    """One box at one line."""
-
-    box: Box
-    line: _Line
-    kinds: tuple[int, ...]
-    floor: int
-    """What is older was not asked for, and comes because of others."""
-    since: int
-    """What its relay is to be asked from, the overlap included; 0: everything."""
-    group: _Group | None = None
-    done: bool = False
-    """Its relay has sent what it had stored, or refused to."""
-    left: bool = False
-    gap: tuple[int, ...] = ()
-    """Times of the oldest and the newest event that did not fit, if any did not."""
-    filling: tuple[int, ...] = ()
-    """A gap that is being filled."""
-
-    def needs(self, heard: float | None) -> int:
-        """What to ask from, if all up to ``heard`` has come; ``None``: no more than before."""
-        return self.since if heard is None else max(self.since, int(heard) - _OVERLAPS[self.line.sort])
-
-    def miss(self, *times: int) -> None:
-        """Remember that events of these times did not fit."""
-        times = (*self.gap, *times)
-        if times and not self.left:
-            self.gap = min(times), max(times)
-            # Behind the others: those whose relay answers come first.
-            self.box._gapped.pop(self, None)
-            self.box._gapped[self] = None
-
-    def begin_filling(self) -> None:
-        self.filling, self.gap = self.gap, ()
-        self.box._gapped.pop(self, None)
-
-    def end_filling(self, complete: bool) -> None:
-        filling, self.filling = self.filling, ()
-        if not complete:
-            self.miss(*filling)
-
-
-@attrs.define(eq=False)
-class _Group:
-    """Seats that share a subscription."""
-
-    line: _Line
-    seats: dict[_Seat, None]
-    """Without those who have left, whom the relay is still asked for."""
-    asked: int
-    replaced: list[_Group]
-    """Groups that must have ended before."""
-    live: tuple[float, float] | None = None
-    """Wall and monotonic time from which everything has come, while that is so."""
-    lost: float | None = None
-    """Wall time up to which everything has come, once it is not so any more."""
-    done: bool = False
-    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
-    ended: trio.Event = attrs.field(factory=trio.Event)
-
-    @property
-    def thin(self) -> bool:
-        return 2 * len(self.seats) < self.asked
-
-    def heard(self, clock: Clock) -> float | None:
-        """Wall time up to which all that the relay has for its members has come here; ``None``: not all ever did.
-
-        Counted by the monotonic clock, which stands still while the machine sleeps: a connection that slept may have
-        died and not know it yet. And never beyond the newest event that came: the clock may be ahead by days, and who
-        asks a relay from then on is deaf to everybody else.
-        """
-        if self.live is None:
-            return self.lost
-        if self.line.newest is None:
-            return None
-        wall, monotonic = self.live
-        return min(clock.now(), wall + clock.monotonic() - monotonic, float(self.line.newest))
-
-
-def _portions(seats: Iterable[_Seat]) -> Iterator[list[_Seat]]:
-    """Groups for these seats; those that want the same kinds stay together."""
-    portion: list[_Seat] = []
-    kinds: set[tuple[int, ...]] = set()
-    for seat in sorted(seats, key=lambda seat: seat.kinds):
-        if len(portion) >= GROUP or len(kinds | {seat.kinds}) > KIND_SETS:
-            yield portion
-            portion, kinds = [], set()
-        portion.append(seat)
-        kinds.add(seat.kinds)
-    if portion:
-        yield portion
-
-
-def _filters(sort: Sort, seats: Iterable[_Seat], now: int) -> list[Filter]:
-    alike: dict[tuple[tuple[int, ...], bool], list[_Seat]] = {}
-    for seat in seats:
-        far = seat.since < now - _OVERLAPS[sort] - FAR
-        alike.setdefault((seat.kinds, far), []).append(seat)
-    return [
-        _filter(sort, kinds, part, min(seat.since for seat in part))
-        for (kinds, _), members in alike.items()
-        for part in (members[begin : begin + FILTER] for begin in range(0, len(members), FILTER))
-    ]
-
-
-def _filter(sort: Sort, kinds: tuple[int, ...], seats: list[_Seat], since: int, until: int | None = None) -> Filter:
-    names = [seat.box.wanted.agent for seat in seats]
-    if sort is Sort.STATE:
-        return Filter(authors=names, kinds=kinds, since=since or None, until=until)
-    return Filter(tags={"p": names}, kinds=kinds, since=since or None, until=until)
 
 
 def _has_all(subscription: Subscription, url: str) -> bool:
