@@ -48,11 +48,13 @@ class WholeSats(click.ParamType[int]):
         return number
 
 
-class Bound(WholeSats):
+class Bound(click.ParamType[int | str]):
     """``25``, ``25sat`` -> 25, or ``none``: what is not bounded unless somebody says so."""
 
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int | str:  # type: ignore[override]
-        return "none" if str(value).strip().lower() == "none" else super().convert(value, param, ctx)
+    name = WholeSats.name
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        return "none" if str(value).strip().lower() == "none" else SATS.convert(value, param, ctx)
 
 
 AMOUNT = Amount()

@@ -7,6 +7,7 @@ llama.cpp's server.
 
 from __future__ import annotations
 
+import abc
 import enum
 import json
 from collections.abc import AsyncIterator, Sequence
@@ -46,7 +47,7 @@ class Manners(enum.StrEnum):
     """Answers without a word."""
 
 
-class FakeServer:
+class FakeServer(abc.ABC):
     """What all have in common.
 
     :param answer: what it says, a word a token.
@@ -73,8 +74,9 @@ class FakeServer:
         first, *others = self.answer.split(" ")
         return [first, *(f" {word}" for word in others)]
 
+    @abc.abstractmethod
     async def _route(self, asked: Asked, exchange: Exchange) -> None:
-        raise NotImplementedError
+        """Answer one request."""
 
 
 class OllamaServer(FakeServer):

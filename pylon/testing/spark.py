@@ -136,7 +136,8 @@ class FakeSpark:
         return self._rng.randbytes(32)
 
     def _spark_error(self, text: str) -> Exception:
-        return self.real.SdkError.SparkError(text)  # type: ignore[no-any-return]
+        error: Exception = self.real.SdkError.SparkError(text)
+        return error
 
     def _service_error(self, text: str) -> Exception:
         return self._spark_error(f"Service error: service provider error: graphql error: {text}")

@@ -101,13 +101,15 @@ class AsyncioBridge:
         await self._wait(call, abort)
         if call.outcome().cancelled and reason is not None:
             reason()
-        return call.outcome().unwrap()  # type: ignore[no-any-return]
+        value: T = call.outcome().unwrap()
+        return value
 
     async def outlast(self, function: Callable[..., Awaitable[T]], *args: Any) -> T:
         await trio.lowlevel.checkpoint_if_cancelled()
         call = self._submit(function, args)
         await self._wait(call, lambda raise_cancel: trio.lowlevel.Abort.SUCCEEDED)
-        return call.outcome().unwrap()  # type: ignore[no-any-return]
+        value: T = call.outcome().unwrap()
+        return value
 
     def poster(self) -> Callable[..., None]:
         token = trio.lowlevel.current_trio_token()
@@ -270,7 +272,8 @@ class InlineBridge:
 
         trio.lowlevel.spawn_system_task(call)
         await done.wait()
-        return outcome.unwrap()  # type: ignore[no-any-return]
+        value: T = outcome.unwrap()
+        return value
 
     def poster(self) -> Callable[..., None]:
         return lambda call, *args: call(*args)

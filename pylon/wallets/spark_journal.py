@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import enum
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -234,8 +234,8 @@ class Journal:
 
     # --- the file -----------------------------------------------------------------------------------------------
 
-    def _read(self, sql: str, params: object) -> list[sqlite3.Row]:
-        return self._guarded(lambda db: db.execute(sql, params).fetchall())  # type: ignore[arg-type]
+    def _read(self, sql: str, params: Sequence[object]) -> list[sqlite3.Row]:
+        return self._guarded(lambda db: db.execute(sql, tuple(params)).fetchall())
 
     def _write(self, sql: str, params: tuple[object, ...]) -> int:
         """Returns how many rows have changed."""

@@ -13,6 +13,7 @@ The SDK hangs, waits and lies when it is offline (its ``sync_wallet`` returns "s
 
 from __future__ import annotations
 
+import abc
 import logging
 import math
 from collections import deque
@@ -35,7 +36,7 @@ _POLL_SECONDS = 5.0
 """How often a wallet in server mode is asked for news while somebody listens to it."""
 
 
-class SparkLink:
+class SparkLink(abc.ABC):
     """See the module. Reading and connecting; what is done with it is the wallet's (``spark_payments``, ``spark``).
 
     :param seed: the 64 bytes of a BIP-39 phrase.
@@ -277,9 +278,9 @@ class SparkLink:
             raise spark_errors.before_sending(error, doing) from None
         raise spark_errors.unreachable(doing, f"no answer within {seconds:.0f} s")
 
+    @abc.abstractmethod
     def _heard(self, event: Any) -> None:
         """On the Trio side, for each event of the SDK."""
-        raise NotImplementedError
 
     def _check_open(self) -> None:
         if self._closed:
