@@ -48,9 +48,9 @@ def put_private(path: Path, content: bytes, *, replace: bool) -> None:
             with contextlib.suppress(OSError):
                 before = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
             os.replace(draft, path)
+            sync_directory(path.parent)
         else:
-            os.link(draft, path)
-        sync_directory(path.parent)
+            publish(draft, path)
         if before is not None:
             _overwrite(before)
     finally:

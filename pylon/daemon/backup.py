@@ -30,7 +30,7 @@ from pylon import identity
 from pylon.clock import Clock
 from pylon.daemon.sealed_file import FRAME_BYTES, read_sealed, write_sealed
 from pylon.errors import BackupError, IdentityError
-from pylon.files import draft_prefix, publish, sync_directory, write_private
+from pylon.files import draft_prefix, publish, put_private, sync_directory, write_private
 from pylon.host.registry import RESTORED
 from pylon.identity import Unlocked
 from pylon.passphrase import Passphrase
@@ -219,10 +219,11 @@ def restore(home: Home, source: Path, passphrase: Passphrase, clock: Clock, *, f
                 stage.mkdir(mode=0o700)
             raise
         kept = _move_out(home, clock.now())
+        config = _restore_config(home, opened.config)
         _move_in(home, stage)
     except OSError as error:
         raise BackupError(f"cannot restore into {home.data}: {error.strerror or error}", "do the same again") from None
-    return attrs.evolve(restored, kept=kept, config=_restore_config(home, opened.config))
+    return attrs.evolve(restored, kept=kept, config=config)
 
 
 def _restore_config(home: Home, text: str | None) -> Path | None:
@@ -236,7 +237,7 @@ def _restore_config(home: Home, text: str | None) -> Path | None:
     except tomllib.TOMLDecodeError:
         pass
     with contextlib.suppress(FileExistsError):
-        write_private(path, text.encode())
+        put_private(path, text.encode(), replace=False)
     return path
 
 
