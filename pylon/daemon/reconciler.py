@@ -26,7 +26,7 @@ from protocols import bolt11
 from pylon.clock import Clock
 from pylon.errors import PylonError, StoreError, brief
 from pylon.store import approvals, intents
-from pylon.store.database import Store, Tx
+from pylon.store.database import RECORD_SECONDS, Store, Tx
 from pylon.store.intents import Approval, Intent, IntentState, TargetForm
 from pylon.wallets.purse import DAY, Failed, Outcome, Purse, Settled, Unknown, being_sent, book_outcome
 
@@ -44,7 +44,6 @@ DOUBT = 7 * DAY
 _FIRST_DOUBT = 60.0
 """Seconds after which it is asked again; four times as long each time."""
 _ASKED_AT_ONCE = 100
-_RECORD_SECONDS = 30.0
 _LATE = 3_600.0
 """Seconds after its expiry from which an invoice that no wallet knows as paid is taken for not paid."""
 
@@ -163,7 +162,7 @@ class Reconciler:
         return now > intent.created_at + DAY
 
     async def _record(self, intent: Intent, outcome: Outcome) -> None:
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + _RECORD_SECONDS):
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + RECORD_SECONDS):
             await self._store.write(lambda tx: self._book(tx, intent, outcome))
 
     def _book(self, tx: Tx, intent: Intent, outcome: Outcome) -> None:

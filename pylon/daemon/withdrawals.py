@@ -13,11 +13,9 @@ from pylon.daemon.reconciler import PurseOf, Reconciler
 from pylon.errors import AlreadyPaid, PaymentFailed, PaymentUnknown
 from pylon.money import Msat
 from pylon.store import intents
-from pylon.store.database import Store
+from pylon.store.database import RECORD_SECONDS, Store
 from pylon.store.intents import WITHDRAWAL, IntentState
 from pylon.wallets.purse import Purse, Settled, Unknown
-
-_RECORD_SECONDS = 30.0
 
 
 class Withdrawals:
@@ -69,7 +67,7 @@ class Withdrawals:
             # What the wallet has said is written down, whoever goes away meanwhile.
             with trio.CancelScope(shield=True) as scope:
                 outcome = await purse.send(intent)
-                scope.deadline = trio.current_time() + _RECORD_SECONDS
+                scope.deadline = trio.current_time() + RECORD_SECONDS
                 await self._store.write(lambda tx: purse.record(tx, intent, outcome))
         match outcome:
             case Settled(fee=fee):

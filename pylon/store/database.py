@@ -34,6 +34,9 @@ BUSY_SECONDS = 5.0
 GROUP_LIMIT = 256
 """The most writes in one commit: a bound on how long the loop is kept from everything else."""
 
+RECORD_SECONDS = 30.0
+"""How long a record is waited for, under a shield, once what it records has happened outside."""
+
 
 class Reads(Protocol):
     """What can be asked: a ``Store`` answers from what is committed, a ``Tx`` with its own changes too."""

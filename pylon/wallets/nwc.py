@@ -58,7 +58,7 @@ from pylon.errors import (
 from pylon.money import Msat, max_fee
 from pylon.relays.pool import RelayPool
 from pylon.relays.transport import Connect
-from pylon.store.database import Store
+from pylon.store.database import RECORD_SECONDS, Store
 from pylon.wallets.nwc_client import NwcClient
 from pylon.wallets.nwc_link import NwcLink
 from pylon.wallets.nwc_paying import STATES, Payer, price_of, read_invoice
@@ -252,17 +252,19 @@ class NwcWallet:
             raise WalletError("the wallet made another invoice than was asked for", "does it settle whole sats only?")
         if digest is not None and read.description_hash != digest:
             raise NotSupported("this wallet makes no invoices that carry the hash of their description")
-        row = await self._store.write(
-            lambda tx: self._records.keep(
-                tx,
-                key=key,
-                payment_hash=read.payment_hash,
-                amount=amount,
-                text=str(text).lower(),
-                hold=hold,
-                at=self._clock.now(),
+        # The wallet has made it: it is written down, whoever goes away meanwhile.
+        with trio.fail_after(RECORD_SECONDS, shield=True):
+            row = await self._store.write(
+                lambda tx: self._records.keep(
+                    tx,
+                    key=key,
+                    payment_hash=read.payment_hash,
+                    amount=amount,
+                    text=str(text).lower(),
+                    hold=hold,
+                    at=self._clock.now(),
+                )
             )
-        )
         return row.issued()
 
     async def settle(self, preimage: str) -> None:
@@ -276,7 +278,8 @@ class NwcWallet:
         await self._begin()
         await self._link.need(CANCEL_HOLD_INVOICE, "hold invoices")
         await self._link.end_hold(CANCEL_HOLD_INVOICE, {"payment_hash": payment_hash})
-        await self._store.write(functools.partial(self._records.cancel, payment_hash=payment_hash))
+        with trio.fail_after(RECORD_SECONDS, shield=True):
+            await self._store.write(functools.partial(self._records.cancel, payment_hash=payment_hash))
 
     async def lookup_invoice(self, payment_hash: str) -> IssuedInvoice | None:
         await self._begin()

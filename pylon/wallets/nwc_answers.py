@@ -53,7 +53,7 @@ from pylon.errors import (
 from pylon.money import Msat, format_msat, max_fee
 from pylon.store import intents
 from pylon.store import wallet_connections as connections
-from pylon.store.database import Reads, Store
+from pylon.store.database import RECORD_SECONDS, Reads, Store
 from pylon.store.intents import Approval, Intent, IntentState
 from pylon.store.wallet_connections import Connection, MadeInvoice
 from pylon.wallets.nwc_guests import check_budget
@@ -245,19 +245,21 @@ class Answers:
         self, connection: Connection, request: Request, issued: IssuedInvoice, *, hold: bool
     ) -> MadeInvoice:
         now = self._clock.now()
-        await self._store.write(
-            lambda tx: connections.add_invoice(
-                tx,
-                payment_hash=issued.payment_hash,
-                client=connection.client,
-                request_id=request.id,
-                amount=issued.amount,
-                bolt11=issued.bolt11,
-                hold=hold,
-                at=now,
-                expires_at=issued.expires_at,
+        # The wallet has made it: it is written down, whoever goes away meanwhile.
+        with trio.fail_after(RECORD_SECONDS, shield=True):
+            await self._store.write(
+                lambda tx: connections.add_invoice(
+                    tx,
+                    payment_hash=issued.payment_hash,
+                    client=connection.client,
+                    request_id=request.id,
+                    amount=issued.amount,
+                    bolt11=issued.bolt11,
+                    hold=hold,
+                    at=now,
+                    expires_at=issued.expires_at,
+                )
             )
-        )
         made = connections.find_invoice(self._store, issued.payment_hash)
         if made is None or made.client != connection.client:
             raise InvoiceInvalid("there is an invoice for this payment hash already")

@@ -30,7 +30,7 @@ from pylon.errors import (
     WrongNetwork,
 )
 from pylon.money import Msat, max_fee
-from pylon.store.database import Store, Tx
+from pylon.store.database import RECORD_SECONDS, Store, Tx
 from pylon.wallets.nwc_client import NoAnswer, NotAsked, Refused
 from pylon.wallets.nwc_link import NwcLink, error_of, unreachable
 from pylon.wallets.nwc_records import Records, SentRow
@@ -283,22 +283,30 @@ class Payer:
             found = await self._link.find(row.payment_hash)
         except WalletError as error:
             log.debug("payment %s: %s", row.payment_hash[:16], error.message)
+        except trio.Cancelled:
+            # The look was a courtesy; the proof is in hand.
+            if paid.preimage is not None:
+                with trio.fail_after(RECORD_SECONDS, shield=True):
+                    await self._proven(row, paid)
+            raise
         if found is not None and found.state is TransactionState.SETTLED:
             fee = found.fees_paid or paid.fees_paid or 0
             await self.learn(
                 row, attrs.evolve(found, fees_paid=fee, preimage=found.preimage or paid.preimage), answered=True
             )
         elif paid.preimage is not None:
-            now = self._clock.now()
-            await self._note(
-                row,
-                PaymentState.SETTLED,
-                fee=Msat(paid.fees_paid or 0),
-                preimage=paid.preimage,
-                settled_at=now,
-            )
+            await self._proven(row, paid)
         else:
             answer.error = PaymentUnknown("the wallet says that it has paid, and does not prove it")
+
+    async def _proven(self, row: SentRow, paid: nip47_methods.Paid) -> None:
+        await self._note(
+            row,
+            PaymentState.SETTLED,
+            fee=Msat(paid.fees_paid or 0),
+            preimage=paid.preimage,
+            settled_at=self._clock.now(),
+        )
 
     async def _refused(self, row: SentRow, failure: Failure) -> WalletError | None:
         """What an error in answer to a request to pay means; ``None``: what the wallet knows of it is in the row.

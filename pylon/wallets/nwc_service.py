@@ -54,7 +54,7 @@ from pylon.money import Msat
 from pylon.relays.pool import RelayPool
 from pylon.store import inbox, intents, outbox
 from pylon.store import wallet_connections as connections
-from pylon.store.database import Reads, Store, Tx
+from pylon.store.database import RECORD_SECONDS, Reads, Store, Tx
 from pylon.store.intents import INVOICE, Approval, Intent, IntentState
 from pylon.store.wallet_connections import Connection, PayRequest
 from pylon.wallets.budgets import Limits
@@ -79,7 +79,6 @@ _LATE = 3_600.0
 """Seconds after its expiry from which an invoice that no wallet knows as paid is taken for not paid."""
 _SWEEP_SECONDS = 20.0
 _OVERLAP_SECONDS = 5.0
-_RECORD_SECONDS = 30.0
 
 
 class WalletService:
@@ -411,7 +410,7 @@ class WalletService:
                 crash_point("nwc.pay.before")
                 outcome = await (self._purse.reconcile if reconcile else self._purse.send)(intent)
                 crash_point("nwc.pay.after")
-                scope.deadline = trio.current_time() + _RECORD_SECONDS
+                scope.deadline = trio.current_time() + RECORD_SECONDS
                 await self._store.write(lambda tx: self._record(tx, intent, outcome))
         finally:
             self._under_way.discard(intent.id)

@@ -11,7 +11,7 @@ import trio
 
 from protocols import bolt11, nip06
 from pylon.clock import Clock
-from pylon.errors import ConfigError
+from pylon.errors import ConfigError, WalletUnreachable
 from pylon.wallets import spark_errors, spark_types
 from pylon.wallets.bridge import AsyncioBridge, Bridge
 from pylon.wallets.spark_calls import SparkCalls
@@ -112,7 +112,6 @@ class SparkKit:
         config.real_time_sync_server_url = None
         config.use_default_external_input_parsers = False
         _make_private(directory)
-        context = await self._shared_context() if server else None
 
         async def build() -> Any:
             builder = sdk.SdkBuilder(config, sdk.Seed.ENTROPY(seed))
@@ -122,6 +121,7 @@ class SparkKit:
             return await builder.build()
 
         try:
+            context = await self._shared_context() if server else None
             with trio.move_on_after(self.deadlines.connect):
                 return await self.bridge.run(build)
         except sdk.SdkError as error:
@@ -129,7 +129,10 @@ class SparkKit:
             if "api key" in text.lower() or "base64" in text.lower() or "certificate" in text.lower():
                 raise ConfigError("Spark does not take the API key that is set", KEY_HINT) from None
             raise spark_errors.before_sending(error, "opening the wallet") from None
-        raise spark_errors.unreachable("opening the wallet", f"no answer within {self.deadlines.connect:.0f} s")
+        raise self._too_slow()
+
+    def _too_slow(self) -> WalletUnreachable:
+        return spark_errors.unreachable("opening the wallet", f"no answer within {self.deadlines.connect:.0f} s")
 
     async def _shared_context(self) -> Any:
         async with self._context_lock:
@@ -138,8 +141,10 @@ class SparkKit:
                 config = sdk.SdkContextConfig(
                     network=getattr(sdk.Network, self.network.variant), api_key=self._api_key or None
                 )
-                with trio.fail_after(self.deadlines.connect):
+                with trio.move_on_after(self.deadlines.connect):
                     self._context = await self.bridge.run(sdk.new_shared_sdk_context, config)
+                if self._context is None:
+                    raise self._too_slow()
             return self._context
 
 

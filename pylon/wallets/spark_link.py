@@ -251,8 +251,7 @@ class SparkLink(abc.ABC):
             self._users -= 1
 
     async def _connect(self) -> Any:
-        if self._closed:
-            raise StoreError(f"the Spark wallet {self.name} is closed")
+        self._check_open()
         instance = await self._kit.connect(self._seed, self._directory, server=self.server)
         post = self._kit.bridge.poster()
 
@@ -262,8 +261,7 @@ class SparkLink(abc.ABC):
             async def on_event(self, event: Any) -> None:
                 post(heard, event)
 
-        with trio.fail_after(self._kit.deadlines.call):
-            await self._kit.bridge.run(instance.add_event_listener, Ear())
+        await self._ask("opening the wallet", instance.add_event_listener, Ear())
         return instance
 
     async def _ask(
