@@ -5,6 +5,7 @@ The rules are those of ``pylon.wallets.nwc``.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 from collections.abc import Callable, Mapping
@@ -278,17 +279,16 @@ class Payer:
 
     async def _paid(self, row: SentRow, paid: nip47_methods.Paid, answer: _Attempt) -> None:
         """The wallet says that it has paid; one look more tells when, and is the only proof if it named no preimage."""
-        found = None
+        found, looked = None, False
         try:
-            found = await self._link.find(row.payment_hash)
-        except WalletError as error:
-            log.debug("payment %s: %s", row.payment_hash[:16], error.message)
-        except trio.Cancelled:
-            # The look was a courtesy; the proof is in hand.
-            if paid.preimage is not None:
+            with contextlib.suppress(WalletError):
+                found = await self._link.find(row.payment_hash)
+            looked = True
+        finally:
+            if not looked and paid.preimage is not None:
+                # We are cut off; the proof is in hand.
                 with trio.fail_after(RECORD_SECONDS, shield=True):
                     await self._proven(row, paid)
-            raise
         if found is not None and found.state is TransactionState.SETTLED:
             fee = found.fees_paid or paid.fees_paid or 0
             await self.learn(

@@ -165,6 +165,51 @@ async def test_a_plain_payment(world, theirs, wallet):
     assert theirs.count("pay_invoice") == 1
 
 
+@pytest.mark.parametrize("does", ["receive", "cancel"])
+async def test_what_the_wallet_has_done_is_written_down_whoever_goes_away(world, theirs, wallet, monkeypatch, does):
+    """The answer has come, and the deadline of whoever asked is over in that very moment."""
+    theirs.methods = (*ALL, "make_hold_invoice", "settle_hold_invoice", "cancel_hold_invoice")
+    theirs.answers["make_invoice"] = lambda request: {"invoice": invoice(world)}
+    theirs.answers["make_hold_invoice"] = lambda request: {"invoice": invoice(world)}
+    theirs.answers["cancel_hold_invoice"] = {}
+    if does == "cancel":
+        await wallet.hold(AMOUNT, "tea", 600, "job", HASH)
+    name = "ask" if does == "receive" else "end_hold"
+    real = getattr(wallet._link, name)
+    scope = trio.CancelScope()
+
+    async def answered(*asked):
+        answer = await real(*asked)
+        scope.cancel()
+        return answer
+
+    monkeypatch.setattr(wallet._link, name, answered)
+    with scope:
+        await (wallet.receive(AMOUNT, "tea", 600, "job") if does == "receive" else wallet.cancel(HASH))
+    monkeypatch.undo()
+    if does == "cancel":
+        assert (await wallet.lookup_invoice(HASH)).cancelled
+    else:
+        assert (await wallet.receive(AMOUNT, "tea", 600, "job")).payment_hash == HASH
+        assert theirs.count("make_invoice") == 1
+
+
+async def test_a_proof_in_hand_outlives_the_look_that_follows_it(world, theirs, wallet):
+    """The wallet has answered with the preimage late, and is then slow to say when it paid."""
+    theirs.answers["pay_invoice"] = {"preimage": PREIMAGE, "fees_paid": 1_000}
+    text = invoice(world)
+
+    def slow(request):
+        return None if theirs.count("pay_invoice") else Failure(ErrorCode.NOT_FOUND, "no")
+
+    theirs.answers["lookup_invoice"] = slow
+    wallet._payer._patience = 5.0
+    await pay(wallet, text)
+    theirs.answers["lookup_invoice"] = Failure(ErrorCode.NOT_FOUND, "no")
+    found = await wallet.lookup_payment(HASH)
+    assert (found.state, found.preimage, found.fee) == (PaymentState.SETTLED, PREIMAGE, 1_000)
+
+
 async def test_silence_is_unknown_and_is_asked_once(world, theirs, wallet):
     theirs.answers["pay_invoice"] = None
     began = trio.current_time()

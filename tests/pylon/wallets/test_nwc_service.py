@@ -583,6 +583,14 @@ class TestWhatItSees:
         rest = (await app.ok("list_transactions", {"unpaid": True, "offset": 20}))["transactions"]
         assert [entry["amount"] for entry in first + rest] == [1_024 - n for n in range(25)]
 
+    async def test_a_page_of_much_text_is_cut_and_goes_on(self, bank, app):
+        for n in range(20):
+            await app.ok("make_invoice", {"amount": 1_000 + n, "description": '"' * 600})
+        first = (await app.ok("list_transactions", {"unpaid": True}))["transactions"]
+        assert 0 < len(first) < 20
+        rest = (await app.ok("list_transactions", {"unpaid": True, "offset": len(first)}))["transactions"]
+        assert [entry["amount"] for entry in first + rest] == [1_019 - n for n in range(20)]
+
     async def test_a_description_hash_wants_its_description(self, app):
         code = await app.refused("make_invoice", {"amount": 1_000, "description_hash": "ab" * 32})
         assert code is ErrorCode.NOT_IMPLEMENTED
