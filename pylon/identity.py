@@ -22,7 +22,6 @@ from typing import Any
 
 import attrs
 import orjson
-from secp256k1 import PrivateKey
 
 from protocols import nip06
 from protocols.bolt11 import node_public_key
@@ -83,7 +82,7 @@ class Identity:
         """What anybody may know."""
         seed = nip06.seed(self._phrase)
         spark = {
-            network: PrivateKey(nip06.derive(seed, f"m/8797555'/{account}'/0'")).pubkey.serialize().hex()
+            network: node_public_key(nip06.derive(seed, f"m/8797555'/{account}'/0'")).hex()
             for network, account in SPARK_ACCOUNTS.items()
         }
         return Public(self.npub, self.simnet_node, spark)

@@ -14,7 +14,7 @@ from pylon.errors import brief
 from pylon.host import triggers
 from pylon.host.ticking import TICK
 from pylon.provider.sale import SALE, SaleState
-from pylon.store import inbox, outbox
+from pylon.store import inbox, outbox, wallet_connections
 from pylon.store.database import Store, Tx
 
 log = logging.getLogger(__name__)
@@ -52,6 +52,7 @@ async def sweep(store: Store, now: float) -> None:
         outbox.prune(tx, now - KEEP_EVENTS)
         inbox.prune(tx, now - KEEP_INBOX)
         triggers.prune(tx, now - KEEP_INBOX)
+        wallet_connections.prune(tx, now - KEEP_INBOX)
 
     await store.write(events)
     while await store.write(lambda tx: _forget_unpaid(tx, now - KEEP_UNPAID)) == _BATCH:

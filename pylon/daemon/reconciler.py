@@ -28,6 +28,7 @@ from pylon.errors import PylonError, StoreError, brief
 from pylon.store import approvals, intents
 from pylon.store.database import RECORD_SECONDS, Store, Tx
 from pylon.store.intents import Approval, Intent, IntentState, TargetForm
+from pylon.wallets.nwc_records import LATE
 from pylon.wallets.purse import DAY, Failed, Outcome, Purse, Settled, Unknown, being_sent, book_outcome
 
 log = logging.getLogger(__name__)
@@ -44,8 +45,6 @@ DOUBT = 7 * DAY
 _FIRST_DOUBT = 60.0
 """Seconds after which it is asked again; four times as long each time."""
 _ASKED_AT_ONCE = 100
-_LATE = 3_600.0
-"""Seconds after its expiry from which an invoice that no wallet knows as paid is taken for not paid."""
 
 
 _LAPSED = Failed("the operator did not approve it in time", ours=True)
@@ -156,7 +155,7 @@ class Reconciler:
         if intent.target is not TargetForm.ADDRESS:
             try:
                 invoice = bolt11.decode(intents.invoice(self._store, self._store.vault, intent.id))
-                return now > invoice.expires_at + _LATE
+                return now > invoice.expires_at + LATE
             except bolt11.Bolt11Invalid as error:
                 log.warning("payment %s: its invoice does not read: %s", intent.payment_hash[:16], brief(error))
         return now > intent.created_at + DAY

@@ -79,11 +79,10 @@ class WalletGuard:
     def summary(self) -> dict[str, Any]:
         """For ``status``: the freeze, how many payments wait, and which of the home's own budgets are nearly gone."""
         frozen = freeze.mark(self.store)
-        row = self.store.one("SELECT COUNT(*) AS n FROM intents WHERE approval = 'waiting' AND state = 'pending'")
         nearly = budgets.warnings(self.store, self.clock.now(), owner="")
         return {
             "frozen": None if frozen is None else frozen_json(frozen),
-            "approvals": 0 if row is None else row["n"],
+            "approvals": len(approvals.waiting(self.store)),
             "warnings": [warning_json(warned) for warned in nearly.get("", [])],
         }
 

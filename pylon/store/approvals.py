@@ -19,12 +19,7 @@ _LIST = "pylon wallet approvals"
 
 def waiting(source: Reads, owner: str | None = None) -> list[Intent]:
     """What waits for a yes or a no, oldest first: of one owner, or of all."""
-    condition, params = ("", ()) if owner is None else (" AND owner = ?", (owner,))
-    rows = source.read(
-        f"SELECT id FROM intents WHERE approval = 'waiting' AND state = 'pending'{condition} ORDER BY created_at, id",
-        params,
-    )
-    return [intents.get(source, row["id"]) for row in rows]
+    return [intent for intent in intents.pending(source, owner) if intent.waits]
 
 
 def named(source: Reads, beginning: str) -> Intent:

@@ -132,11 +132,6 @@ class AsyncioBridge:
         while self._calls and self._thread.is_alive() and time.monotonic() < until:
             time.sleep(0.02)
 
-    @classmethod
-    def unfinished(cls) -> bool:
-        """Whether calls of the shared bridge are still under way."""
-        return cls._shared is not None and bool(cls._shared._calls)
-
     def stop(self) -> None:
         """End the thread: cancel what still runs, and wait for it to unwind. For tests."""
 

@@ -61,7 +61,7 @@ from pylon.relays.transport import Connect
 from pylon.store.database import RECORD_SECONDS, Store
 from pylon.wallets.nwc_client import NwcClient
 from pylon.wallets.nwc_link import NwcLink
-from pylon.wallets.nwc_paying import STATES, Payer, price_of, read_invoice
+from pylon.wallets.nwc_paying import Payer, price_of, read_invoice, state_of
 from pylon.wallets.nwc_records import Records, received_id, sent_id
 from pylon.wallets.port import (
     Addresses,
@@ -339,7 +339,7 @@ class NwcWallet:
     ) -> list[Payment]:
         await self._begin()
         await self._link.need(LIST_TRANSACTIONS, "a list of its payments")
-        found = {row.payment().payment_id: row.payment() for row in self._records.since(self._store, since)}
+        found = {sent_id(row.payment_hash): row.payment() for row in self._records.since(self._store, since)}
         told, offset = 0, 0
         for _ in range(_MOST_PAGES):
             page, count = await self._link.page(since, offset, unpaid=not completed)
@@ -523,7 +523,7 @@ def _received(entry: Transaction) -> Payment | None:
 
 def _foreign(entry: Transaction) -> Payment:
     """A payment of the wallet's that we have not asked for."""
-    state = STATES.get(entry.state or TransactionState.PENDING, PaymentState.PENDING)
+    state = state_of(entry)
     return Payment(
         payment_id=sent_id(entry.payment_hash),
         payment_hash=entry.payment_hash,

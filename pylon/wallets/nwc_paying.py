@@ -44,7 +44,7 @@ _LONGEST_LOOK = 20.0
 _RETRIES = 3
 _BUSY_SECONDS = 3.0
 _ADDRESSES = ("spark", "sp1", "bc1", "tb1", "bcrt1", "lno1", "lnurl1")
-STATES = {
+_STATES = {
     TransactionState.SETTLED: PaymentState.SETTLED,
     TransactionState.FAILED: PaymentState.FAILED,
     TransactionState.EXPIRED: PaymentState.FAILED,
@@ -137,7 +137,7 @@ class Payer:
         if invoice.expires_at <= self._clock.now():
             raise InvoiceExpired("the invoice has expired", "ask for a new one")
         found = await self.check_way(invoice)
-        known = found is not None and _state(found) is not PaymentState.FAILED
+        known = found is not None and state_of(found) is not PaymentState.FAILED
         if known and self._records.by_key(self._store, key) is None:
             # Else it is this very payment, begun by another caller while we asked.
             raise AlreadyPaid("the wallet has paid this invoice already, or is about to")
@@ -275,7 +275,7 @@ class Payer:
             found = await self._link.find(row.payment_hash)
         except WalletError:
             return False
-        return found is None or (found.type is TransactionType.OUTGOING and _state(found) is PaymentState.FAILED)
+        return found is None or (found.type is TransactionType.OUTGOING and state_of(found) is PaymentState.FAILED)
 
     async def _paid(self, row: SentRow, paid: nip47_methods.Paid, answer: _Attempt) -> None:
         """The wallet says that it has paid; one look more tells when, and is the only proof if it named no preimage."""
@@ -334,7 +334,7 @@ class Payer:
         if found.type is not TransactionType.OUTGOING:
             # It was not there before we asked (``check_way``): a wallet that does not say which way it goes.
             return unknown
-        if _state(found) is not PaymentState.FAILED:
+        if state_of(found) is not PaymentState.FAILED:
             await self.learn(row, found, answered=True)
             return None
         if undone:
@@ -428,7 +428,7 @@ class Payer:
             return row
         if row.state is PaymentState.FAILED and found.state is None:
             return row  # a wallet that names no state says nothing new
-        state, answered = _state(found), answered or row.is_doubted
+        state, answered = state_of(found), answered or row.is_doubted
         if state is PaymentState.FAILED and not answered and self._clock.now() < row.asked_until:
             return row
         if state is PaymentState.PENDING:
@@ -506,8 +506,9 @@ def _is_nothing(found: Transaction | None) -> bool:
     return found is None or (found.type is TransactionType.INCOMING and found.state is not TransactionState.SETTLED)
 
 
-def _state(found: Transaction) -> PaymentState:
-    return STATES.get(found.state or TransactionState.PENDING, PaymentState.PENDING)
+def state_of(found: Transaction) -> PaymentState:
+    """What a wallet's word for it means; none is *pending*."""
+    return _STATES.get(found.state or TransactionState.PENDING, PaymentState.PENDING)
 
 
 def _ended(row: SentRow) -> Payment:

@@ -154,7 +154,6 @@ class Records:
         key: str,
         state: PaymentState,
         *,
-        amount: Msat | None = None,
         fee: Msat | None = None,
         preimage: str | None = None,
         created_at: float | None = None,
@@ -174,11 +173,11 @@ class Records:
             return False
         sealed = None if preimage is None else self._vault.seal(preimage, self._place("preimage", key))
         tx.execute(
-            "UPDATE nwc_payments SET state = ?, amount_msats = COALESCE(?, amount_msats), fee_msats ="
-            " COALESCE(?, fee_msats), preimage = ?, created_at = COALESCE(?, created_at), settled_at = ?"
+            "UPDATE nwc_payments SET state = ?, fee_msats = COALESCE(?, fee_msats), preimage = ?,"
+            " created_at = COALESCE(?, created_at), settled_at = ?"
             " WHERE wallet = ? AND key = ?",
             (
-                *(state.value, amount or None, fee, sealed, created_at),
+                *(state.value, fee, sealed, created_at),
                 *(settled_at if state is PaymentState.SETTLED else None, self._wallet, key),
             ),
         )

@@ -61,6 +61,7 @@ from pylon.wallets.budgets import Limits
 from pylon.wallets.nwc_answers import WALLET_SECONDS, Answers, failed, failure_of, is_same, outgoing, payable
 from pylon.wallets.nwc_guests import Guest, Witness, connection_limits
 from pylon.wallets.nwc_post import Post
+from pylon.wallets.nwc_records import LATE
 from pylon.wallets.nwc_turned_away import TurnedAway
 from pylon.wallets.port import Direction, Payment, Wallet
 from pylon.wallets.purse import Failed, Outcome, Purse, Settled, Unknown
@@ -74,9 +75,6 @@ MAX_CONTENT = 64 << 10
 """Characters of a request, encrypted."""
 CLOSED_SECONDS = 7 * 86_400.0
 """For which a closed connection is told that it is closed."""
-KEEP_REQUESTS = 30 * 86_400.0
-_LATE = 3_600.0
-"""Seconds after its expiry from which an invoice that no wallet knows as paid is taken for not paid."""
 _SWEEP_SECONDS = 20.0
 _OVERLAP_SECONDS = 5.0
 
@@ -496,11 +494,10 @@ class WalletService:
             if intent.state is not IntentState.PENDING:
                 await self._store.write(functools.partial(self._answer_all, intent=intent))
                 continue
-            text = intents.invoice(self._store, self._store.vault, intent.id)
             if self._is_fresh(intent):
                 await self._drive(intent, reconcile=True)
             else:
-                await self._look_up(intent, text)
+                await self._look_up(intent)
             nap = min(nap, max(self._waits.get(intent.id, (0.0, None))[0] - trio.current_time(), 0.5))
         return nap
 
@@ -520,14 +517,16 @@ class WalletService:
                 return connections.get(self._store, asked.client).is_open(now)
         return False
 
-    async def _look_up(self, intent: Intent, text: str) -> None:
+    async def _look_up(self, intent: Intent) -> None:
         """Ask the wallet what became of a payment, and send nothing."""
         self._under_way.add(intent.id)
         try:
             outcome = await self._purse.look(intent)
             # A request of an earlier life may still be on its way to the wallet; not after the invoice's end.
-            if outcome is None and self._clock.now() > bolt11.decode(text).expires_at + _LATE:
-                outcome = Failed("it was never sent")
+            if outcome is None:
+                invoice = bolt11.decode(intents.invoice(self._store, self._store.vault, intent.id))
+                if self._clock.now() > invoice.expires_at + LATE:
+                    outcome = Failed("it was never sent")
             if outcome is not None and not isinstance(outcome, Unknown):
                 await self._store.write(functools.partial(self._record, intent=intent, outcome=outcome))
         finally:
@@ -569,9 +568,8 @@ class WalletService:
         """Wallets may miss telling: look at what waits to be paid now and then."""
         while True:
             try:
-                for made in connections.unpaid_invoices(self._store, self._clock.now() - _LATE):
+                for made in connections.unpaid_invoices(self._store, self._clock.now() - LATE):
                     await self._look_at(made.payment_hash, None)
-                await self._store.write(lambda tx: connections.prune(tx, tx.clock.now() - KEEP_REQUESTS))
             except StoreError as error:
                 log.error("invoices of wallet connections cannot be looked into: %s", error.message)
             except Exception as error:

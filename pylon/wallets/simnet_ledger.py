@@ -238,7 +238,7 @@ class LedgerFile(LedgerConnection):
             amount = target.amount
         if amount is None:
             raise InvoiceInvalid("it names no amount", "say how much to pay")
-        if amount != (amount if target.amount is None else target.amount):
+        if target.amount not in (None, amount):
             raise InvoiceInvalid(f"it names {format_msat(target.amount or Msat(0))}, not {format_msat(amount)}")
         if not 0 < amount <= MAX_MSAT:
             raise InvoiceInvalid("the amount must be positive, and not more than exists")

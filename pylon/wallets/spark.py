@@ -18,6 +18,7 @@ import attrs
 import trio
 
 from protocols import bolt11, spark_address
+from protocols.keys import is_hex
 from pylon.errors import (
     AlreadyPaid,
     InvoiceInvalid,
@@ -179,7 +180,7 @@ class SparkWallet(SparkPayments):
     async def hold(
         self, amount: Msat, description: str, expiry_seconds: int, key: str, payment_hash: str
     ) -> IssuedInvoice:
-        if len(payment_hash) != 64 or payment_hash.strip("0123456789abcdef"):
+        if not is_hex(payment_hash, 64):
             raise InvoiceInvalid("a payment hash has 64 hex digits")
         return await self._issue(amount, description, expiry_seconds, key, payment_hash)
 
