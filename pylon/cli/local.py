@@ -41,7 +41,6 @@ async def _run_here(state: State, verb: str, params: dict[str, Any], online: boo
     from pylon.clock import SystemClock
     from pylon.daemon.agents import AgentVerbs
     from pylon.daemon.hosting import assemble, usual_relays
-    from pylon.daemon.nwc_home import open_nwc_wallet
     from pylon.daemon.process import hold_home
     from pylon.daemon.runtime import open_home_store, open_runtime
     from pylon.daemon.verbs import Verbs
@@ -72,6 +71,8 @@ async def _run_here(state: State, verb: str, params: dict[str, Any], online: boo
             store = await stack.enter_async_context(open_home_store(state.home, clock, keys.vault))
             wallets = await stack.enter_async_context(open_wallets(state.home, config, identity, clock))
             if config.wallet.kind == "nwc":
+                from pylon.daemon.nwc_home import open_nwc_wallet
+
                 opened = open_nwc_wallet(wallets, state.home, config, store, clock, random.Random(), check=False)
                 wallets = await stack.enter_async_context(opened)
             hosting = assemble(

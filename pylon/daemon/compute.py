@@ -31,8 +31,8 @@ class ComputeVerbs:
 
     async def compute(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
         """``local_backends``, by preference; what was looked for and is not there has ``available`` false."""
-        if self.runtime is not None and self.runtime.engine is not None:
-            return _report(self.config, await self.runtime.engine.standings(everyone=True))
+        if self.runtime is not None and self.runtime.provider is not None:
+            return _report(self.config, await self.runtime.provider.router.standings(everyone=True))
         return await survey(self.config)
 
 

@@ -9,6 +9,7 @@ import attrs
 
 from pylon.api.answerer import FEE_HEADER, JOB_HEADER, PAID_HEADER, Answerer, LocalAnswerer
 from pylon.api.openai_shapes import ApiError, clean, finish
+from pylon.daemon import agent_params as reading
 from pylon.daemon.answering import deadlines, market
 from pylon.daemon.control import Method, Notify
 from pylon.daemon.runtime import Runtime
@@ -84,16 +85,7 @@ def read_request(params: Mapping[str, Any]) -> InferenceRequest:
 
 
 def _text(params: Mapping[str, Any], name: str) -> str:
-    value = params.get(name)
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise UsageError(f"{name} must be a text")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise UsageError(f"{name} is not Unicode text", "is the terminal's encoding right?") from None
-    return value
+    return "" if params.get(name) is None else reading.text(params, name, 4 * MAX_PROMPT_CHARS)
 
 
 async def answer(

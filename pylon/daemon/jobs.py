@@ -22,6 +22,10 @@ _TELL_SECONDS = 5.0
 _TOLD = f"purchase.{PurchaseEffect.PUBLISH_CANCELLATION.value}"
 
 
+BEGINS = "{0} >= ?1 AND {0} < ?1 || 'g'"
+"""As LIKE, for hex, by the index."""
+
+
 def hex_prefix(value: object) -> str:
     """The beginning of an id, in lower case. Raises ``UsageError``."""
     if not isinstance(value, str):
@@ -36,9 +40,9 @@ def find_purchase(store: Store, value: object) -> Purchase:
     """A purchase by its id, its request's id, or the beginning of either. Raises ``NotFound``, ``UsageError``."""
     wanted = hex_prefix(value)
     rows = store.read(
-        "SELECT id FROM purchases WHERE id LIKE ?1 UNION SELECT purchase_id FROM purchase_requests"
-        " WHERE request_id LIKE ?1 LIMIT 3",
-        (wanted + "%",),
+        f"SELECT id FROM purchases WHERE {BEGINS.format('id')} UNION SELECT purchase_id FROM purchase_requests"
+        f" WHERE {BEGINS.format('request_id')} LIMIT 3",
+        (wanted,),
     )
     if len(rows) > 1:
         raise NotFound(f"more than one job has an id that begins with {wanted}", "give more digits of it")

@@ -85,7 +85,6 @@ async def open_nwc_wallet(
     """
     uri = load_uri(home, config)
     async with open_nwc(uri, store=store, connect=connect, clock=clock, rng=rng, network=config.network) as own:
-        own_id = uri.wallet.hex
         if check:
             info = await own.info()
             if info.network not in (config.network, _NETWORKS.get(config.network)):
@@ -93,7 +92,6 @@ async def open_nwc_wallet(
                     f"the wallet behind NWC is on {info.network}, this home on {config.network}",
                     "connect a wallet of this network, or set network in config.toml",
                 )
-            own_id = info.node_pubkey or own_id
 
         last: list[Balance] = []
 
@@ -114,4 +112,4 @@ async def open_nwc_wallet(
                     nursery.start_soon(wallets.look_after)
                 nursery.start_soon(watch)
 
-        yield attrs.evolve(wallets, own=own, own_id=own_id, known=known, look_after=look_after)
+        yield attrs.evolve(wallets, own=own, known=known, look_after=look_after)

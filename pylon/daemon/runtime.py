@@ -30,7 +30,6 @@ from pylon.daemon.answering import counts, deadlines, market
 from pylon.daemon.embedded_relay import EmbeddedRelay
 from pylon.daemon.hosting import Hosting, assemble
 from pylon.daemon.housekeeping import keep_house
-from pylon.daemon.nwc_home import open_nwc_wallet
 from pylon.daemon.wallets import Wallets, open_wallets
 from pylon.errors import ConfigError, ModelMissing, NotFound, SealError, brief
 from pylon.host.deeds import Deeds
@@ -82,8 +81,6 @@ class Runtime:
     """What runs them."""
     buyer: Buyer | None = None
     provider: Provider | None = None
-    engine: Router | None = None
-    """All backends that answer what is sold here."""
     relay: EmbeddedRelay | None = None
     api: Bind | None = None
     """Where HTTP is served."""
@@ -98,13 +95,6 @@ async def open_home_store(home: Home, clock: Clock, vault: Vault) -> AsyncIterat
     """The home's database, sealed with the vault's key. Raises ``StoreError``."""
     async with open_store(home.database, vault=vault, clock=clock) as store:
         yield store
-
-
-@asynccontextmanager
-async def open_wallet(home: Home, config: Config, identity: Identity, clock: Clock) -> AsyncIterator[Wallet]:
-    """The home's own wallet alone."""
-    async with open_wallets(home, config, identity, clock) as wallets:
-        yield wallets.own
 
 
 @asynccontextmanager
@@ -142,6 +132,8 @@ async def open_runtime(
             else None
         )
         if wallets is not None and config.wallet.kind == "nwc":
+            from pylon.daemon.nwc_home import open_nwc_wallet
+
             wallets = await stack.enter_async_context(open_nwc_wallet(wallets, home, config, store, clock, rng))
         wallet = None if wallets is None else wallets.own
         locks = stack.enter_context(SeedLocks()) if mode in ("host", "both") else None
@@ -234,7 +226,6 @@ async def open_runtime(
             host=host,
             buyer=buyer,
             provider=provider,
-            engine=engine,
             relay=relay,
             api=bound,
             mode=mode,

@@ -13,7 +13,7 @@ import attrs
 from pylon.compute.purchase import PURCHASE
 from pylon.compute.purchases import purchase_records
 from pylon.daemon.control import Notify
-from pylon.daemon.jobs import hex_prefix
+from pylon.daemon.jobs import BEGINS, hex_prefix
 from pylon.errors import NotFound
 from pylon.provider.sale import SALE
 from pylon.provider.server import sale_records
@@ -22,13 +22,11 @@ from pylon.store.database import Store
 RESULTS_LOOKED_AT = 1_000
 """A result's id stands in sealed records only: the latest purchases that are opened to find it."""
 
-_BEGINS = "{0} >= ?1 AND {0} < ?1 || 'g'"
-"""As LIKE, for hex, by the index."""
 _SUBJECTS = (
-    "SELECT 'purchase' AS machine, id FROM purchases WHERE " + _BEGINS.format("id") + " UNION"
-    " SELECT 'purchase', purchase_id FROM purchase_requests WHERE " + _BEGINS.format("request_id") + " UNION"
-    " SELECT 'sale', id FROM sales WHERE " + _BEGINS.format("id") + " UNION"
-    " SELECT substr(effect, 1, instr(effect, '.') - 1), subject FROM outbox WHERE " + _BEGINS.format("event_id") + ""
+    "SELECT 'purchase' AS machine, id FROM purchases WHERE " + BEGINS.format("id") + " UNION"
+    " SELECT 'purchase', purchase_id FROM purchase_requests WHERE " + BEGINS.format("request_id") + " UNION"
+    " SELECT 'sale', id FROM sales WHERE " + BEGINS.format("id") + " UNION"
+    " SELECT substr(effect, 1, instr(effect, '.') - 1), subject FROM outbox WHERE " + BEGINS.format("event_id") + ""
     " AND (effect LIKE 'purchase.%' OR effect LIKE 'sale.%') LIMIT 100"
 )
 

@@ -236,7 +236,7 @@ class Verbs:
         # Whoever asks for the status does not wait for the internet: what is known, and since when.
         balance = None if runtime.wallets is None else await runtime.wallets.known()
         found = earnings(self.store, self.clock.now())
-        backends = [] if runtime.engine is None else await runtime.engine.standings()
+        backends = [] if runtime.provider is None else await runtime.provider.router.standings()
         agents: dict[str, Any] = {"agents": [], "states": {}}
         if self.agents is not None:
             agents = await self.agents.list({"limit": STATUS_AGENTS}, notify)

@@ -14,7 +14,7 @@ import attrs
 from pylon.clock import Clock
 from pylon.config import Config
 from pylon.config_values import relay_url
-from pylon.daemon.agent_params import text
+from pylon.daemon.agent_params import text, whole
 from pylon.daemon.control import Method, Notify
 from pylon.daemon.hosting import usual_relays
 from pylon.errors import UsageError
@@ -109,7 +109,4 @@ class ConnectVerbs:
 
 
 def _msats(params: Mapping[str, Any], name: str, *, least: int) -> Msat:
-    value = params.get(name)
-    if type(value) is not int or not least <= value <= MAX_MSAT:
-        raise UsageError(f"{name} must be a whole number from {least} to {MAX_MSAT}")
-    return Msat(value)
+    return Msat(whole(params, name, least, MAX_MSAT))

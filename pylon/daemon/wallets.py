@@ -38,8 +38,6 @@ class Wallets:
 
     own: Wallet
     """The home's."""
-    own_id: str
-    """Its public id."""
     keeper: WalletKeeper
     """Of the agents'."""
     known: Callable[[], Awaitable[Balance | None]]
@@ -61,7 +59,7 @@ async def open_wallets(
     if config.network == "simnet":
         async with SimnetLedger(config.simnet.ledger or home.simnet, clock=clock, rng=random.Random()) as ledger:
             wallet = ledger.wallet(identity.pubkey[:16], identity.simnet.reveal(), label=home.root.name)
-            yield Wallets(wallet, wallet.node_pubkey, SimnetKeeper(ledger), wallet.balance)
+            yield Wallets(wallet, SimnetKeeper(ledger), wallet.balance)
             await wallet.aclose()
         return
 
@@ -81,6 +79,6 @@ async def open_wallets(
         fleet.seed_of = seed_of
 
     try:
-        yield Wallets(own, own.identity_pubkey, fleet, known, fleet.run, learn_seeds)
+        yield Wallets(own, fleet, known, fleet.run, learn_seeds)
     finally:
         await fleet.aclose()

@@ -9,10 +9,9 @@ from __future__ import annotations
 import trio
 
 from pylon.clock import Clock
-from pylon.daemon.reconciler import PurseOf, Reconciler
+from pylon.daemon.reconciler import Reconciler
 from pylon.errors import AlreadyPaid, PaymentFailed, PaymentUnknown
 from pylon.money import Msat
-from pylon.store import intents
 from pylon.store.database import RECORD_SECONDS, Store
 from pylon.store.intents import WITHDRAWAL, IntentState
 from pylon.wallets.purse import Purse, Settled, Unknown
@@ -77,7 +76,3 @@ class Withdrawals:
             case failed:
                 hint = "try less: the fee comes on top" if failed.ours else "ask the payee for another invoice"
                 raise PaymentFailed(f"nothing was paid: {failed.reason}", hint)
-
-    async def settle(self, purse_of: PurseOf) -> None:
-        """Ask the wallets what became of each withdrawal that nobody drives."""
-        await self.reconciler.settle(purse_of, lambda intent: intent.purpose != intents.WITHDRAWAL)

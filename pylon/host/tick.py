@@ -204,7 +204,7 @@ class Ticks:
                 self._allowed(agent, tick, heard),
                 agent.settings.max_steps,
                 len(heard),
-                goals=[goal.id for goal in self._active_goals(agent)],
+                goals=[goal.id for goal in self._goals(agent) if goal.status == "active"],
             )
         except replies.ReplyInvalid as error:
             return self._failed(tick, f"the reply does not read: {error}", done.provider)
@@ -212,9 +212,8 @@ class Ticks:
         review = None if reply.review_seconds is None else min(reply.review_seconds, agent.settings.heartbeat_most)
         return ticking.Thought(done.provider, reply.thought, reply.actions, review)
 
-    def _active_goals(self, agent: Agent) -> tuple[Goal, ...]:
-        mind = registry.state(self._store, self._store.vault, agent.id)
-        return tuple(goal for goal in mind.goals if goal.status == "active")
+    def _goals(self, agent: Agent) -> Sequence[Goal]:
+        return registry.goals(self._store, self._store.vault, agent.id)
 
     async def _buy(self, tick: TickRecord, agent: Agent) -> str:
         """Begin the purchase; returns why it was not, or nothing."""
@@ -266,7 +265,7 @@ class Ticks:
             about=agent.settings.about,
             now=now,
             autonomy=agent.settings.autonomy,
-            goals=self._active_goals(agent),
+            goals=tuple(goal for goal in mind.goals if goal.status == "active"),
             due=frozenset(tick.goals),
             memories=memory.recall(
                 mind if tick.strangers else _without_strangers(mind),

@@ -20,7 +20,7 @@ from pylon.clock import SystemClock
 from pylon.config import Config
 from pylon.daemon.agents import AgentVerbs
 from pylon.daemon.hosting import assemble
-from pylon.daemon.runtime import open_wallet
+from pylon.daemon.wallets import open_wallets
 from pylon.host.replies import Proposed
 from pylon.host.settings import ActionKind
 from pylon.host.tick import tick_records
@@ -61,8 +61,9 @@ async def open_verbs(root: Path, clock: Any = None) -> AsyncIterator[Opened]:
     known, vault = identity.load(home), Vault.load(home.data_key)
     async with (
         open_store(home.database, vault=vault, clock=clock, executor="inline", durable=False) as store,
-        open_wallet(home, CONFIG, known, clock) as wallet,
+        open_wallets(home, CONFIG, known, clock) as wallets,
     ):
+        wallet = wallets.own
         keeper = SimnetKeeper(wallet.ledger)
         relays = ["ws://relay.test"]
         hosting = assemble(CONFIG, known, store, keeper, clock, random.Random(1), relays=lambda: relays)

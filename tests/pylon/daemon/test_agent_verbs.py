@@ -251,11 +251,11 @@ async def test_a_withdrawal_whose_end_nobody_has_seen(furnished, tmp_path, ends)
         opened.ledger.inject(Fault(FaultKind.TIMEOUT, seconds=300.0, ends=ends))
         error = await refused(opened, "agent.withdraw", agent="alice", amount_msats=5_000)
         assert "not known" in error.message
-        await opened.verbs.hosting.withdrawals.settle(purses(opened))
+        await opened.verbs.hosting.withdrawals.reconciler.settle(purses(opened))
         assert opened.store.one("SELECT state FROM intents")["state"] == "pending"
     clock.late = 400.0
     async with open_verbs(tmp_path / "home", clock) as opened:
-        await opened.verbs.hosting.withdrawals.settle(purses(opened))
+        await opened.verbs.hosting.withdrawals.reconciler.settle(purses(opened))
         assert opened.store.one("SELECT state FROM intents")["state"] == ends.value
         report = await audit(opened.store, None, clock, keeper=opened.verbs.agents.keeper,
                              agents=opened.verbs.hosting.owned())  # fmt: skip
@@ -278,7 +278,7 @@ async def test_a_withdrawal_that_was_never_sent(furnished, tmp_path):
     for late, state in ((0.0, "pending"), (86_400.0, "pending"), (2 * 86_400.0, "failed")):
         clock.late = late
         async with open_verbs(tmp_path / "home", clock) as opened:
-            await opened.verbs.hosting.withdrawals.settle(purses(opened))
+            await opened.verbs.hosting.withdrawals.reconciler.settle(purses(opened))
             assert opened.store.one("SELECT state FROM intents")["state"] == state
             assert await held(opened, "alice") == 1_000_000
 

@@ -397,7 +397,7 @@ async def test_a_freeze_between_the_intent_and_the_wallet(autojump_clock, desk):
     desk.store.write = write
     assert desk.wallets[""].calls == 0
     await trio.sleep(2 * DAY)
-    await withdrawals.settle(desk.purse)
+    await withdrawals.reconciler.settle(desk.purse)
     assert intents.pending(desk.store) == []
     assert desk.clean()
 

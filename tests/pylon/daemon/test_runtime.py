@@ -71,7 +71,6 @@ async def test_a_host_buys_and_sells_nothing(make):
     home, config = make("host")
     async with opened(home, config, mode="host") as runtime:
         assert runtime.provider is None
-        assert runtime.engine is None
         assert runtime.relay.serving
         assert {"publisher", "buyer", "host"} <= {child.name for child in runtime.supervisor.statuses()}
         report = await verb(runtime, "status")
