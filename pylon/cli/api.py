@@ -84,12 +84,7 @@ def _serve(state: State, flags: dict[str, Any]) -> None:
 def _serve_alone(state: State, config: Config) -> None:
     import trio
 
-    from pylon.groups import cause
-
-    try:
-        trio.run(_run_alone, state, config, strict_exception_groups=True)
-    except BaseExceptionGroup as group:
-        raise cause(group) from None
+    trio.run(_run_alone, state, config)
 
 
 async def _run_alone(state: State, config: Config) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import sys
 from typing import Any
 
@@ -10,7 +9,7 @@ import click
 
 from pylon.cli.local import run_verb
 from pylon.cli.output import State, emit, in_sats, json_option, pass_state
-from pylon.cli.times import SINCE
+from pylon.cli.times import SINCE, utc
 
 WIDTH = 40
 """Characters of the longest bar."""
@@ -46,7 +45,7 @@ def _text(report: dict[str, Any], chart: bool) -> str:
     ]
     if period is not None:
         earned = f"{in_sats(period['amount_msats'])} for {_jobs(period['job_count'])}"
-        lines.append(f"Since {_utc(period['at'], '%Y-%m-%d %H:%M')} UTC: {earned}")
+        lines.append(f"Since {utc(period['at'], '%Y-%m-%d %H:%M')} UTC: {earned}")
     if summary["owed_msats"]:
         lines.append(f"Owed to customers: {in_sats(summary['owed_msats'])}")
     if summary["unearned_msats"]:
@@ -68,7 +67,7 @@ def _group(by: str, group: dict[str, Any]) -> str:
 
 
 def _entry(row: dict[str, Any]) -> str:
-    return f"  {_utc(row['earned_at'], '%Y-%m-%d %H:%M')}  {in_sats(row['amount_msats']):>12}  {row['job_id'][:16]}"
+    return f"  {utc(row['earned_at'], '%Y-%m-%d %H:%M')}  {in_sats(row['amount_msats']):>12}  {row['job_id'][:16]}"
 
 
 def bars(days: list[dict[str, Any]]) -> list[str]:
@@ -78,7 +77,7 @@ def bars(days: list[dict[str, Any]]) -> list[str]:
     if most <= 0:
         return []
     return [
-        f"  {_utc(day['day'], '%m-%d')}  {_bar(day['amount_msats'], most)} {in_sats(day['amount_msats'])}"
+        f"  {utc(day['day'], '%m-%d')}  {_bar(day['amount_msats'], most)} {in_sats(day['amount_msats'])}"
         for day in shown
     ]
 
@@ -95,9 +94,5 @@ def _csv(report: dict[str, Any]) -> str:
 
     if "groups" in report:
         return as_csv((report["by"], "job_count", "amount_msats"), report["groups"])
-    rows = ({**row, "time": _utc(row["earned_at"], "%Y-%m-%dT%H:%M:%SZ")} for row in report["recent"])
+    rows = ({**row, "time": utc(row["earned_at"], "%Y-%m-%dT%H:%M:%SZ")} for row in report["recent"])
     return as_csv(("time", "job_id", "model", "customer", "amount_msats"), rows)
-
-
-def _utc(at: float, form: str) -> str:
-    return datetime.datetime.fromtimestamp(at, datetime.UTC).strftime(form)

@@ -14,13 +14,11 @@ import click
 
 from pylon.cli.agent_options import confirm
 from pylon.cli.output import F, FileDescriptor, State, emit, home_passphrase_option, json_option, note, pass_state
-from pylon.cli.unlock import home_passphrase, typed, unlock
+from pylon.cli.unlock import OPEN, home_passphrase, typed, unlock
 from pylon.errors import UsageError
 
 if TYPE_CHECKING:
     from pylon.passphrase import Passphrase
-
-OPEN = "none: whoever can read these files has the identity and its money (pylon identity passphrase sets one)"
 
 
 def descriptor_option(name: str, words: str) -> Callable[[F], F]:

@@ -108,10 +108,7 @@ def _infer(state: State, params: dict[str, Any], progress: Progress) -> Any:
         pass
     import trio
 
-    try:
-        return trio.run(_infer_here, state, params, progress, strict_exception_groups=True)
-    except BaseExceptionGroup as group:
-        raise cause(group) from None
+    return trio.run(_infer_here, state, params, progress)
 
 
 async def _infer_here(state: State, params: dict[str, Any], progress: Progress) -> Any:

@@ -12,12 +12,10 @@ import click
 from pylon import config as configuration
 from pylon import identity
 from pylon.cli.output import State, emit, home_passphrase_option, json_option, note, pass_state, warn
-from pylon.cli.unlock import home_passphrase
+from pylon.cli.unlock import OPEN, home_passphrase
 from pylon.clock import SystemClock
 from pylon.config_default import render_default
 from pylon.errors import UsageError
-
-OPEN = "none: whoever can read these files has the identity and its money (pylon identity passphrase sets one)"
 
 
 @click.command()

@@ -94,3 +94,8 @@ def in_days(days: float) -> str:
     if rest == 0:
         return "1 day" if whole == 1 else f"{whole} days"
     return f"{whole}.{rest} days"
+
+
+def utc(at: float, form: str) -> str:
+    """A moment (Unix seconds) in UTC, as ``strftime`` has it."""
+    return datetime.datetime.fromtimestamp(at, datetime.UTC).strftime(form)

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from pylon.identity import Unlocked
     from pylon.passphrase import Passphrase
 
+OPEN = "none: whoever can read these files has the identity and its money (pylon identity passphrase sets one)"
+"""What is said of a home without a passphrase."""
+
 
 def home_passphrase(state: State) -> Passphrase | None:
     """The passphrase of the home, if it has one; asked for where nothing gives it. Raises ``PassphraseError``."""

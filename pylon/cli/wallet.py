@@ -10,10 +10,11 @@ from typing import Any, TypeVar
 
 import click
 
+from pylon.cli.agent_options import given
 from pylon.cli.amounts import AMOUNT, SATS
 from pylon.cli.local import run_verb
 from pylon.cli.output import State, emit, in_sats, json_option, note, pass_state
-from pylon.cli.times import DURATION, ago, until
+from pylon.cli.times import DURATION, ago, until, utc
 from pylon.cli.wallet_connect import COMMANDS as CONNECT
 from pylon.cli.wallet_guard import COMMANDS as GUARD
 
@@ -36,11 +37,6 @@ for command in (*GUARD, *CONNECT):
 
 def agent_option(command: F) -> F:
     return click.option("--agent", metavar="NAME", help="The wallet of this agent, instead of the home's own.")(command)
-
-
-def _whose(agent: str | None, **params: Any) -> dict[str, Any]:
-    """Parameters of a verb, without those that were not given."""
-    return {name: value for name, value in {"agent": agent, **params}.items() if value is not None}
 
 
 def _network(report: dict[str, Any]) -> list[str]:
@@ -73,7 +69,7 @@ def _text(report: dict[str, Any]) -> str:
 @pass_state
 def balance(state: State, agent: str | None) -> None:
     """Show the balance, and the addresses to pay to."""
-    report = run_verb(state, "wallet.balance", _whose(agent), timeout=ASKING)
+    report = run_verb(state, "wallet.balance", given(agent=agent), timeout=ASKING)
     emit(state, report, lambda: _text(report))
 
 
@@ -83,7 +79,7 @@ def balance(state: State, agent: str | None) -> None:
 @pass_state
 def status(state: State, agent: str | None) -> None:
     """Show what the wallet is, and whether it answers."""
-    report = run_verb(state, "wallet.status", _whose(agent), timeout=ASKING)
+    report = run_verb(state, "wallet.status", given(agent=agent), timeout=ASKING)
     emit(state, report, lambda: _status(report, time.time()))
 
 
@@ -111,7 +107,7 @@ def _status(report: dict[str, Any], now: float) -> str:
 @pass_state
 def address(state: State, agent: str | None) -> None:
     """Show the addresses to pay to."""
-    report = run_verb(state, "wallet.address", _whose(agent), timeout=ASKING)
+    report = run_verb(state, "wallet.address", given(agent=agent), timeout=ASKING)
     emit(state, report, lambda: "\n".join(_addresses(report)))
     if not state.json and report["note"]:
         note(report["note"])
@@ -129,7 +125,7 @@ def invoice(
     state: State, amount: int, description: str | None, expires: int, qr: bool | None, agent: str | None
 ) -> None:
     """Make an invoice for AMOUNT that anybody can pay."""
-    params = _whose(agent, amount_msats=amount, description=description, expiry_seconds=expires)
+    params = given(agent=agent, amount_msats=amount, description=description, expiry_seconds=expires)
     report = run_verb(state, "wallet.invoice", params, timeout=ASKING)
     emit(state, report, lambda: report["bolt11"])
     if state.json:
@@ -171,7 +167,7 @@ def pay(
     from pylon.cli.agent_options import confirm
 
     most = None if max_fee is None else max_fee * 1_000
-    params = _whose(agent, target=target, amount_msats=amount, max_fee_msats=most)
+    params = given(agent=agent, target=target, amount_msats=amount, max_fee_msats=most)
     quoted = run_verb(state, "wallet.quote", params, timeout=ASKING)
     if dry_run:
         emit(state, {**quoted, "dry_run": True}, lambda: _quoted(quoted))
@@ -235,7 +231,7 @@ def history(state: State, limit: int, completed: bool, as_csv: bool, agent: str 
     """List the latest payments, newest first."""
     if as_csv and state.json:
         raise click.UsageError("--csv and --json exclude each other")
-    params = _whose(agent, limit=limit, completed=completed or None)
+    params = given(agent=agent, limit=limit, completed=completed or None)
     report = run_verb(state, "wallet.history", params, timeout=ASKING)
     if as_csv:
         click.echo(_csv(report["payments"]), nl=False)
@@ -250,14 +246,8 @@ _CSV = ("time", "direction", "state", "amount_msats", "fee_msats", "purpose", "c
 def _csv(payments: list[dict[str, Any]]) -> str:
     from pylon.cli.csv_output import as_csv
 
-    rows = ({**payment, "time": _time(payment["created_at"], "%Y-%m-%dT%H:%M:%SZ")} for payment in payments)
+    rows = ({**payment, "time": utc(payment["created_at"], "%Y-%m-%dT%H:%M:%SZ")} for payment in payments)
     return as_csv(_CSV, rows)
-
-
-def _time(at: float, form: str) -> str:
-    import datetime
-
-    return datetime.datetime.fromtimestamp(at, datetime.UTC).strftime(form)
 
 
 _ARROWS = {"sent": "→", "received": "←"}
@@ -266,7 +256,7 @@ _ARROWS = {"sent": "→", "received": "←"}
 def _line(payment: dict[str, Any]) -> str:
     fee = f" + {in_sats(payment['fee_msats'])} fee" if payment["fee_msats"] else ""
     words = payment["description"] or payment["purpose"] or ("from outside" if payment["outside"] else "")
-    when = _time(payment["created_at"], "%Y-%m-%d %H:%M:%S UTC")
+    when = utc(payment["created_at"], "%Y-%m-%d %H:%M:%S UTC")
     amount = f"{in_sats(payment['amount_msats'])}{fee}"
     return f"{when}  {_ARROWS[payment['direction']]} {amount:<24} {payment['state']:<8} {words[:60]}".rstrip()
 
@@ -283,7 +273,7 @@ def _line(payment: dict[str, Any]) -> str:
 @pass_state
 def fund(state: State, amount: int | None, agent: str | None) -> None:
     """Get test sats: on simnet from nowhere, at once; on Spark's regtest from its faucet (50,000 sat at most)."""
-    report = run_verb(state, "wallet.fund", _whose(agent, amount_msats=amount), timeout=ASKING)
+    report = run_verb(state, "wallet.fund", given(agent=agent, amount_msats=amount), timeout=ASKING)
     emit(state, report, lambda: _funded(report))
 
 

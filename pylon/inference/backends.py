@@ -43,8 +43,6 @@ _EMBEDDED_QUEUE = 64
 
 NAME_THE_MODELS = "name what may be used of it: models = [...] in its [[backends]] table"
 
-Transport = httpx.AsyncBaseTransport | None
-
 
 class Selected:
     """A backend of which only some models are served. ``context`` fills in what it does not say of them."""
@@ -127,14 +125,12 @@ async def find_backends(
     rng: random.Random | None = None,
     environ: Mapping[str, str] = os.environ,
     default_urls: Mapping[str, str] = DEFAULT_URLS,
-    transport: Transport = None,
 ) -> Found:
     """All backends that ``config`` means, behind one router; nothing is started.
 
     :param logs: where the embedded engine logs.
     :param environ: where the API keys are.
     :param default_urls: where one looks for each kind.
-    :param transport: replaces the network in tests.
 
     Raises ``ConfigError``.
     """
@@ -147,11 +143,11 @@ async def find_backends(
         if not tables and not (embedded and config.provider.model_file is not None):
             table = attrs.evolve(default_backend(kind), url=default_urls[kind])
             if kind != "llamacpp":
-                places.append(_place(table, config, environ, transport, rank, expected=kind == "openai"))
-            elif await is_llamacpp(table.url, _key(table, environ), transport):
-                places.append(_place(table, config, environ, transport, rank, expected=True))
+                places.append(_place(table, environ, rank, expected=kind == "openai"))
+            elif await is_llamacpp(table.url, _key(table, environ)):
+                places.append(_place(table, environ, rank, expected=True))
                 embedded = False
-        places += [_place(table, config, environ, transport, rank, expected=True) for table in tables]
+        places += [_place(table, environ, rank, expected=True) for table in tables]
         if embedded:
             try:
                 engine = EmbeddedLlama(
@@ -187,14 +183,14 @@ def choose_model(config: Config) -> ModelFile:
         return present[0]
 
 
-async def is_llamacpp(url: str, api_key: str | None = None, transport: Transport = None) -> bool:
+async def is_llamacpp(url: str, api_key: str | None = None) -> bool:
     """Whether a llama.cpp server that takes ``api_key`` answers at ``url``.
 
     Its port is popular: what says anything else is left alone. ``/health`` is open to all, the list of models is not.
     """
     parsed = parse_url("llamacpp", url)
     root = str(parsed).rstrip("/").removesuffix("/v1")
-    client = open_client("llamacpp", parsed, api_key=api_key, transport=transport)
+    client = open_client("llamacpp", parsed, api_key=api_key)
     try:
         with trio.move_on_after(_DETECT):
             async with client.stream("GET", f"{root}/health") as response:
@@ -229,16 +225,14 @@ def _kinds(config: Config) -> list[str]:
 
 def _place(
     table: BackendConfig,
-    config: Config,
     environ: Mapping[str, str],
-    transport: Transport,
     rank: int,
     *,
     expected: bool,
 ) -> Place:
-    backend = _MAKERS[table.kind](table, _key(table, environ), transport)
+    backend = _MAKERS[table.kind](table, _key(table, environ))
     if not isinstance(backend, Ollama):
-        backend = _restrict(table, config, backend, environ)
+        backend = _restrict(table, backend, environ)
     return Place(
         backend,
         rank,
@@ -250,7 +244,7 @@ def _place(
     )
 
 
-def _restrict(table: BackendConfig, config: Config, backend: Backend, environ: Mapping[str, str]) -> Backend:
+def _restrict(table: BackendConfig, backend: Backend, environ: Mapping[str, str]) -> Backend:
     """What a service far away has is used as far as somebody has said so: it may cost, and prompts go there."""
     if table.kind == "openai" and table.key_env and not environ.get(table.key_env):
         return Unusable(backend, f"the variable {table.key_env} with its API key is not set")
@@ -269,11 +263,11 @@ def _shown(table: BackendConfig) -> str:
     return plain_address(parse_url(table.name, table.url))
 
 
-def _openai(table: BackendConfig, key: str | None, transport: Transport) -> Backend:
-    return OpenAICompatible(table.name, table.url, api_key=key, transport=transport)
+def _openai(table: BackendConfig, key: str | None) -> Backend:
+    return OpenAICompatible(table.name, table.url, api_key=key)
 
 
-def _ollama(table: BackendConfig, key: str | None, transport: Transport) -> Backend:
+def _ollama(table: BackendConfig, key: str | None) -> Backend:
     return Ollama(
         table.name,
         table.url,
@@ -281,17 +275,16 @@ def _ollama(table: BackendConfig, key: str | None, transport: Transport) -> Back
         context=table.context,
         keep_alive=table.keep_alive,
         api_key=key,
-        transport=transport,
     )
 
 
-def _apple_fm(table: BackendConfig, key: str | None, transport: Transport) -> Backend:
+def _apple_fm(table: BackendConfig, key: str | None) -> Backend:
     if key is not None:
         raise ConfigError(f"the FM bridge {table.name} takes no API key", "leave its key_env out")
-    return AppleFm(table.name, table.url, transport=transport)
+    return AppleFm(table.name, table.url)
 
 
-_MAKERS: dict[str, Callable[[BackendConfig, str | None, Transport], Backend]] = {
+_MAKERS: dict[str, Callable[[BackendConfig, str | None], Backend]] = {
     "ollama": _ollama,
     "llamacpp": _openai,
     "apple_fm": _apple_fm,

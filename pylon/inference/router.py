@@ -23,6 +23,7 @@ import attrs
 import trio
 
 from pylon.errors import BackendBusy, BackendTimeout, BackendUnavailable, InferenceError, ModelMissing
+from pylon.inference.deadlines import collect
 from pylon.inference.gate import Gate
 from pylon.inference.port import (
     DEFAULT_DEADLINES,
@@ -169,7 +170,7 @@ class Router:
     async def health(self) -> Health:
         """Healthy as soon as one backend is; ``detail`` names each."""
         looks = await self._look()
-        return Health(any(self._is_well(seat, look) for seat, look in looks), self._describe(looks))
+        return Health(any(self._health(seat, look).ok for seat, look in looks), self._describe(looks))
 
     async def standings(self, patience: float = 1.0, *, everyone: bool = False) -> list[Standing]:
         """How each backend stands, by preference; of those that nobody counts on, only who answers or ``everyone``.
@@ -200,14 +201,8 @@ class Router:
     async def complete(self, request: InferenceRequest, deadlines: Deadlines = DEFAULT_DEADLINES) -> Completion:
         """``Completion.model`` is the model that really answered."""
         used: list[Route] = []
-        texts: list[str] = []
-        finish_reason, usage = "stop", None
-        async with aclosing(self._generate(request, deadlines, used)) as chunks:
-            async for chunk in chunks:
-                texts.append(chunk.text)
-                finish_reason = chunk.finish_reason or finish_reason
-                usage = chunk.usage or usage
-        return Completion(text="".join(texts), finish_reason=finish_reason, usage=usage, model=used[-1].model)
+        done = await collect(aclosing(self._generate(request, deadlines, used)), request.model)
+        return attrs.evolve(done, model=used[-1].model)
 
     async def aclose(self) -> None:
         for backend in self.backends:
@@ -325,9 +320,6 @@ class Router:
         now = trio.current_time()
         fresh = _FRESH if health.ok else max(_FRESH_FAILURE, _WORTH * (now - began))
         self._looks[id(seat.backend)] = _Look(tuple(models), health, now + fresh)
-
-    def _is_well(self, seat: _Seat, look: _Look) -> bool:
-        return look.health.ok and seat.gate.is_open
 
     def _health(self, seat: _Seat, look: _Look) -> Health:
         """What a backend says of itself, unless it is left alone."""

@@ -59,7 +59,6 @@ class FakeSpark:
         self.calls: list[str] = []
         """Names of the methods that were called, in order."""
         self.open: set[FakeBreezSdk] = set()
-        self.contexts = 0
         self._rng = rng or random.Random(0)
         self._accounts: dict[str, Account] = {}
         self._transfers: dict[str, Transfer] = {}
@@ -75,7 +74,6 @@ class FakeSpark:
         return FakeSdkBuilder(self, config, seed)
 
     async def new_shared_sdk_context(self, config: Any) -> object:
-        self.contexts += 1
         return object()
 
     # --- what a test does -------------------------------------------------------------------------------------
@@ -144,9 +142,6 @@ class FakeSpark:
 
     def _clients(self, identity: str) -> list[FakeBreezSdk]:
         return [sdk for sdk in self.open if sdk.identity == identity and not sdk.server]
-
-    def _instances(self, identity: str) -> list[FakeBreezSdk]:
-        return [sdk for sdk in self.open if sdk.identity == identity]
 
     async def _arrive(self, transfer: Transfer) -> None:
         """Something has come to a wallet: it takes it by itself in client mode."""

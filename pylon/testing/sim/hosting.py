@@ -107,8 +107,8 @@ class HostWorld:
         self.maybe_marked: Counter[str] = Counter()
         self.lives: list[Life] = []
         self.payments: dict[str, list[Payment]] = {}
-        self.withdrawn: dict[str, str] = {}
-        """Invoices that the operator has withdrawn to, by their hashes."""
+        self.withdrawn: list[str] = []
+        """Hashes of the invoices that the operator has withdrawn to."""
         self.asking: Counter[int] = Counter()
         """Questions of the operator's that are not answered, by the life of the home."""
         self.report: books.Report | None = None
@@ -270,8 +270,8 @@ class HostWorld:
         self._look_round()
         for agent in self.ids:
             await self._pause(agent, True)
-        for payment_hash, bolt11 in self.withdrawn.items():
-            await self._call(functools.partial(self._reconcile, payment_hash, bolt11))
+        for payment_hash in self.withdrawn:
+            await self._call(functools.partial(self._reconcile, payment_hash))
         if self.outages:
             # What came in meanwhile is found by the sweep; the audit at the end would book it before.
             await trio.sleep_until(self.outages[-1].end + self.sweep + POLL)
@@ -437,7 +437,7 @@ class HostWorld:
             return
         issued = await self._friend.receive(amount, "withdrawn", 3_600, f"withdrawn {self._word()}")
         payment_hash, bolt11 = issued.payment_hash, issued.bolt11
-        self.withdrawn[payment_hash] = bolt11
+        self.withdrawn.append(payment_hash)
         await store.write(
             lambda tx: purse.reserve(
                 tx,
@@ -449,7 +449,7 @@ class HostWorld:
             )
         )
         while self.chronicle.life == life:
-            if await self._reconcile(payment_hash, bolt11):
+            if await self._reconcile(payment_hash):
                 return
             await trio.sleep(20.0)
 
@@ -465,7 +465,7 @@ class HostWorld:
             # The fee comes on top.
             self._begin(self._withdraw, agent, Msat((spendable - wanted) * 200 // 201))
 
-    async def _reconcile(self, payment_hash: str, bolt11: str) -> bool:
+    async def _reconcile(self, payment_hash: str) -> bool:
         """Bring a withdrawal to its end; false where the wallet does not know it yet."""
         store = self.node.store
         if store is None or store.one("SELECT 1 FROM intents WHERE payment_hash = ?", (payment_hash,)) is None:

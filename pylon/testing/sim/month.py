@@ -192,14 +192,16 @@ class MonthWorld(HostWorld):
             for problem in check(self, history):
                 yield f"{check.__name__}: {problem}"
         self.told.spent = Msat(sum(paid.cost for paid in history.paid if paid.purpose == "purchase"))
+        awake = 0.0
         for agent in self.ids:
             beats = _Beats(self, agent)
+            awake += beats.awake_seconds
             yield from (f"heartbeats_due: {problem}" for problem in beats.problems(history))
             self.told.due += beats.due
             self.told.run += beats.run
             self.told.low_seconds += beats.low_seconds
         lived = sum(min(life.end, self.ended) - life.start for life in self.lives)
-        self.told.asleep_seconds = lived * len(self.ids) - sum(_Beats(self, agent).awake_seconds for agent in self.ids)
+        self.told.asleep_seconds = lived * len(self.ids) - awake
 
 
 # --- which heartbeats were due -----------------------------------------------------------------------------------

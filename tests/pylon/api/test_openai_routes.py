@@ -17,7 +17,7 @@ from pylon.api.app import build_app
 from pylon.api.guard import MAX_BODY_BYTES
 from pylon.api.openai_routes import OpenAIApi
 from pylon.clock import SystemClock
-from pylon.errors import BackendTimeout, BackendUnavailable, InferenceError, ModelMissing
+from pylon.errors import BackendBusy, BackendTimeout, BackendUnavailable, InferenceError, ModelMissing
 from pylon.testing.backend import Reply, ScriptedBackend
 from tests.pylon.api.openai_client import local, open_client
 from tests.pylon.api.serving import BEARER, TOKEN
@@ -211,14 +211,10 @@ async def test_errors_by_name():
 STATUS = {"backend_busy": 429, "model_not_found": 404, "backend_unavailable": 503, "backend_timeout": 503}
 
 
-class Busy(BackendUnavailable):
-    code = "backend_busy"
-
-
 @pytest.mark.parametrize(
     ("error", "kind", "code"),
     [
-        (Busy("full"), openai.RateLimitError, "backend_busy"),
+        (BackendBusy("full"), openai.RateLimitError, "backend_busy"),
         (ModelMissing("gone"), openai.NotFoundError, "model_not_found"),
         (BackendUnavailable("down", "start it"), openai.InternalServerError, "backend_unavailable"),
         (BackendTimeout("slow"), openai.InternalServerError, "backend_timeout"),

@@ -14,9 +14,9 @@ import pytest
 
 from protocols import nip06, nip49
 from protocols.nip19 import decode
-from pylon.cli.identity import OPEN
 from pylon.cli.local import run_verb
 from pylon.cli.output import State
+from pylon.cli.unlock import OPEN
 from pylon.daemon.process import hold_home
 from pylon.identity import find, is_protected, load, unlock
 from pylon.passphrase import Passphrase
