@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -21,3 +22,13 @@ settings.load_profile("pylon")
 # The suite of all wallets is no test module by its name; it is imported from several places.
 for part in ("", "_house", "_holds", "_targets"):
     pytest.register_assert_rewrite(f"tests.pylon.wallets.conformance{part}")
+
+
+@pytest.fixture(scope="session")
+def offline() -> None:
+    """For what a machine without internet does and is told; skipped on one that reaches Spark's servers."""
+    try:
+        socket.getaddrinfo("api.lightspark.com", 443)
+    except OSError:
+        return
+    pytest.skip("Spark can be reached from here")

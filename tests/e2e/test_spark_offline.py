@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import time
 from pathlib import Path
 
@@ -11,16 +10,7 @@ import pytest
 
 from pylon import identity
 
-pytestmark = pytest.mark.e2e
-
-
-@pytest.fixture(autouse=True)
-def offline():
-    try:
-        socket.getaddrinfo("api.lightspark.com", 443)
-    except OSError:
-        return
-    pytest.skip("Spark can be reached from here")
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("offline")]
 
 
 @pytest.fixture

@@ -119,13 +119,3 @@ def asked_once(pylon, daemon):
         return (asked[0]["method"], asked[0]["params"]), out, err
 
     return asked_once
-
-
-@pytest.fixture
-def offline():
-    """For what a machine without internet is told; skipped on one that reaches Spark's servers."""
-    try:
-        socket.getaddrinfo("api.lightspark.com", 443)
-    except OSError:
-        return
-    pytest.skip("Spark can be reached from here")

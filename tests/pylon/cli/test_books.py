@@ -4,6 +4,8 @@ import json
 import sqlite3
 from contextlib import closing
 
+import pytest
+
 WRONG = {"accounts": {"wallet_msats": 5_000}, "wallet_msats": 4_000, "problems": ["a", "b"], "clean": False}
 
 
@@ -22,6 +24,7 @@ def test_json(simnet):
     assert (report["problems"], report["clean"]) == ([], True)
 
 
+@pytest.mark.usefixtures("offline")
 def test_a_wallet_that_does_not_answer_is_no_problem_of_the_books(pylon):
     """Spark, without the internet."""
     pylon("init")

@@ -172,6 +172,7 @@ async def test_a_stranger_on_the_relays_port(make):
     assert "[relay] bind" in error.hint
 
 
+@pytest.mark.usefixtures("offline")
 async def test_other_networks_start_offline_and_know_no_balance(make):
     """On Spark's regtest, where there is no internet: the wallet is unknown, and not empty."""
     home, config = make("home", network="testnet", relays=())

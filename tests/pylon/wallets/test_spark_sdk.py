@@ -5,7 +5,6 @@ Where the machine does reach Spark's servers these tests are skipped: they are a
 
 from __future__ import annotations
 
-import socket
 import stat
 import time
 import traceback
@@ -24,19 +23,12 @@ from pylon.wallets.spark_errors import SERVERS
 from pylon.wallets.spark_kit import SparkDeadlines, SparkKit
 from pylon.wallets.spark_types import MAINNET, REGTEST, network_of
 
+pytestmark = pytest.mark.usefixtures("offline")
+
 PHRASE = "abandon abandon abandon abandon abandon abandon abandon abandon abandon abandon abandon about"
 SEED = nip06.seed(PHRASE)
 IDENTITY = "02698b27ac308b275671b3ca25436346469d04a5bba578ae39feba1d65897a6abc"
 ADDRESS = "sparkrt1pgssy6vty7krpze82ecm8j39gd35v35aqjjmhftc4culawsavkyh564u2uv8v0"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def offline():
-    try:
-        socket.getaddrinfo("api.lightspark.com", 443)
-    except OSError:
-        return
-    pytest.skip("Spark can be reached from here")
 
 
 @pytest.fixture
