@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import attrs
 import pytest
 
-from pylon.compute import buyer, purchase
+from pylon.compute import buyer, purchase, purchases
 from pylon.machine import Arrow, Machine
 from pylon.provider import sale, server
 from pylon.testing.sim import invariants
@@ -124,7 +124,7 @@ def test_a_purchase_that_pays_above_the_ceiling_is_noticed(monkeypatch):
     rows = purchase.PURCHASE.table[purchase.PurchaseState.REQUESTED, purchase.Quoted]
     assert isinstance(rows[0], Arrow)
     bad = _replaced(purchase.PURCHASE, purchase.PurchaseState.REQUESTED, purchase.Quoted, guard=lambda *_: True)
-    monkeypatch.setattr(buyer, "PURCHASE", bad)
+    monkeypatch.setattr(purchases, "PURCHASE", bad)
     monkeypatch.setattr(buyer, "check_quote", _careless)
     monkeypatch.setattr(server.Provider, "_compose", _greedy(server.Provider._compose))
     monkeypatch.setattr(server.Provider, "_mint", _mint_double)
