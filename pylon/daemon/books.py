@@ -19,7 +19,7 @@ from pylon.compute.purchases import purchase_records
 from pylon.errors import NotFound, PylonError, SealError, StoreError, brief
 from pylon.money import Msat, format_msat
 from pylon.provider.sale import SaleState
-from pylon.provider.server import sale_records
+from pylon.provider.sales import sale_records
 from pylon.store import books, intents, ledger
 from pylon.store.books import payment_words
 from pylon.store.database import Store

@@ -16,7 +16,7 @@ from pylon.daemon.control import Notify
 from pylon.daemon.jobs import BEGINS, hex_prefix
 from pylon.errors import NotFound
 from pylon.provider.sale import SALE
-from pylon.provider.server import sale_records
+from pylon.provider.sales import sale_records
 from pylon.store.database import Store
 
 RESULTS_LOOKED_AT = 1_000

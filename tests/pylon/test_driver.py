@@ -17,7 +17,7 @@ from pylon.errors import StoreError
 from pylon.money import Msat
 from pylon.provider import sale as machine
 from pylon.provider.sale import SALE, Sale, SaleEffect, SaleState
-from pylon.provider.server import sale_records
+from pylon.provider.sales import sale_records
 from pylon.store import inbox
 from pylon.store.database import open_store
 from pylon.store.vault import Vault

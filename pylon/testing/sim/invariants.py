@@ -25,7 +25,7 @@ from pylon.compute.purchase import PURCHASE, Purchase, PurchaseState
 from pylon.compute.purchases import purchase_records
 from pylon.daemon import books
 from pylon.provider.sale import SALE, Sale, SaleState
-from pylon.provider.server import sale_records
+from pylon.provider.sales import sale_records
 from pylon.store import ledger
 from pylon.store.database import Store
 from pylon.testing.sim.node import Node

@@ -20,7 +20,7 @@ from pylon.compute.purchase import PurchaseState
 from pylon.config import ApiConfig, WalletConfig
 from pylon.daemon import books
 from pylon.money import Msat, sats
-from pylon.provider import server
+from pylon.provider import work
 from pylon.store import freeze, intents
 from pylon.testing.backend import Reply, ScriptedBackend
 from pylon.wallets.limits import API_SCOPE, home_limits
@@ -83,7 +83,7 @@ async def open_seller(market, backend=None, **said):
 
 @pytest.fixture(autouse=True)
 def words_at_once(monkeypatch):
-    monkeypatch.setattr(server, "_PARTIAL_SECONDS", 0.0)
+    monkeypatch.setattr(work, "_PARTIAL_SECONDS", 0.0)
 
 
 async def test_a_chat_is_bought(market):

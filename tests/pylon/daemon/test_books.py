@@ -17,7 +17,7 @@ from pylon.daemon import books
 from pylon.errors import NotFound
 from pylon.money import Msat, sats
 from pylon.provider.sale import SaleState
-from pylon.provider.server import sale_records
+from pylon.provider.sales import sale_records
 from pylon.store import ledger
 from pylon.wallets.keeper import SimnetKeeper
 from pylon.wallets.purse import Purse

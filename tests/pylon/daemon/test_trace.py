@@ -9,7 +9,7 @@ from pylon.daemon.verbs import Verbs
 from pylon.errors import NotFound, UsageError
 from pylon.money import sats
 from pylon.provider.sale import Free, Sale
-from pylon.provider.server import sale_records
+from pylon.provider.sales import sale_records
 from tests.pylon.market import PRICE, RELAY, open_home, until
 
 ASK = {"prompt": "a secret question", "bid_msats": sats(20), "max_tokens": 16}

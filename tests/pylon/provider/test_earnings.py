@@ -15,7 +15,7 @@ from pylon.clock import VirtualClock
 from pylon.money import Msat
 from pylon.provider.earnings import daily, earnings, grouped, recent, since_then
 from pylon.provider.sale import Free, Sale
-from pylon.provider.server import sale_records
+from pylon.provider.sales import sale_records
 from pylon.store import ledger
 from pylon.store.database import open_store
 from pylon.store.vault import Vault

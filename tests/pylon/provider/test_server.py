@@ -14,7 +14,7 @@ from pylon.daemon import books
 from pylon.errors import BackendUnavailable, StoreError, WalletError
 from pylon.money import Msat, sats
 from pylon.provider import sale as machine
-from pylon.provider import server
+from pylon.provider import sales
 from pylon.provider.pricing import Terms
 from pylon.provider.sale import SALE, SaleState
 from pylon.store import ledger
@@ -59,9 +59,9 @@ async def test_the_same_request_from_many_relays_and_after_a_restart_is_one_job(
         request = customer.ask(home.secret)
         await customer.told(request, "payment-required")
         for _ in range(4):
-            await provider._take(request)
+            await provider.desk.take(request)
     async with home.selling() as (provider, store):
-        await provider._take(request)
+        await provider.desk.take(request)
         await trio.sleep(10)
         rows = store.read("SELECT COUNT(*) AS n FROM sales")
         assert rows[0]["n"] == 1
@@ -222,7 +222,7 @@ async def test_requests_of_another_time_are_not_heard(autojump_clock, market, sh
         request = build_request(
             customer.secret, prompt="think", provider=home.secret.public, created_at=market.now + shift
         )
-        await provider._take(request)
+        await provider.desk.take(request)
         assert sale_of(provider, store, request) is None
 
 
@@ -230,7 +230,7 @@ async def test_a_request_for_another_key_earns_a_refusal_and_nothing_else(autoju
     home, customer = await open_home(market), await open_actor(market, "customer")
     async with home.selling() as (provider, store):
         other = build_request(customer.secret, prompt="think", provider=customer.secret.public, created_at=market.now)
-        await provider._take(other)
+        await provider.desk.take(other)
         assert sale_of(provider, store, other).state is SaleState.REFUSED
 
 
@@ -299,7 +299,7 @@ async def test_a_late_payment_is_served_and_a_second_one_finds_no_second_invoice
         await ended(provider, store, request, 2_000)
         sale = sale_of(provider, store, request)
         for _ in range(3):
-            await provider._claim(sale.payment_hash, PRICE)
+            await provider.payments.claim(sale.payment_hash, PRICE)
         sale = await until(lambda: s if (s := sale_of(provider, store, request)).state is SaleState.DELIVERED else None)
         assert (sale.paid, sale.earned, sale.owed) == (PRICE, PRICE, 0)
         assert books.report(store, None).problems == ()
@@ -310,7 +310,7 @@ async def test_what_is_overpaid_is_owed_and_told(autojump_clock, market):
     async with home.selling() as (provider, store):
         request = customer.ask(home.secret)
         await customer.told(request, "payment-required")
-        await provider._claim(sale_of(provider, store, request).payment_hash, Msat(PRICE + 700))
+        await provider.payments.claim(sale_of(provider, store, request).payment_hash, Msat(PRICE + 700))
         sale = await ended(provider, store, request)
         assert (sale.state, sale.earned, sale.owed) == (SaleState.DELIVERED, PRICE, 700)
         assert (await customer.told(request, "error")).tags_named("credit")[0][1] == "700"
@@ -321,14 +321,14 @@ async def test_a_payment_of_nothing_is_none(autojump_clock, market):
     async with home.selling() as (provider, store):
         request = customer.ask(home.secret)
         await customer.told(request, "payment-required")
-        await provider._claim(sale_of(provider, store, request).payment_hash, Msat(0))
+        await provider.payments.claim(sale_of(provider, store, request).payment_hash, Msat(0))
         assert sale_of(provider, store, request).state is SaleState.QUOTED
 
 
 async def test_a_result_that_no_relay_takes_in_time_is_owed(autojump_clock, market, monkeypatch):
     """A relay that has gone for good must not leave a paid job neither delivered nor owed."""
-    monkeypatch.setattr(server, "_LATE_PAYMENT", 300.0)
-    monkeypatch.setattr(server, "_UNDELIVERED", 300.0)
+    monkeypatch.setattr(sales, "LATE_PAYMENT", 300.0)
+    monkeypatch.setattr(sales, "_UNDELIVERED", 300.0)
     home, customer = await open_home(market), await open_actor(market, "customer")
     async with home.selling(ScriptedBackend(Reply("words", first=5.0))) as (provider, store):
         request = customer.ask(home.secret)
@@ -371,7 +371,7 @@ async def test_books_asked_while_a_payment_is_under_way_raise_no_false_alarm(aut
         await books.book_deposits(store, home.wallet, market.clock.now())
         request = customer.ask(home.secret)
         quote = await customer.told(request, "payment-required")
-        provider._claim = _never  # the wallet has it, the provider does not know yet
+        provider.payments.claim = _never  # the wallet has it, the provider does not know yet
         await customer.pay(quote)
         await trio.sleep(1)
         assert (await home.wallet.balance()).settled == sats(1_000) + PRICE

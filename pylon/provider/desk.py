@@ -1,0 +1,112 @@
+"""Where requests are looked at: each once, refused, taken free or priced; or not heard, where there are too many."""
+
+from __future__ import annotations
+
+import functools
+import logging
+
+from protocols.keys import SecretKey
+from protocols.nip01 import Event
+from protocols.nip90 import JobInvalid, parse_request
+from pylon.clock import Clock
+from pylon.driver import Driver
+from pylon.inference.router import Router
+from pylon.provider import sale as machine
+from pylon.provider.pricing import Terms, appraise
+from pylon.provider.sale import Sale, SaleState
+from pylon.relays.pool import Received
+from pylon.store import cursors, inbox
+from pylon.store.database import Store, Tx
+
+log = logging.getLogger(__name__)
+
+CONSUMER = "provider"
+_LONGEST_REQUEST = 32_768
+"""Bytes of an open request that its result repeats; a relay would not take two copies of a larger one."""
+
+
+class Desk:
+    """Looks at requests, and begins their sales."""
+
+    def __init__(
+        self, *, secret: SecretKey, store: Store, router: Router, clock: Clock, terms: Terms, driver: Driver[Sale]
+    ) -> None:
+        self._secret = secret
+        self._store = store
+        self._router = router
+        self._clock = clock
+        self._terms = terms
+        self._driver = driver
+
+    async def deliver(self, received: Received) -> None:
+        event = received.event
+        await inbox.deliver(self._store, CONSUMER, event.id, functools.partial(self.take, event))
+
+    async def take(self, event: Event) -> None:
+        """Look at a request once, however often and from wherever it comes."""
+        now = self._clock.now()
+        if not now - self._terms.max_age <= event.created_at <= now + self._terms.max_ahead:
+            return
+        if inbox.seen(self._store, CONSUMER, event.id):
+            return
+        sale, verdict = await self._appraise(event, now)
+
+        def admit(tx: Tx) -> bool:
+            if not self._has_room(tx, sale, verdict):
+                return False
+            cursors.advance(tx, CONSUMER, min(event.created_at, int(self._clock.now())))
+            return inbox.take(tx, CONSUMER, event.id, now)
+
+        await self._driver.begin(sale, verdict, admit)
+
+    def _has_room(self, tx: Tx, sale: Sale, verdict: object) -> bool:
+        """Whether to hear this request at all. One that is not leaves no trace, so that a flood of them leaves none."""
+        if isinstance(verdict, machine.Refused):
+            refused = tx.one(
+                "SELECT COUNT(*) AS n FROM sales WHERE state = ? AND created_at > ?",
+                (SaleState.REFUSED.value, self._clock.now() - 60.0),
+            )
+            return refused is None or refused["n"] < self._terms.refusals_per_minute
+        states = (SaleState.PRICED.value, SaleState.QUOTED.value, SaleState.WORKING.value)
+        count = tx.one(
+            "SELECT COUNT(*) AS n, COALESCE(SUM(customer = ?), 0) AS mine FROM sales WHERE state IN (?, ?, ?)",
+            (sale.customer, *states),
+        )
+        if count is None or (count["n"] < self._terms.max_open and count["mine"] < self._terms.max_open_per_customer):
+            return True
+        log.warning("too many open sales: request %s is not heard", sale.id[:16])
+        return False
+
+    async def _appraise(self, event: Event, now: float) -> tuple[Sale, object]:
+        sale = Sale(id=event.id, customer=event.pubkey, kind=event.kind, created_at=now)
+        try:
+            job = parse_request(event, self._secret)
+        except JobInvalid as error:
+            return sale, machine.Refused(str(error))
+        served = await self._router.models()
+        models = [model.id for model in served]
+        context = next((model.context_length for model in served if job.model in (None, model.id)), None)
+        prompt = job.prompt
+        try:
+            schema = job.json_schema
+        except JobInvalid as error:
+            return sale, machine.Refused(str(error))
+        verdict = appraise(job, self._terms, prompt=prompt, models=models, context=context, now=now)
+        if isinstance(verdict, machine.Refused):
+            return sale, verdict
+        repeated = "" if job.encrypted else event.to_json()
+        taken = Sale(
+            id=event.id,
+            customer=event.pubkey,
+            kind=event.kind,
+            created_at=now,
+            prompt=prompt or "",
+            encrypted=job.encrypted,
+            model=job.model or "",
+            max_tokens=job.max_tokens or self._terms.default_tokens,
+            temperature=job.number("temperature", 0.0, 2.0),
+            top_p=job.number("top_p", 0.0, 1.0),
+            json_schema=schema,
+            request=repeated if len(repeated.encode()) <= _LONGEST_REQUEST else "",
+        )
+        return taken, verdict
