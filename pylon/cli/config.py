@@ -107,7 +107,7 @@ def set_(state: State, key: str, values: tuple[str, ...], no_reload: bool) -> No
     if name == ("data_dir",):
         value = str(value)
         note("warning: what is in the home now stays where it is: move it by hand, while no daemon runs")
-    _report(state, name, edit.set_value(state.home.config, name, value), reload=not no_reload)
+    report_change(state, name, edit.set_value(state.home.config, name, value), reload=not no_reload)
 
 
 @config.command()
@@ -122,7 +122,7 @@ def unset(state: State, key: str, no_reload: bool) -> None:
     name = tuple(key.split("."))
     if not edit.has(state.home.config, name):
         name = edit.key_path(key)
-    _report(state, name, edit.unset_value(state.home.config, name), reload=not no_reload)
+    report_change(state, name, edit.unset_value(state.home.config, name), reload=not no_reload)
 
 
 @config.command()
@@ -165,7 +165,7 @@ def reload_text(report: dict[str, Any]) -> list[str]:
     return lines or ["nothing has changed"]
 
 
-def _report(state: State, name: KeyPath, edited: Edited, *, reload: bool) -> None:
+def report_change(state: State, name: KeyPath, edited: Edited, *, reload: bool) -> None:
     """Say what was written, whether it holds, and whether a running daemon has it."""
     key = ".".join(name)
     for problem in edited.left:

@@ -24,6 +24,7 @@ from pylon.daemon.compute import ComputeVerbs
 from pylon.daemon.control import Method, Notify
 from pylon.daemon.infer import InferVerbs
 from pylon.daemon.jobs import Cancelling, find_purchase
+from pylon.daemon.relay_check import RelayVerbs
 from pylon.daemon.reload import Reloading
 from pylon.daemon.runtime import Runtime
 from pylon.daemon.trace import Tracing
@@ -92,6 +93,8 @@ class Verbs:
             verbs["status"] = self.status
             verbs |= InferVerbs(self.runtime).table()
             verbs |= Reloading(self.runtime).table()
+            own = self.runtime.identity.nostr
+            verbs |= RelayVerbs(self.clock, own, lambda: self.runtime.pool.urls if self.runtime else []).table()
         return verbs
 
     def _relays(self) -> list[str] | None:
