@@ -17,7 +17,7 @@ from pylon.clock import SystemClock
 from pylon.compute import swarm
 from pylon.config import Config
 from pylon.daemon.control import Method, Notify
-from pylon.inference.backends import Found, find_backends
+from pylon.inference.backends import EMBEDDED, IN_PROCESS, Found, find_backends
 from pylon.inference.http import is_loopback, parse_url
 from pylon.inference.router import Standing
 from pylon.provider.earnings import earnings
@@ -140,7 +140,7 @@ def _report(config: Config, standings: list[Standing], *, found: Found | None = 
     rows = [_row(standing) for standing in standings]
     if found is not None and found.engine is not None:
         for row in rows:
-            if row["endpoint"] == "embedded":
+            if row["endpoint"] in (EMBEDDED, IN_PROCESS):
                 row |= {"available": True, "detail": "starts with the daemon: pylon start"}
     wanted = config.default_model
     cloud = [row for row, standing in zip(rows, standings, strict=True) if _is_elsewhere(standing)]
