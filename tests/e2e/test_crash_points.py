@@ -200,7 +200,7 @@ PLAYS = {
 }
 
 
-@pytest.mark.parametrize("point", points())
+@pytest.mark.parametrize("point", [*points()])
 def test_killed_at(point, world, shared_relay, figures):
     began = time.monotonic()
     scenario = scenario_of(point)
