@@ -26,6 +26,7 @@ from pylon.clock import Clock, SystemClock
 from pylon.compute.buyer import Account, Accounts, Buyer, BuyerSettings
 from pylon.config import Config
 from pylon.config_values import Bind
+from pylon.daemon import ownership
 from pylon.daemon.answering import counts, deadlines, market
 from pylon.daemon.embedded_relay import EmbeddedRelay
 from pylon.daemon.hosting import Hosting, assemble
@@ -49,7 +50,6 @@ from pylon.relays.publisher import Publisher
 from pylon.relays.websocket import connect
 from pylon.store.database import Store, open_store
 from pylon.store.intents import Intent
-from pylon.store.vault import Vault
 from pylon.supervision import ChildSpec, ChildStatus, Supervisor
 from pylon.wallets.limits import home_limits
 from pylon.wallets.nwc_service import WalletService
@@ -91,9 +91,10 @@ class Runtime:
 
 
 @asynccontextmanager
-async def open_home_store(home: Home, clock: Clock, vault: Vault) -> AsyncIterator[Store]:
-    """The home's database, sealed with the vault's key. Raises ``StoreError``."""
-    async with open_store(home.database, vault=vault, clock=clock) as store:
+async def open_home_store(home: Home, config: Config, clock: Clock, keys: Unlocked) -> AsyncIterator[Store]:
+    """The home's database. Raises ``StoreError``, and ``ConfigError`` if its books are another's."""
+    async with open_store(home.database, vault=keys.vault, clock=clock) as store:
+        await ownership.claim(store, config.network, keys.identity.pubkey)
         yield store
 
 
@@ -124,7 +125,7 @@ async def open_runtime(
     keys = unlock(home) if keys is None else keys
     identity = keys.identity
     async with AsyncExitStack() as stack:
-        store = await stack.enter_async_context(open_home_store(home, clock, keys.vault))
+        store = await stack.enter_async_context(open_home_store(home, config, clock, keys))
         # Who gives everything away needs no wallet, on any network.
         wallets = (
             await stack.enter_async_context(open_wallets(home, config, identity, clock, stays=True))
