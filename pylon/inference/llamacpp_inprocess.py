@@ -160,13 +160,15 @@ class InProcessLlama:
 
     def _load(self) -> Any:
         llama_cpp = _import()
+        gpu = bool(llama_cpp.llama_supports_gpu_offload())
         return llama_cpp.Llama(
             model_path=str(self.model.path),
             n_ctx=self.context,
             n_batch=_BATCH,
             n_threads=self._threads,
             n_threads_batch=self._threads,
-            n_gpu_layers=-1 if llama_cpp.llama_supports_gpu_offload() else 0,
+            n_gpu_layers=-1 if gpu else 0,
+            flash_attn=not gpu,  # as the server has it, whose answers it then gives
             verbose=False,
         )
 
