@@ -1,8 +1,8 @@
 """Servers of recorded shape: fake inference servers that speak as the real ones do, quirks included. **No model.**
 
 ``OllamaServer``, ``LlamaCppServer``, ``AppleFmServer`` and ``OpenAIServer`` listen on 127.0.0.1; ``manners`` says how
-they behave. Shapes are those of Ollama's ``docs/api.md`` and ``api/types.go``, of the FM bridge's ``Types.swift`` and handlers, and of
-llama.cpp's server.
+they behave. Shapes are those of Ollama's ``docs/api.md`` and ``api/types.go``, of the FM bridge's ``Types.swift`` and
+handlers, and of llama.cpp's server.
 """
 
 from __future__ import annotations
