@@ -11,6 +11,7 @@ import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from fractions import Fraction
 
 import attrs
 import trio
@@ -24,7 +25,7 @@ from pylon.api.server import serve_api
 from pylon.api.token import load_token
 from pylon.clock import Clock, SystemClock
 from pylon.compute.buyer import Account, Accounts, Buyer, BuyerSettings
-from pylon.config import Config
+from pylon.config import Config, ProviderConfig
 from pylon.config_values import Bind
 from pylon.daemon import ownership
 from pylon.daemon.answering import counts, deadlines, market
@@ -43,7 +44,7 @@ from pylon.inference.router import Router
 from pylon.money import Msat
 from pylon.paths import Home
 from pylon.provider.announce import Announcer, Profile
-from pylon.provider.pricing import Terms
+from pylon.provider.pricing import Standing, Terms
 from pylon.provider.server import Provider
 from pylon.relays.pool import RelayPool
 from pylon.relays.publisher import Publisher
@@ -327,6 +328,11 @@ def _provider(
             min_price=Msat(config.min_price_msats),
             unit=unit,
             payments=config.enable_payments,
+            price_in=Msat(config.provider.price_in_msats),
+            price_out=Msat(config.provider.price_out_msats),
+            multipliers={model: Fraction(str(times)) for model, times in config.provider.multipliers},
+            free_per_day=config.provider.free_per_day,
+            standings=_standings(config.provider),
             max_tokens=config.provider.max_tokens,
             default_tokens=config.provider.max_tokens,
             invoice_seconds=int(config.provider.deadlines.payment),
@@ -334,6 +340,11 @@ def _provider(
         deadlines=deadlines(config.provider.deadlines),
         slots=max(1, router.slots),
     )
+
+
+def _standings(config: ProviderConfig) -> dict[str, Standing]:
+    trust = Standing.FREE if config.trusted_free else Standing.TRUSTED
+    return {**dict.fromkeys(config.trusted, trust), **dict.fromkeys(config.blocked, Standing.BLOCKED)}
 
 
 def _announcer(
