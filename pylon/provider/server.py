@@ -22,6 +22,7 @@ from pylon.machine import Effect
 from pylon.provider import sale as machine
 from pylon.provider.deliveries import Deliveries, take_back
 from pylon.provider.desk import CONSUMER, Desk
+from pylon.provider.forgetting import keep_few
 from pylon.provider.payments import Payments, mint
 from pylon.provider.pricing import Terms
 from pylon.provider.replies import compose
@@ -100,11 +101,13 @@ class Provider:
                     await nursery.start(self.payments.watch)
                     nursery.start_soon(self.payments.poll)
                 nursery.start_soon(self.deliveries.watch)
+                nursery.start_soon(keep_few, self._store, self._clock, self.terms)
                 task_status.started()
                 await handle_together(requests, self.desk.deliver)
 
     async def _mint(self, sale: Sale) -> object:
-        return await mint(self._wallet, self.terms, sale)
+        async with self.desk.minting:
+            return await mint(self._wallet, self.terms, sale)
 
     def _compose(self, sale: Sale, effect: Effect) -> Event:
         return compose(self._secret, sale, effect, int(self._clock.now()))
