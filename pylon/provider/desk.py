@@ -15,7 +15,6 @@ from pylon.inference.router import Router
 from pylon.provider import sale as machine
 from pylon.provider.pricing import Terms, appraise, served_as
 from pylon.provider.sale import Sale, SaleState
-from pylon.relays.pool import Received
 from pylon.store import cursors, inbox
 from pylon.store.database import Store, Tx
 
@@ -39,8 +38,14 @@ class Desk:
         self._terms = terms
         self._driver = driver
 
-    async def deliver(self, received: Received) -> None:
-        event = received.event
+    def is_known(self, customer: str) -> bool:
+        """Whether it has ever paid for anything."""
+        found = self._store.one(
+            "SELECT 1 FROM sales JOIN claims ON claims.sale_id = sales.id WHERE customer = ? LIMIT 1", (customer,)
+        )
+        return found is not None
+
+    async def deliver(self, event: Event) -> None:
         await inbox.deliver(self._store, CONSUMER, event.id, functools.partial(self.take, event))
 
     async def take(self, event: Event) -> None:

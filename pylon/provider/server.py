@@ -27,6 +27,7 @@ from pylon.provider.pricing import Terms
 from pylon.provider.replies import compose
 from pylon.provider.sale import Sale, SaleEffect, SaleState
 from pylon.provider.sales import due, sale_records
+from pylon.provider.waiting import WaitingRoom
 from pylon.provider.work import Work
 from pylon.relays.pool import RelayPool
 from pylon.store import cursors, ledger
@@ -78,6 +79,7 @@ class Provider:
             relays=lambda record: pool.urls,
         )
         self.desk = Desk(secret=secret, store=store, router=router, clock=clock, terms=terms, driver=self._driver)
+        self._waiting: WaitingRoom[Event] = WaitingRoom(self.desk.is_known, each=terms.max_open_per_customer)
         self.deliveries = Deliveries(store=store, pool=pool, clock=clock, driver=self._driver)
         self.payments = (
             None
@@ -100,8 +102,11 @@ class Provider:
                     await nursery.start(self.payments.watch)
                     nursery.start_soon(self.payments.poll)
                 nursery.start_soon(self.deliveries.watch)
+                nursery.start_soon(handle_together, self._waiting, self.desk.deliver)
                 task_status.started()
-                await handle_together(requests, self.desk.deliver)
+                async for received in requests:
+                    for event in (received.event, *requests.drain()):
+                        self._waiting.put(event.pubkey, event)
 
     async def _mint(self, sale: Sale) -> object:
         return await mint(self._wallet, self.terms, sale)
