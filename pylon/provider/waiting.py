@@ -4,8 +4,8 @@ Rules
 -----
 1. Customers take turns, whatever each of them has sent: one that sends a thousand requests waits for itself.
 2. Those who have paid before are looked at before all strangers.
-3. What waits has a bound: in all, and of one customer. From half full on a stranger may have one request waiting, and
-   a full room lets in no stranger at all. What is not let in leaves no trace.
+3. What waits has a bound, for either of the two. From half full on a customer may have one request waiting, so that
+   there is room for many; a full room lets in nobody. What is not let in leaves no trace.
 """
 
 from __future__ import annotations
@@ -50,12 +50,10 @@ class WaitingRoom(Generic[T]):
     """See the module. Iterate over it for what is next, for ever: it waits while nothing does.
 
     :param is_known: whether a customer (public key, hex) has paid before; asked at each request, so keep it cheap.
-    :param each: requests that one customer may have waiting.
     """
 
-    def __init__(self, is_known: Callable[[str], bool], *, each: int, most: int = MOST) -> None:
+    def __init__(self, is_known: Callable[[str], bool], most: int = MOST) -> None:
         self._is_known = is_known
-        self._each = each
         self._most = most
         self._known: _Line[T] = _Line()
         self._strangers: _Line[T] = _Line()
@@ -66,12 +64,8 @@ class WaitingRoom(Generic[T]):
 
     def put(self, customer: str, item: T) -> bool:
         """Let a request in; ``False``: there is no room for it."""
-        if self._is_known(customer):
-            line, share = self._known, self._each
-        else:
-            line = self._strangers
-            share = self._each if 2 * line.count < self._most else 1
-        if line.count >= self._most or line.of(customer) >= share:
+        line = self._known if self._is_known(customer) else self._strangers
+        if line.count >= self._most or (2 * line.count >= self._most and line.of(customer)):
             return False
         line.put(customer, item)
         self._came.set()
