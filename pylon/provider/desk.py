@@ -25,7 +25,6 @@ from pylon.provider import sale as machine
 from pylon.provider.book import Book, Ration
 from pylon.provider.pricing import Standing, Terms, appraise, served_as
 from pylon.provider.sale import Sale, SaleState
-from pylon.relays.pool import Received
 from pylon.store import cursors, inbox
 from pylon.store.database import Reads, Store, Tx
 from pylon.store.records import Step
@@ -39,6 +38,7 @@ _MINTING = 4
 """Invoices that are made at a time: none of them is more urgent than a job that is paid."""
 _MOST_UNMINTED = 256
 """Sales that wait for their invoice: while there are more, strangers are not heard, for the wallet does not keep up."""
+_TRUSTED = (Standing.TRUSTED, Standing.FREE)
 _SAY_AGAIN = 60.0
 """Seconds between two lines in the log about requests that are not heard."""
 
@@ -55,7 +55,7 @@ class _Caller:
 
     @property
     def trusted(self) -> bool:
-        return self.standing in (Standing.TRUSTED, Standing.FREE)
+        return self.standing in _TRUSTED
 
 
 class _NoRoom(Exception):
@@ -84,8 +84,13 @@ class Desk:
         self._unheard = 0
         self._said_at = float("-inf")
 
-    async def deliver(self, received: Received) -> None:
-        event = received.event
+    def is_known(self, customer: str) -> bool:
+        """Whether it has ever paid, or is trusted: then it is no stranger."""
+        if customers.has_paid(self._store, customer):
+            return True
+        return customers.standing_of(self._store, customer, self._terms.standings) in _TRUSTED
+
+    async def deliver(self, event: Event) -> None:
         await inbox.deliver(self._store, CONSUMER, event.id, functools.partial(self.take, event))
 
     @property
