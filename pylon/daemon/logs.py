@@ -46,7 +46,7 @@ class Log(logging.handlers.RotatingFileHandler):
         super().emit(record)
         if before and self.dropped == before:
             self.dropped = 0
-            message = f"the log could not be written: {before} records are missing before this one"
+            message = f"the log could not be written: {before} records are missing"
             self.emit(logging.LogRecord(__name__, logging.WARNING, __file__, 0, message, None, None))
 
     def handleError(self, record: logging.LogRecord) -> None:
