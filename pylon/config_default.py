@@ -47,6 +47,7 @@ network = "{network}"{remark}
 # description = ""
 # model_file = "/models/model.gguf"  # for the embedded llama.cpp server
 # max_tokens = 512
+# pay_on_delivery = true  # hold a payment until the job is done, where customer and wallet can
 
 [provider.deadlines]
 # Seconds.

@@ -326,6 +326,8 @@ def _provider(
             min_price=Msat(config.min_price_msats),
             unit=unit,
             payments=config.enable_payments,
+            on_trust=not config.require_payment,
+            pay_on_delivery=config.provider.pay_on_delivery,
             max_tokens=config.provider.max_tokens,
             default_tokens=config.provider.max_tokens,
             invoice_seconds=int(config.provider.deadlines.payment),

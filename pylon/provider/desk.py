@@ -12,11 +12,15 @@ from pylon.clock import Clock
 from pylon.driver import Driver
 from pylon.inference.router import Router
 from pylon.provider import sale as machine
+from pylon.provider.credits import use_credit
+from pylon.provider.holds import Holds
 from pylon.provider.pricing import Terms, appraise
 from pylon.provider.sale import Sale, SaleState
+from pylon.provider.sales import OPEN
 from pylon.relays.pool import Received
 from pylon.store import cursors, inbox
 from pylon.store.database import Store, Tx
+from pylon.store.records import Step
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +33,15 @@ class Desk:
     """Looks at requests, and begins their sales."""
 
     def __init__(
-        self, *, secret: SecretKey, store: Store, router: Router, clock: Clock, terms: Terms, driver: Driver[Sale]
+        self,
+        *,
+        secret: SecretKey,
+        store: Store,
+        router: Router,
+        clock: Clock,
+        terms: Terms,
+        driver: Driver[Sale],
+        holds: Holds,
     ) -> None:
         self._secret = secret
         self._store = store
@@ -37,6 +49,7 @@ class Desk:
         self._clock = clock
         self._terms = terms
         self._driver = driver
+        self._holds = holds
 
     async def deliver(self, received: Received) -> None:
         event = received.event
@@ -51,13 +64,15 @@ class Desk:
             return
         sale, verdict = await self._appraise(event, now)
 
-        def admit(tx: Tx) -> bool:
+        def job(tx: Tx) -> Step[Sale] | None:
             if not self._has_room(tx, sale, verdict):
-                return False
+                return None
             cursors.advance(tx, CONSUMER, min(event.created_at, int(self._clock.now())))
-            return inbox.take(tx, CONSUMER, event.id, now)
+            if not inbox.take(tx, CONSUMER, event.id, now):
+                return None
+            return self._driver.begin_in(tx, sale, use_credit(tx, sale.customer, verdict, self._terms.unit))
 
-        await self._driver.begin(sale, verdict, admit)
+        self._driver.acted(await self._store.write(job))
 
     def _has_room(self, tx: Tx, sale: Sale, verdict: object) -> bool:
         """Whether to hear this request at all. One that is not leaves no trace, so that a flood of them leaves none."""
@@ -67,10 +82,10 @@ class Desk:
                 (SaleState.REFUSED.value, self._clock.now() - 60.0),
             )
             return refused is None or refused["n"] < self._terms.refusals_per_minute
-        states = (SaleState.PRICED.value, SaleState.QUOTED.value, SaleState.WORKING.value)
         count = tx.one(
-            "SELECT COUNT(*) AS n, COALESCE(SUM(customer = ?), 0) AS mine FROM sales WHERE state IN (?, ?, ?)",
-            (sale.customer, *states),
+            "SELECT COUNT(*) AS n, COALESCE(SUM(customer = ?), 0) AS mine FROM sales"
+            f" WHERE state IN ({','.join('?' * len(OPEN))})",
+            (sale.customer, *OPEN),
         )
         if count is None or (count["n"] < self._terms.max_open and count["mine"] < self._terms.max_open_per_customer):
             return True
@@ -94,6 +109,8 @@ class Desk:
         verdict = appraise(job, self._terms, prompt=prompt, models=models, context=context, now=now)
         if isinstance(verdict, machine.Refused):
             return sale, verdict
+        if isinstance(verdict, machine.Priced):
+            verdict = await self._holds.agree(job, verdict)
         repeated = "" if job.encrypted else event.to_json()
         taken = Sale(
             id=event.id,

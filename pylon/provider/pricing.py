@@ -11,7 +11,7 @@ import attrs
 
 from protocols.nip90 import JobRequest
 from pylon.money import Msat
-from pylon.provider.sale import Free, Priced, Refused
+from pylon.provider.sale import Free, OnTrust, Priced, Refused
 
 
 @attrs.frozen
@@ -21,6 +21,12 @@ class Terms:
     min_price: Msat
     payments: bool = True
     """``False``: every job is served free (``enable_payments = false``)."""
+    on_trust: bool = False
+    """A job is served at once, and its result carries the invoice (``require_payment = false``)."""
+    pay_on_delivery: bool = True
+    """Hold what is paid until the job is done, where the customer and the wallet can."""
+    hold_seconds: int = 1_800
+    """How long a payment may be held after its invoice has expired, until the job is done."""
     max_tokens: int = 1_024
     """The longest answer that is sold; a job that names none gets ``default_tokens``."""
     default_tokens: int = 256
@@ -62,7 +68,7 @@ def appraise(
     models: Collection[str],
     context: int | None = None,
     now: float,
-) -> Priced | Free | Refused:
+) -> Priced | OnTrust | Free | Refused:
     """Take a job at a price, take it free, or say why not: in words that anybody may read, for a refusal is open.
 
     :param context: tokens that the model can hold, prompt and answer together; ``None`` where it does not say.
@@ -87,4 +93,4 @@ def appraise(
         return Free()
     if job.bid_msats is not None and job.bid_msats < terms.price:
         return Refused(f"the bid of {job.bid_msats} msats is below the price of {terms.price} msats")
-    return Priced(terms.price)
+    return OnTrust(terms.price) if terms.on_trust else Priced(terms.price)

@@ -8,6 +8,19 @@ from pylon.store.records import RecordTable
 
 LATE_PAYMENT = 86_400.0
 """Seconds after its expiry for which an invoice is asked about at a start: it may have been paid in its last moment."""
+OPEN = tuple(
+    state.value
+    for state in (
+        SaleState.PRICED,
+        SaleState.QUOTED,
+        SaleState.HELD,
+        SaleState.SETTLING,
+        SaleState.CANCELLING,
+        SaleState.WORKING,
+        SaleState.BILLING,
+    )
+)
+"""States of sales that are quoted or worked on."""
 _EXPIRY_GRACE = 5.0
 """Seconds after an invoice's expiry before it is given up: a payment may have been under way."""
 _UNDELIVERED = 86_400.0
@@ -27,6 +40,7 @@ def sale_records(store: Store) -> RecordTable[Sale]:
             "price_msats": sale.price,
             "payment_hash": sale.payment_hash,
             "expires_at": sale.expires_at,
+            "held_until": sale.held_until,
             "attempts": sale.attempts,
         },
     )
@@ -36,6 +50,8 @@ def due(sale: Sale) -> float | None:
     """When it needs attention by itself, Unix seconds; ``None``: it does not."""
     if sale.state is SaleState.QUOTED and sale.expires_at is not None:
         return sale.expires_at + _EXPIRY_GRACE
+    if sale.state is SaleState.HELD:
+        return sale.held_until
     if sale.state is SaleState.SERVED:
         return sale.created_at + LATE_PAYMENT + _UNDELIVERED
     return None

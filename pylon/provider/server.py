@@ -19,9 +19,11 @@ from pylon.driver import Driver
 from pylon.inference.port import DEFAULT_DEADLINES, Deadlines
 from pylon.inference.router import Router
 from pylon.machine import Effect
+from pylon.money import Msat
 from pylon.provider import sale as machine
 from pylon.provider.deliveries import Deliveries, take_back
 from pylon.provider.desk import CONSUMER, Desk
+from pylon.provider.holds import Holds
 from pylon.provider.payments import Payments, mint
 from pylon.provider.pricing import Terms
 from pylon.provider.replies import compose
@@ -70,14 +72,19 @@ class Provider:
             store,
             clock,
             rng,
-            handlers={SaleEffect.MINT_INVOICE: self._mint, SaleEffect.INFER: work.infer},
+            handlers={
+                SaleEffect.MINT_INVOICE: self._mint,
+                SaleEffect.INFER: work.infer,
+                SaleEffect.SETTLE_HOLD: self._settle_hold,
+                SaleEffect.CANCEL_HOLD: self._cancel_hold,
+            },
             compose=lambda tx, sale, effect: [self._compose(sale, effect)],
             book=self._book,
             due=due,
             attend=self._attend,
             relays=lambda record: pool.urls,
+            abandons=(SaleEffect.INFER,),
         )
-        self.desk = Desk(secret=secret, store=store, router=router, clock=clock, terms=terms, driver=self._driver)
         self.deliveries = Deliveries(store=store, pool=pool, clock=clock, driver=self._driver)
         self.payments = (
             None
@@ -85,6 +92,24 @@ class Provider:
             else Payments(
                 store=store, wallet=wallet, wallet_name=wallet_name, clock=clock, rng=rng, driver=self._driver
             )
+        )
+        self.holds = Holds(
+            store=store,
+            wallet=wallet,
+            payments=self.payments,
+            terms=terms,
+            clock=clock,
+            rng=rng,
+            driver=self._driver,
+        )
+        self.desk = Desk(
+            secret=secret,
+            store=store,
+            router=router,
+            clock=clock,
+            terms=terms,
+            driver=self._driver,
+            holds=self.holds,
         )
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -99,6 +124,7 @@ class Provider:
                 if self.payments is not None:
                     await nursery.start(self.payments.watch)
                     nursery.start_soon(self.payments.poll)
+                    nursery.start_soon(self.holds.watch)
                 nursery.start_soon(self.deliveries.watch)
                 task_status.started()
                 await handle_together(requests, self.desk.deliver)
@@ -106,16 +132,24 @@ class Provider:
     async def _mint(self, sale: Sale) -> object:
         return await mint(self._wallet, self.terms, sale)
 
+    async def _settle_hold(self, sale: Sale) -> object | None:
+        return await self.holds.settle(sale)
+
+    async def _cancel_hold(self, sale: Sale) -> object | None:
+        return await self.holds.give_back(sale)
+
     def _compose(self, sale: Sale, effect: Effect) -> Event:
         return compose(self._secret, sale, effect, int(self._clock.now()))
 
     async def _attend(self, sale: Sale) -> object | None:
         """An invoice's time is over: expired, unless the wallet knows better. A wallet that cannot tell: later.
 
-        Or the time of a result that no relay has taken.
+        Or the time of a result that no relay has taken, or of a job for which money is held.
         """
         if sale.state is SaleState.SERVED:
             return machine.Undeliverable()
+        if sale.state is SaleState.HELD:
+            return machine.HoldOverdue()
         if self.payments is not None:
             await self.payments.claim_if_paid(sale)
         return machine.InvoiceExpired()
@@ -125,13 +159,19 @@ class Provider:
         if step.before.state is SaleState.SERVED and step.after.state in (SaleState.OWED, SaleState.FAILED):
             take_back(tx, step.after.id, self._clock.now())
         before, after = step.before, step.after
-        if (before.paid, before.earned, before.owed) == (after.paid, after.earned, after.owed):
+        if _money(before) == _money(after):
             return
         ledger.sale_moved(
             tx,
             cause=after.id,
+            customer=after.customer,
+            credit=(before.credit_used, after.credit_used),
             paid=(before.paid, after.paid),
             earned=(before.earned, after.earned),
             owed=(before.owed, after.owed),
             at=self._clock.now(),
         )
+
+
+def _money(sale: Sale) -> tuple[Msat, ...]:
+    return sale.paid, sale.earned, sale.owed, sale.credit_used
