@@ -139,9 +139,9 @@ class Feedback:
     credit_msats: int | None = None
     """What the provider owes for this request (``credit`` tag)."""
     credit_used_msats: int | None = None
-    """What the provider owed before, and takes for this request (``credit_used`` tag)."""
+    """What it takes off the price, of what it owes the customer from before (``credit_used`` tag)."""
     hold_until: int | None = None
-    """Unix seconds until which a payment is held, and then settled or cancelled (``hold`` tag)."""
+    """The invoice is a hold invoice: when it is settled or cancelled at the latest, Unix seconds (``hold`` tag)."""
     content: str = attrs.field(default="", repr=False)
 
 
@@ -158,7 +158,7 @@ class JobResult:
     amount_msats: int | None = None
     bolt11: str | None = None
     credit_used_msats: int | None = None
-    """As in ``Feedback``."""
+    """As in ``Feedback``, where all of the price was owed."""
 
 
 # --- requests -------------------------------------------------------------------------------------------------
@@ -319,12 +319,9 @@ def build_feedback(
     created_at: int,
     expiration: int | None = None,
 ) -> Event:
-    """A kind 7000 event.
+    """A kind 7000 event. ``credit_msats``: what we owe the customer for this request; ``encrypt``: the content.
 
-    :param credit_msats: what we owe the customer for this request.
-    :param credit_used_msats: what we owed before, and take for this request.
-    :param hold_until: its invoice holds what is paid, at most until then (Unix seconds).
-    :param encrypt: the content.
+    ``credit_used_msats``, ``hold_until``: as in ``Feedback``.
     """
     tags = [["status", status.value, *([message] if message else [])], ["e", request], ["p", customer]]
     if amount_msats is not None:
@@ -373,7 +370,7 @@ def parse_feedback(event: Event, secret: SecretKey | None = None) -> Feedback:
         bolt11=bolt11,
         credit_msats=None if credit is None else _msats(credit[1]),
         credit_used_msats=_msats(event.tag("credit_used")),
-        hold_until=_msats(event.tag("hold")),
+        hold_until=_seconds(event.tag("hold")),
         content=content,
     )
 
@@ -452,6 +449,12 @@ def _msats(text: str | None) -> int | None:
     if not digits.isascii() or not digits.isdigit() or len(digits) > 19:
         return None
     return amount if (amount := int(digits)) <= MAX_MSATS else None
+
+
+def _seconds(text: str | None) -> int | None:
+    """A time in Unix seconds; anything else is none."""
+    digits = text or ""
+    return int(digits) if digits.isascii() and digits.isdigit() and len(digits) <= 11 else None
 
 
 def _customer_key(customer: str) -> PublicKey:
