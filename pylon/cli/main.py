@@ -27,7 +27,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "api": ("pylon.cli.api:api", "OpenAI's API: serve it, or say where it is served."),
     "job": ("pylon.cli.job:job", "Buy inference on the market."),
     "trace": ("pylon.cli.trace:trace", "One job's whole life on this machine."),
-    "compute": ("pylon.cli.compute:compute", "Show the backends of this machine, their health and their models."),
+    "compute": (
+        "pylon.cli.compute:compute",
+        "What there is to think with, here, elsewhere and for sale.",
+    ),
     "wallet": ("pylon.cli.wallet:wallet", "Balance, invoices and payments."),
     "earnings": ("pylon.cli.earnings:earnings", "What the provider has earned."),
     "models": ("pylon.cli.models:models", "List and fetch models."),

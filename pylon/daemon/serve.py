@@ -41,11 +41,12 @@ def run_daemon(
     say: Callable[[str], None],
     backend: Backend | None = None,
     unlock: Callable[[], Unlocked] | None = None,
+    on_ready: Callable[[Runtime], None] = lambda runtime: None,
 ) -> None:
     """Run until a signal ends it. ``say`` tells the terminal. Raises ``PylonError`` where it cannot start.
 
     ``backend`` answers instead of the embedded engine. ``unlock`` opens the home, and may ask somebody for its
-    passphrase; without it, only a file or a credential gives one.
+    passphrase; without it, only a file or a credential gives one. ``on_ready`` is called before ``say`` says so.
     """
     forbid_core_dumps()
     with hold_home(home, pid_file=True):
@@ -53,7 +54,7 @@ def run_daemon(
         start_logging(home.log, logging.DEBUG if os.environ.get("PYLON_DEBUG") == "1" else logging.INFO)
         install_from_environment()
         try:
-            trio.run(_serve, home, config, mode, say, backend, keys, strict_exception_groups=True)
+            trio.run(_serve, home, config, mode, say, on_ready, backend, keys, strict_exception_groups=True)
         except BaseExceptionGroup as group:
             raise cause(group) from None
 
@@ -67,7 +68,13 @@ def _unattended(home: Home) -> Unlocked:
 
 
 async def _serve(
-    home: Home, config: Config, mode: str, say: Callable[[str], None], backend: Backend | None, keys: Unlocked
+    home: Home,
+    config: Config,
+    mode: str,
+    say: Callable[[str], None],
+    on_ready: Callable[[Runtime], None],
+    backend: Backend | None,
+    keys: Unlocked,
 ) -> None:
     async with open_runtime(home, config, mode=mode, backend=backend, serve_http=True, keys=keys) as runtime:
         async with trio.open_nursery() as nursery:
@@ -75,6 +82,7 @@ async def _serve(
             lines = await _greeting(runtime)
 
             def ready() -> None:
+                on_ready(runtime)
                 for line in lines:
                     say(line)
                 log.info("ready")

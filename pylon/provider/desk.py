@@ -10,11 +10,12 @@ from protocols.nip01 import Event
 from protocols.nip90 import JobInvalid, parse_request
 from pylon.clock import Clock
 from pylon.driver import Driver
+from pylon.errors import BackendUnavailable
 from pylon.inference.router import Router
 from pylon.provider import sale as machine
 from pylon.provider.credits import use_credit
 from pylon.provider.holds import Holds
-from pylon.provider.pricing import Terms, appraise
+from pylon.provider.pricing import Terms, appraise, served_as
 from pylon.provider.sale import Sale, SaleState
 from pylon.provider.sales import OPEN
 from pylon.relays.pool import Received
@@ -100,13 +101,15 @@ class Desk:
             return sale, machine.Refused(str(error))
         served = await self._router.models()
         models = [model.id for model in served]
-        context = next((model.context_length for model in served if job.model in (None, model.id)), None)
+        default = await self._default()
+        model = served_as(job.model, models, default)
+        context = next((info.context_length for info in served if info.id == model), None)
         prompt = job.prompt
         try:
             schema = job.json_schema
         except JobInvalid as error:
             return sale, machine.Refused(str(error))
-        verdict = appraise(job, self._terms, prompt=prompt, models=models, context=context, now=now)
+        verdict = appraise(job, self._terms, prompt=prompt, models=models, default=default, context=context, now=now)
         if isinstance(verdict, machine.Refused):
             return sale, verdict
         if isinstance(verdict, machine.Priced):
@@ -119,7 +122,7 @@ class Desk:
             created_at=now,
             prompt=prompt or "",
             encrypted=job.encrypted,
-            model=job.model or "",
+            model=model or "",
             max_tokens=job.max_tokens or self._terms.default_tokens,
             temperature=job.number("temperature", 0.0, 2.0),
             top_p=job.number("top_p", 0.0, 1.0),
@@ -127,3 +130,10 @@ class Desk:
             request=repeated if len(repeated.encode()) <= _LONGEST_REQUEST else "",
         )
         return taken, verdict
+
+    async def _default(self) -> str:
+        """The model that answers where a job names none."""
+        try:
+            return (await self._router.resolve("")).model
+        except BackendUnavailable:
+            return ""
