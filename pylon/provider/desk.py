@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Callable
 
 from protocols.keys import SecretKey
 from protocols.nip01 import Event
@@ -43,6 +44,7 @@ class Desk:
         terms: Terms,
         driver: Driver[Sale],
         holds: Holds,
+        unwanted: Callable[[Event], bool],
     ) -> None:
         self._secret = secret
         self._store = store
@@ -51,6 +53,7 @@ class Desk:
         self._terms = terms
         self._driver = driver
         self._holds = holds
+        self._unwanted = unwanted
 
     async def deliver(self, received: Received) -> None:
         event = received.event
@@ -66,7 +69,7 @@ class Desk:
         sale, verdict = await self._appraise(event, now)
 
         def job(tx: Tx) -> Step[Sale] | None:
-            if not self._has_room(tx, sale, verdict):
+            if self._unwanted(event) or not self._has_room(tx, sale, verdict):
                 return None
             cursors.advance(tx, CONSUMER, min(event.created_at, int(self._clock.now())))
             if not inbox.take(tx, CONSUMER, event.id, now):

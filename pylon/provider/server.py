@@ -7,20 +7,25 @@ and Lightning pays it (``payments``), the local backend thinks (``work``), kind 
 
 from __future__ import annotations
 
+import logging
 import random
 
 import trio
 
+from protocols import nip09
 from protocols.keys import SecretKey
 from protocols.nip01 import Event, Filter
 from protocols.nip90 import JOB_TEXT
 from pylon.clock import Clock
 from pylon.driver import Driver
+from pylon.errors import brief
 from pylon.inference.port import DEFAULT_DEADLINES, Deadlines
 from pylon.inference.router import Router
 from pylon.machine import Effect
 from pylon.money import Msat
+from pylon.provider import cancellations
 from pylon.provider import sale as machine
+from pylon.provider.cancellations import Cancellations
 from pylon.provider.deliveries import Deliveries, take_back
 from pylon.provider.desk import CONSUMER, Desk
 from pylon.provider.holds import Holds
@@ -30,12 +35,14 @@ from pylon.provider.replies import compose
 from pylon.provider.sale import Sale, SaleEffect, SaleState
 from pylon.provider.sales import due, sale_records
 from pylon.provider.work import Work
-from pylon.relays.pool import RelayPool
+from pylon.relays.pool import Received, RelayPool
 from pylon.store import cursors, ledger
 from pylon.store.database import Store, Tx
 from pylon.store.records import Step
 from pylon.together import handle_together
 from pylon.wallets.port import Wallet
+
+log = logging.getLogger(__name__)
 
 _OVERLAP = 900
 
@@ -102,6 +109,7 @@ class Provider:
             rng=rng,
             driver=self._driver,
         )
+        self.cancellations = Cancellations(store=store, driver=self._driver)
         self.desk = Desk(
             secret=secret,
             store=store,
@@ -110,6 +118,7 @@ class Provider:
             terms=terms,
             driver=self._driver,
             holds=self.holds,
+            unwanted=self.cancellations.unwanted,
         )
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -118,7 +127,8 @@ class Provider:
         since = cursors.since(self._store, CONSUMER, _OVERLAP)
         if since is None:
             since = int(self._clock.now() - self.terms.max_age)
-        async with self._pool.subscribe([Filter(kinds=[JOB_TEXT], tags={"p": [me]})], since=since) as requests:
+        filters = [Filter(kinds=[JOB_TEXT], tags={"p": [me]}), cancellations.FILTER]
+        async with self._pool.subscribe(filters, since=since) as heard:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._driver.run)
                 if self.payments is not None:
@@ -127,7 +137,16 @@ class Provider:
                     nursery.start_soon(self.holds.watch)
                 nursery.start_soon(self.deliveries.watch)
                 task_status.started()
-                await handle_together(requests, self.desk.deliver)
+                await handle_together(heard, self._hear)
+
+    async def _hear(self, received: Received) -> None:
+        if received.event.kind == nip09.KIND:
+            try:
+                await self.cancellations.take(received.event)
+            except Exception as error:
+                log.warning("a cancellation could not be heeded: %s", brief(error))
+        else:
+            await self.desk.deliver(received)
 
     async def _mint(self, sale: Sale) -> object:
         return await mint(self._wallet, self.terms, sale)
