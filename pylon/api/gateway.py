@@ -30,8 +30,8 @@ from protocols.json_schema import MAX_CHARS, SchemaInvalid, read_schema
 from pylon.api.answerer import FEE_HEADER, JOB_HEADER, PAID_HEADER, Answer
 from pylon.api.openai_shapes import ApiError, flatten, model_not_found
 from pylon.compute.buyer import Buyer
-from pylon.compute.discovery import rank
 from pylon.compute.purchase import Purchase, PurchaseState
+from pylon.compute.ranking import rank
 from pylon.errors import PylonError
 from pylon.inference.port import Chunk, InferenceRequest, ModelInfo
 from pylon.money import MAX_MSAT, Msat, format_msat
