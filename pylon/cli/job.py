@@ -49,11 +49,21 @@ def job() -> None:
     help="The most to pay for the answer, in sats (25, 25sat, 1500msat); the network's fee comes on top.",
 )
 @click.option("--provider", metavar="NPUB", help="Only this provider, by npub or hex, even if it announces nothing.")
+@click.option(
+    "--open", "everybody", is_flag=True, help="Ask everybody: prompt and bid are public, the best quote is paid."
+)
 @click.option("--wait", is_flag=True, help="Wait for the answer and print it.")
 @json_option
 @pass_state
 def submit(
-    state: State, prompt: str, model: str | None, max_tokens: int, bid: int, provider: str | None, wait: bool
+    state: State,
+    prompt: str,
+    model: str | None,
+    max_tokens: int,
+    bid: int,
+    provider: str | None,
+    everybody: bool,
+    wait: bool,
 ) -> None:
     """Buy an answer to PROMPT ("-" reads it from stdin) from the cheapest provider that fits.
 
@@ -73,6 +83,7 @@ def submit(
         "max_tokens": max_tokens,
         "bid_msats": bid,
         "provider": provider,
+        "open": everybody,
         "wait": waits,
     }
 
@@ -154,6 +165,10 @@ def _line(data: dict[str, Any]) -> str:
             return "looking for a provider" + (f" ({data['reason']})" if data["reason"] else "")
         case "requested":
             return f"requested {data['request'][:16]} from {data['provider'][:16]}"
+        case "collecting":
+            return f"asked everybody by {data['request'][:16]}; collecting quotes"
+        case "paying" if data["hold_until"]:
+            return f"quoted {in_sats(data['invoice_msats'])}, paid on delivery"
         case "paying":
             return f"quoted {in_sats(data['invoice_msats'])}, paying"
         case "paid":
@@ -196,7 +211,8 @@ def _details(row: dict[str, Any]) -> str:
         f"request:  {row['request'] or 'none'}",
         f"provider: {row['provider'] or 'none'}",
         f"quoted:   {in_sats(row['invoice_msats'])} of a bid of {in_sats(row['bid_msats'])}",
-        f"paid:     {in_sats(row['paid_msats'])} + {in_sats(row['fee_msats'])} fee",
+        f"paid:     {in_sats(row['paid_msats'])} + {in_sats(row['fee_msats'])} fee"
+        + (f", {in_sats(row['credit_used_msats'])} of what it owed" if row["credit_used_msats"] else ""),
         f"result:   {row['result'] or 'none'}",
     ]
     lines += [

@@ -395,7 +395,7 @@ class Buyer:
         elif after.open and after.state is not before.state:
             tx.execute(
                 "UPDATE purchase_requests SET provider = ? WHERE request_id = ?",
-                (_EVERYBODY if after.state is PurchaseState.COLLECTING else after.provider, after.request_id),
+                (_EVERYBODY if after.state is PurchaseState.COLLECTING else after.provider or "", after.request_id),
             )
         self._paying.book(tx, step)
         self._use_debt(tx, step)
