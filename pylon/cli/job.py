@@ -83,9 +83,10 @@ def submit(
         "max_tokens": max_tokens,
         "bid_msats": bid,
         "provider": provider,
-        "open": everybody,
         "wait": waits,
     }
+    if everybody:
+        params["open"] = True
 
     words = Words()
     begun: list[str] = []
@@ -167,7 +168,7 @@ def _line(data: dict[str, Any]) -> str:
             return f"requested {data['request'][:16]} from {data['provider'][:16]}"
         case "collecting":
             return f"asked everybody by {data['request'][:16]}; collecting quotes"
-        case "paying" if data["hold_until"]:
+        case "paying" if data.get("hold_until"):
             return f"quoted {in_sats(data['invoice_msats'])}, paid on delivery"
         case "paying":
             return f"quoted {in_sats(data['invoice_msats'])}, paying"
@@ -212,7 +213,7 @@ def _details(row: dict[str, Any]) -> str:
         f"provider: {row['provider'] or 'none'}",
         f"quoted:   {in_sats(row['invoice_msats'])} of a bid of {in_sats(row['bid_msats'])}",
         f"paid:     {in_sats(row['paid_msats'])} + {in_sats(row['fee_msats'])} fee"
-        + (f", {in_sats(row['credit_used_msats'])} of what it owed" if row["credit_used_msats"] else ""),
+        + (f", {in_sats(row.get('credit_used_msats'))} of what it owed" if row.get("credit_used_msats") else ""),
         f"result:   {row['result'] or 'none'}",
     ]
     lines += [
