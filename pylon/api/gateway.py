@@ -35,7 +35,8 @@ from pylon.compute.ranking import rank
 from pylon.errors import PylonError
 from pylon.inference.port import Chunk, InferenceRequest, ModelInfo
 from pylon.money import MAX_MSAT, Msat, format_msat
-from pylon.store.database import Store
+from pylon.store import intents
+from pylon.store.database import Reads, Store
 from pylon.wallets.limits import API_SCOPE
 from pylon.wallets.purse import Purse
 
@@ -184,6 +185,17 @@ class MarketAnswerer:
         return bool(
             rank(found, bid=Msat(MAX_MSAT), model=model, network=self._network, excluded=[self._own], wanted=None)
         )
+
+
+def paid_so_far(source: Reads) -> dict[str, float]:
+    """For ``/metrics``: what the API's purchases have cost, each once, whoever has waited for its answer."""
+    row = source.one(
+        "SELECT COALESCE(SUM(amount_msats), 0) AS paid, COALESCE(SUM(fee_msats), 0) AS fees FROM intents"
+        " WHERE scope = ? AND state = 'settled' AND purpose = ?",
+        (API_SCOPE, intents.PURCHASE),
+    )
+    assert row is not None, "an aggregate has a row"
+    return {"api_paid_msats_total": row["paid"], "api_fee_msats_total": row["fees"]}
 
 
 def quota_exceeded(why: str) -> ApiError:

@@ -11,7 +11,7 @@ import trio
 
 from pylon.api.answerer import Answerer, LocalAnswerer
 from pylon.api.app import build_app
-from pylon.api.gateway import MarketAnswerer
+from pylon.api.gateway import MarketAnswerer, paid_so_far
 from pylon.api.metrics import Counts, Metrics
 from pylon.api.openai_routes import OpenAIApi
 from pylon.api.server import serve_api
@@ -75,6 +75,7 @@ def counts(store: Store, clock: Clock, pool: RelayPool, started_at: float) -> Co
             "provider_owed_msats": found.owed,
             "purchases_total": bought["n"],
             "purchases_paid_msats_total": bought["paid"],
+            **paid_so_far(store),
         }
 
     return read

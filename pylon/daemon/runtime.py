@@ -11,6 +11,7 @@ import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from fractions import Fraction
 
 import attrs
 import trio
@@ -24,8 +25,9 @@ from pylon.api.server import serve_api
 from pylon.api.token import load_token
 from pylon.clock import Clock, SystemClock
 from pylon.compute.buyer import Account, Accounts, Buyer, BuyerSettings
-from pylon.config import Config
+from pylon.config import Config, ProviderConfig
 from pylon.config_values import Bind
+from pylon.daemon import ownership
 from pylon.daemon.answering import counts, deadlines, market
 from pylon.daemon.embedded_relay import EmbeddedRelay
 from pylon.daemon.hosting import Hosting, assemble
@@ -42,14 +44,13 @@ from pylon.inference.router import Router
 from pylon.money import Msat
 from pylon.paths import Home
 from pylon.provider.announce import Announcer, Profile
-from pylon.provider.pricing import Terms
+from pylon.provider.pricing import Standing, Terms
 from pylon.provider.server import Provider
 from pylon.relays.pool import RelayPool
 from pylon.relays.publisher import Publisher
 from pylon.relays.websocket import connect
 from pylon.store.database import Store, open_store
 from pylon.store.intents import Intent
-from pylon.store.vault import Vault
 from pylon.supervision import ChildSpec, ChildStatus, Supervisor
 from pylon.wallets.limits import home_limits
 from pylon.wallets.nwc_service import WalletService
@@ -91,9 +92,10 @@ class Runtime:
 
 
 @asynccontextmanager
-async def open_home_store(home: Home, clock: Clock, vault: Vault) -> AsyncIterator[Store]:
-    """The home's database, sealed with the vault's key. Raises ``StoreError``."""
-    async with open_store(home.database, vault=vault, clock=clock) as store:
+async def open_home_store(home: Home, config: Config, clock: Clock, keys: Unlocked) -> AsyncIterator[Store]:
+    """The home's database. Raises ``StoreError``, and ``ConfigError`` if its books are another's."""
+    async with open_store(home.database, vault=keys.vault, clock=clock) as store:
+        await ownership.claim(store, config.network, keys.identity.pubkey)
         yield store
 
 
@@ -124,7 +126,7 @@ async def open_runtime(
     keys = unlock(home) if keys is None else keys
     identity = keys.identity
     async with AsyncExitStack() as stack:
-        store = await stack.enter_async_context(open_home_store(home, clock, keys.vault))
+        store = await stack.enter_async_context(open_home_store(home, config, clock, keys))
         # Who gives everything away needs no wallet, on any network.
         wallets = (
             await stack.enter_async_context(open_wallets(home, config, identity, clock, stays=True))
@@ -326,6 +328,11 @@ def _provider(
             min_price=Msat(config.min_price_msats),
             unit=unit,
             payments=config.enable_payments,
+            price_in=Msat(config.provider.price_in_msats),
+            price_out=Msat(config.provider.price_out_msats),
+            multipliers={model: Fraction(str(times)) for model, times in config.provider.multipliers},
+            free_per_day=config.provider.free_per_day,
+            standings=_standings(config.provider),
             max_tokens=config.provider.max_tokens,
             default_tokens=config.provider.max_tokens,
             invoice_seconds=int(config.provider.deadlines.payment),
@@ -333,6 +340,11 @@ def _provider(
         deadlines=deadlines(config.provider.deadlines),
         slots=max(1, router.slots),
     )
+
+
+def _standings(config: ProviderConfig) -> dict[str, Standing]:
+    trust = Standing.FREE if config.trusted_free else Standing.TRUSTED
+    return {**dict.fromkeys(config.trusted, trust), **dict.fromkeys(config.blocked, Standing.BLOCKED)}
 
 
 def _announcer(
