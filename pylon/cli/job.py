@@ -25,7 +25,7 @@ LONG = 16_000
 ENDS = ("answered", "failed", "credited", "lost")
 """States in which a job is over; the command itself says what came of it."""
 
-STATES = ("seeking", "requested", "paying", "paid", *ENDS)
+STATES = ("seeking", "requested", "collecting", "paying", "paid", *ENDS)
 """All of ``PurchaseState``, which would import too much for a help page."""
 
 

@@ -95,14 +95,15 @@ UNKNOWN = Standing()
 def standings(source: Reads, now: float) -> dict[str, Standing]:
     """What is known of providers, as it weighs now."""
     rows = source.read(
-        "SELECT provider, good, bad, seconds, failed_at, at FROM standings ORDER BY at DESC LIMIT ?", (MOST_READ,)
+        "SELECT provider, good, bad, seconds, failed_at, at FROM observed_providers ORDER BY at DESC LIMIT ?",
+        (MOST_READ,),
     )
     return {row["provider"]: _standing(row).decayed(now) for row in rows}
 
 
 def standing(source: Reads, provider: str) -> Standing:
     """What is known of one, as it was written."""
-    row = source.one("SELECT good, bad, seconds, failed_at, at FROM standings WHERE provider = ?", (provider,))
+    row = source.one("SELECT good, bad, seconds, failed_at, at FROM observed_providers WHERE provider = ?", (provider,))
     return UNKNOWN if row is None else _standing(row)
 
 
@@ -117,9 +118,9 @@ def note_failure(tx: Tx, provider: str, now: float, *, owes: bool = False) -> No
 
 
 def _write(tx: Tx, provider: str, now: Standing) -> None:
-    tx.execute("DELETE FROM standings WHERE at < ?", (now.at - KEPT_SECONDS,))
+    tx.execute("DELETE FROM observed_providers WHERE at < ?", (now.at - KEPT_SECONDS,))
     tx.execute(
-        "INSERT OR REPLACE INTO standings (provider, good, bad, seconds, failed_at, at) VALUES (?, ?, ?, ?, ?, ?)",
+        "INSERT OR REPLACE INTO observed_providers (provider, good, bad, seconds, failed_at, at) VALUES (?, ?, ?, ?, ?, ?)",
         (provider, now.good, now.bad, now.seconds, now.failed_at, now.at),
     )
 

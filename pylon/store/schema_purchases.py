@@ -15,10 +15,10 @@ PURCHASES = (
     "CREATE INDEX purchases_credit ON purchases (owner, provider) WHERE credit_msats > 0 OR credit_used_msats > 0",
     "CREATE INDEX purchases_lost ON purchases (updated_at) WHERE state = 'lost'",
     """
-    CREATE TABLE standings (
+    CREATE TABLE observed_providers (
         provider TEXT PRIMARY KEY, good REAL NOT NULL, bad REAL NOT NULL, seconds REAL NOT NULL,
         failed_at REAL NOT NULL, at REAL NOT NULL
     ) STRICT, WITHOUT ROWID
     """,
-    "CREATE INDEX standings_at ON standings (at)",
+    "CREATE INDEX observed_providers_at ON observed_providers (at)",
 )
