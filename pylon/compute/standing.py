@@ -120,7 +120,8 @@ def note_failure(tx: Tx, provider: str, now: float, *, owes: bool = False) -> No
 def _write(tx: Tx, provider: str, now: Standing) -> None:
     tx.execute("DELETE FROM observed_providers WHERE at < ?", (now.at - KEPT_SECONDS,))
     tx.execute(
-        "INSERT OR REPLACE INTO observed_providers (provider, good, bad, seconds, failed_at, at) VALUES (?, ?, ?, ?, ?, ?)",
+        "INSERT OR REPLACE INTO observed_providers (provider, good, bad, seconds, failed_at, at)"
+        " VALUES (?, ?, ?, ?, ?, ?)",
         (provider, now.good, now.bad, now.seconds, now.failed_at, now.at),
     )
 
