@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import attrs
 import pytest
 
-from pylon.compute import buyer, purchase, purchases
+from pylon.compute import buyer, paying, purchase, purchases, understanding
 from pylon.machine import Arrow, Machine
 from pylon.provider import sale, sales, server
 from pylon.testing.sim import invariants
@@ -107,13 +107,13 @@ def test_a_sale_that_forgets_paid_jobs_at_a_restart_is_noticed(monkeypatch):
 
 def test_a_purchase_that_takes_unknown_for_failed_is_noticed(monkeypatch):
     """The classic: a payment that timed out is taken for failed, and the next provider is paid too."""
-    real = buyer.Purse.send
+    real = paying.Purse.send
 
     async def send(self, intent):
         outcome = await real(self, intent)
-        return buyer.Failed(outcome.reason) if isinstance(outcome, buyer.Unknown) else outcome
+        return paying.Failed(outcome.reason) if isinstance(outcome, paying.Unknown) else outcome
 
-    monkeypatch.setattr(buyer.Purse, "send", send)
+    monkeypatch.setattr(paying.Purse, "send", send)
     seed, broken = _first_broken()
     print(f"found by seed {seed}: {broken[0]}")
     assert any(problem.startswith("charged_once") for problem in broken)
@@ -125,7 +125,7 @@ def test_a_purchase_that_pays_above_the_ceiling_is_noticed(monkeypatch):
     assert isinstance(rows[0], Arrow)
     bad = _replaced(purchase.PURCHASE, purchase.PurchaseState.REQUESTED, purchase.Quoted, guard=lambda *_: True)
     monkeypatch.setattr(purchases, "PURCHASE", bad)
-    monkeypatch.setattr(buyer, "check_quote", _careless)
+    monkeypatch.setattr(understanding, "check_quote", _careless)
     monkeypatch.setattr(server.Provider, "_mint", _mint_double)
     seed, broken = _first_broken()
     print(f"found by seed {seed}: {broken[0]}")
