@@ -127,7 +127,7 @@ def test_errors_are_the_daemons(pylon, daemon):
     assert "error: no" in err
 
 
-@pytest.mark.parametrize("stop", ["nobody", "b", "zzz"])
+@pytest.mark.parametrize("stop", ["nobody", "b", "zzz", "knows all"])
 def test_stop_cuts_whatever_the_backend_does(pylon, backend, stop):
     whole = "so it is, but nobody knows"
     backend(whole)
