@@ -23,6 +23,8 @@ from pylon.daemon.compute import ComputeVerbs
 from pylon.daemon.control import Method, Notify
 from pylon.daemon.infer import InferVerbs
 from pylon.daemon.jobs import Cancelling, ended, find_purchase, listed, read_params, read_seconds
+from pylon.daemon.relay_check import RelayVerbs
+from pylon.daemon.reload import Reloading
 from pylon.daemon.runtime import Runtime
 from pylon.daemon.trace import Tracing
 from pylon.daemon.wallet_connections import ConnectVerbs
@@ -89,10 +91,16 @@ class Verbs:
         if self.runtime is not None:
             verbs["status"] = self.status
             verbs |= InferVerbs(self.runtime).table()
+            verbs |= Reloading(self.runtime).table()
+            own = self.runtime.identity.nostr
+            verbs |= RelayVerbs(self.clock, own, lambda: self.runtime.pool.urls if self.runtime else []).table()
         return verbs
 
     def _relays(self) -> list[str] | None:
-        return None if self.runtime is None else self.runtime.pool.urls
+        """Where others meet this home: the relays of its configuration as it is now, else those that it has."""
+        if self.runtime is None:
+            return None
+        return list(self.runtime.live.config.relays) or self.runtime.pool.urls
 
     # --- jobs -------------------------------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ def sale_records(store: Store) -> RecordTable[Sale]:
             "customer": sale.customer,
             "model": sale.model,
             "price_msats": sale.price,
+            "paid_msats": sale.paid,
             "payment_hash": sale.payment_hash,
             "expires_at": sale.expires_at,
             "attempts": sale.attempts,

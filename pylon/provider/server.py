@@ -22,11 +22,13 @@ from pylon.machine import Effect
 from pylon.provider import sale as machine
 from pylon.provider.deliveries import Deliveries, take_back
 from pylon.provider.desk import CONSUMER, Desk
+from pylon.provider.forgetting import keep_few
 from pylon.provider.payments import Payments, mint
 from pylon.provider.pricing import Terms
 from pylon.provider.replies import compose
 from pylon.provider.sale import Sale, SaleEffect, SaleState
 from pylon.provider.sales import due, sale_records
+from pylon.provider.waiting import WaitingRoom
 from pylon.provider.work import Work
 from pylon.relays.pool import RelayPool
 from pylon.store import cursors, ledger
@@ -78,6 +80,7 @@ class Provider:
             relays=lambda record: pool.urls,
         )
         self.desk = Desk(secret=secret, store=store, router=router, clock=clock, terms=terms, driver=self._driver)
+        self._waiting: WaitingRoom[Event] = WaitingRoom(self.desk.is_known)
         self.deliveries = Deliveries(store=store, pool=pool, clock=clock, driver=self._driver)
         self.payments = (
             None
@@ -86,6 +89,10 @@ class Provider:
                 store=store, wallet=wallet, wallet_name=wallet_name, clock=clock, rng=rng, driver=self._driver
             )
         )
+
+    def sell_by(self, terms: Terms) -> None:
+        """Sell by new terms from the next request on; what was quoted stays quoted."""
+        self.terms = self.desk.terms = terms
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Resume open sales, then take requests until cancelled."""
@@ -100,11 +107,16 @@ class Provider:
                     await nursery.start(self.payments.watch)
                     nursery.start_soon(self.payments.poll)
                 nursery.start_soon(self.deliveries.watch)
+                nursery.start_soon(handle_together, self._waiting, self.desk.deliver)
+                nursery.start_soon(keep_few, self._store, self._clock, self.terms)
                 task_status.started()
-                await handle_together(requests, self.desk.deliver)
+                async for received in requests:
+                    for event in (received.event, *requests.drain()):
+                        self._waiting.put(event.pubkey, event)
 
     async def _mint(self, sale: Sale) -> object:
-        return await mint(self._wallet, self.terms, sale)
+        async with self.desk.minting:
+            return await mint(self._wallet, self.terms, sale)
 
     def _compose(self, sale: Sale, effect: Effect) -> Event:
         return compose(self._secret, sale, effect, int(self._clock.now()))
