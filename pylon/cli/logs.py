@@ -47,9 +47,9 @@ def logs(state: State, follow: bool, lines: int, agent: str | None, level: str |
                 click.echo(show(record))
             while follow:
                 for line in follower.more():
-                    record = _record(line)
-                    if record is not None and wanted.takes(record):
-                        click.echo(show(record))
+                    found = _record(line)
+                    if found is not None and wanted.takes(found):
+                        click.echo(show(found))
                 time.sleep(_LOOK_EVERY)
     except BrokenPipeError:
         # Whoever read has enough. What is still buffered goes nowhere when the interpreter ends.

@@ -28,6 +28,7 @@ from pylon.config import Config
 from pylon.config_values import Bind
 from pylon.daemon import ownership
 from pylon.daemon.answering import counts, deadlines, market
+from pylon.daemon.diskguard import DiskGuard
 from pylon.daemon.embedded_relay import EmbeddedRelay
 from pylon.daemon.hosting import Hosting, assemble
 from pylon.daemon.housekeeping import keep_house
@@ -86,6 +87,8 @@ class Runtime:
     """Where HTTP is served."""
     mode: str = "buyer"
     """``host``, ``provider``, ``both`` or ``buyer``."""
+    guard: DiskGuard | None = None
+    """What stops selling while nothing can be written down."""
     provider_off: str = ""
     """Why nothing is sold although selling was asked for."""
 
@@ -194,7 +197,7 @@ async def open_runtime(
         if openai is not None and bound is None:
             bound = await nursery.start(_serve_api(home, config, None, openai))
 
-        provider, announcer, engine, off = None, None, None, ""
+        selling, engine, guard, off = None, None, None, ""
         if sell:
             try:
                 engine = Router([backend]) if backend else await _find_backends(config, home, supervisor, rng)
@@ -209,9 +212,11 @@ async def open_runtime(
                 provider = _provider(config, identity, store, pool, wallet, unit, engine, clock, rng)
                 if openai is not None and openai.answerer is None:
                     openai.answerer = LocalAnswerer(provider.router, deadlines(config.provider.deadlines))
-                supervisor.start(ChildSpec("provider", provider.run))
-                announcer = _announcer(config, identity, store, pool, provider, clock)
-                supervisor.start(ChildSpec("announcer", announcer.run))
+                announcer = functools.partial(_announcer, config, identity, store, pool, provider, clock)
+                selling = _Selling(supervisor, provider, announcer)
+                await selling.open()
+                guard = DiskGuard(store, home.data, clock, supervisor, close=selling.close, open=selling.open)
+                supervisor.start(ChildSpec("disk", guard.run))
         yield Runtime(
             home=home,
             config=config,
@@ -226,14 +231,41 @@ async def open_runtime(
             hosting=hosting,
             host=host,
             buyer=buyer,
-            provider=provider,
+            provider=None if selling is None else selling.provider,
             relay=relay,
             api=bound,
             mode=mode,
+            guard=guard,
             provider_off=off,
         )
         # Reached on a clean end only: who crashes, or is cancelled, is known by its silence.
-        if announcer is not None:
+        if selling is not None:
+            await selling.farewell()
+
+
+class _Selling:
+    """What sells: the provider, and who announces it. Closed and opened again by the disk's guard."""
+
+    def __init__(self, supervisor: Supervisor, provider: Provider, announcer: Callable[[], Announcer]) -> None:
+        self._supervisor = supervisor
+        self._make_announcer = announcer
+        self.provider = provider
+        self._announcer: Announcer | None = None
+
+    async def open(self) -> None:
+        self._announcer = self._make_announcer()
+        self._supervisor.start(ChildSpec("provider", self.provider.run))
+        self._supervisor.start(ChildSpec("announcer", self._announcer.run))
+
+    async def close(self) -> None:
+        for name in ("announcer", "provider"):
+            await self._supervisor.stop(name)
+        await self.farewell()
+
+    async def farewell(self) -> None:
+        """Take the announcement back, once."""
+        if self._announcer is not None:
+            announcer, self._announcer = self._announcer, None
             await announcer.farewell()
 
 
