@@ -54,6 +54,7 @@ class Driver(Generic[R]):
     :param due: when (wall time) a waiting record needs attention by itself; ``None``: never.
     :param attend: called when that time has come; returns an input or ``None``.
     :param relays: the relays that a record's events go to.
+    :param urgent: whether the events of an effect go out before what else waits.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Driver(Generic[R]):
         due: Callable[[R], float | None],
         attend: Handler[R],
         relays: Callable[[R], Sequence[str]],
+        urgent: Callable[[Tx, R, Effect], bool] = lambda tx, record, effect: False,
     ) -> None:
         self.records = records
         self._store = store
@@ -80,6 +82,7 @@ class Driver(Generic[R]):
         self._due = due
         self._attend = attend
         self._relays = relays
+        self._urgent = urgent
         self._alarms: list[tuple[float, str]] = []
         self._alarm_of: dict[str, float] = {}
         """The alarm of each record that counts: what needs attention no more has none."""
@@ -171,6 +174,7 @@ class Driver(Generic[R]):
                         effect=f"{self.records.machine.name}.{effect.value}",
                         subject=step.after.id,
                         at=self._clock.now(),
+                        urgent=self._urgent(tx, step.after, effect),
                     )
         return step
 

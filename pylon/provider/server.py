@@ -19,6 +19,7 @@ from pylon.driver import Driver
 from pylon.inference.port import DEFAULT_DEADLINES, Deadlines
 from pylon.inference.router import Router
 from pylon.machine import Effect
+from pylon.provider import customers
 from pylon.provider import sale as machine
 from pylon.provider.deliveries import Deliveries, take_back
 from pylon.provider.desk import CONSUMER, Desk
@@ -38,6 +39,8 @@ from pylon.together import handle_together
 from pylon.wallets.port import Wallet
 
 _OVERLAP = 900
+_OF_PAID_JOBS = (SaleEffect.PUBLISH_PROCESSING, SaleEffect.PUBLISH_RESULT, SaleEffect.PUBLISH_DEBT)
+"""What no flood of quotes may delay; nor the quotes of customers who have paid before."""
 
 
 class Provider:
@@ -78,6 +81,7 @@ class Provider:
             due=due,
             attend=self._attend,
             relays=lambda record: pool.urls,
+            urgent=lambda tx, sale, effect: effect in _OF_PAID_JOBS or customers.has_paid(tx, sale.customer),
         )
         self.desk = Desk(secret=secret, store=store, router=router, clock=clock, terms=terms, driver=self._driver)
         self._waiting: WaitingRoom[Event] = WaitingRoom(self.desk.is_known)
@@ -111,6 +115,8 @@ class Provider:
                         self._waiting.put(event.pubkey, event)
 
     async def _mint(self, sale: Sale) -> object:
+        if self.desk.is_known(sale.customer):
+            return await mint(self._wallet, self.terms, sale)
         async with self.desk.minting:
             return await mint(self._wallet, self.terms, sale)
 
