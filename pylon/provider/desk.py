@@ -76,7 +76,7 @@ class Desk:
         self._store = store
         self._router = router
         self._clock = clock
-        self._terms = terms
+        self.terms = terms
         self._driver = driver
         self._book = Book(terms.max_open, terms.max_open_per_customer)
         self._ration = Ration()
@@ -88,7 +88,7 @@ class Desk:
         """Whether it has ever paid, or is trusted: then it is no stranger."""
         if customers.has_paid(self._store, customer):
             return True
-        return customers.standing_of(self._store, customer, self._terms.standings) in _TRUSTED
+        return customers.standing_of(self._store, customer, self.terms.standings) in _TRUSTED
 
     async def deliver(self, event: Event) -> None:
         await inbox.deliver(self._store, CONSUMER, event.id, functools.partial(self.take, event))
@@ -101,12 +101,12 @@ class Desk:
     async def take(self, event: Event) -> None:
         """Look at a request once, however often and from wherever it comes."""
         now = self._clock.now()
-        if not now - self._terms.max_age <= event.created_at <= now + self._terms.max_ahead:
+        if not now - self.terms.max_age <= event.created_at <= now + self.terms.max_ahead:
             return
         size = len(event.content) + sum(len(entry) for tag in event.tags for entry in tag)
-        if size > self._terms.max_request_chars or len(event.tags) > self._terms.max_request_tags:
+        if size > self.terms.max_request_chars or len(event.tags) > self.terms.max_request_tags:
             return
-        standing = customers.standing_of(self._store, event.pubkey, self._terms.standings)
+        standing = customers.standing_of(self._store, event.pubkey, self.terms.standings)
         if standing is Standing.BLOCKED or inbox.seen(self._store, CONSUMER, event.id):
             return
         caller = _Caller(event.pubkey, standing, customers.has_paid(self._store, event.pubkey), size)
@@ -149,7 +149,7 @@ class Desk:
             "SELECT COUNT(*) AS n FROM sales WHERE state = ? AND created_at > ?",
             (SaleState.REFUSED.value, self._clock.now() - 60.0),
         )
-        return refused is None or refused["n"] < self._terms.refusals_per_minute
+        return refused is None or refused["n"] < self.terms.refusals_per_minute
 
     def _pass_over(self, event: Event) -> None:
         self._unheard += 1
@@ -162,7 +162,7 @@ class Desk:
     # --- a sale begins --------------------------------------------------------------------------------------------
 
     async def _hear(self, event: Event, caller: _Caller, now: float) -> None:
-        given = customers.free_left(self._store, caller.customer, self._terms.free_per_day, now) > 0
+        given = customers.free_left(self._store, caller.customer, self.terms.free_per_day, now) > 0
         while True:
             sale, verdict = await self._appraise(event, now, free=given or caller.standing is Standing.FREE)
             takes_one = given and caller.standing is not Standing.FREE and isinstance(verdict, machine.Free)
@@ -192,7 +192,7 @@ class Desk:
             pushed = self._make_room(tx, caller)
         elif not self._may_refuse(tx):
             raise _NoRoom
-        if takes_one and not customers.take_free(tx, caller.customer, self._terms.free_per_day, now):
+        if takes_one and not customers.take_free(tx, caller.customer, self.terms.free_per_day, now):
             raise _NoneLeft
         cursors.advance(tx, CONSUMER, min(event.created_at, int(self._clock.now())))
         return [pushed, self._driver.begin_in(tx, sale, verdict)]
@@ -211,7 +211,7 @@ class Desk:
         model = served_as(job.model, models, default)
         verdict = appraise(
             job,
-            attrs.evolve(self._terms, payments=False) if free else self._terms,
+            attrs.evolve(self.terms, payments=False) if free else self.terms,
             prompt=job.prompt,
             models=models,
             default=default,
@@ -229,7 +229,7 @@ class Desk:
             prompt=job.prompt or "",
             encrypted=job.encrypted,
             model=model or "",
-            max_tokens=job.max_tokens or self._terms.default_tokens,
+            max_tokens=job.max_tokens or self.terms.default_tokens,
             temperature=job.number("temperature", 0.0, 2.0),
             top_p=job.number("top_p", 0.0, 1.0),
             json_schema=schema,

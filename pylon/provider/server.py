@@ -94,6 +94,10 @@ class Provider:
             )
         )
 
+    def sell_by(self, terms: Terms) -> None:
+        """Sell by new terms from the next request on; what was quoted stays quoted."""
+        self.terms = self.desk.terms = terms
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Resume open sales, then take requests until cancelled."""
         me = self._secret.public.hex
