@@ -1,6 +1,7 @@
 """Many who ask and never pay, and one who pays, at a real daemon over our relay: it is served, and nothing grows on.
 
-``make e2e`` has a sixth of it, ``make deep`` all: 10,000 requests from 1,000 keys in a minute.
+``make e2e`` has a tenth of it, on a machine that has other work; ``make deep`` all: 10,000 requests from 1,000 keys in
+a minute. In time is before a buyer gives up, or well before, where the machine is quiet.
 """
 
 import json
@@ -21,10 +22,10 @@ from tests.e2e.homes import PRICE_MSATS, PURCHASE_ENDS, Daemon, Stranger, enviro
 
 pytestmark = pytest.mark.e2e
 
-IN_TIME = 5.0
-"""Seconds in which the one who pays has an answer, each time."""
 GROWTH = 60e6
 """Bytes that the provider may need more than before, whatever the number of requests."""
+HEARD = 0.75
+"""The share of such a flood that may be written down at most: strangers are heard at a bounded rate."""
 EVERY = 8
 """Jobs of the customer who is known, to one of somebody who is not."""
 RESULT = 6050
@@ -120,9 +121,10 @@ def buy_for_the_first_time(relay, provider, purse):
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
-    ("requests", "keys", "seconds"), [(1_700, 170, 8), pytest.param(10_000, 1_000, 60, marks=pytest.mark.deep)]
+    ("requests", "keys", "seconds", "in_time"),
+    [(1_000, 100, 8, 15.0), pytest.param(10_000, 1_000, 60, 5.0, marks=pytest.mark.deep)],
 )
-def test_ten_thousand_who_do_not_pay(requests, keys, seconds, world, our_relay, figures):
+def test_ten_thousand_who_do_not_pay(requests, keys, seconds, in_time, world, our_relay, figures):
     provider, buyer = world.market(our_relay)
     purse = world.node("purse").configure()
     purse.fund()
@@ -161,10 +163,12 @@ def test_ten_thousand_who_do_not_pay(requests, keys, seconds, world, our_relay, 
         f" have paid, answered after {max(rest for _, rest in first):.2f}; the provider grew by {grown / 1e6:.0f} MB,"
         f" used {used:.1f} s of a processor; sales {sales}; rows {rows}; {disk / 1e6:.1f} MB on disk; {said} lines said"
     )
-    assert max(among) < IN_TIME
-    assert max(after) < IN_TIME
-    assert max(max(both) for both in first) < IN_TIME
+    assert max(among) < in_time
+    assert max(after) < in_time
+    assert max(max(both) for both in first) < in_time
     assert grown < GROWTH
+    assert rows["sales"] < HEARD * requests
+    assert rows["outbox"] < rows["sales"] + 3 * (sales["delivered"] + 1)
     jobs = len(quiet) + len(among) + len(after) + len(first)
     assert sales["delivered"] == jobs
     assert provider.wallet_msats() == jobs * PRICE_MSATS
