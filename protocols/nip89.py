@@ -34,12 +34,18 @@ class Announcement:
     kinds: tuple[int, ...]
     models: tuple[str, ...]
     price_msats: int | None
-    """Of one job; ``None``: not said."""
+    """Of one job, at least; ``None``: not said."""
     network: str
     """Where it is paid; empty: not said."""
     name: str
     about: str
     created_at: int
+    price_in_msats: int = 0
+    """Of 1,000 tokens of the prompt (``price_in`` tag)."""
+    price_out_msats: int = 0
+    """Of 1,000 tokens of the longest answer that is asked for (``price_out`` tag)."""
+    lud16: str = ""
+    """The lightning address that it can be zapped at."""
 
 
 def build_announcement(
@@ -53,11 +59,21 @@ def build_announcement(
     name: str,
     about: str,
     created_at: int,
+    price_in_msats: int = 0,
+    price_out_msats: int = 0,
+    lud16: str = "",
 ) -> Event:
-    """A kind 31990 event. ``d`` names this instance for its life; ``created_at`` is in Unix seconds."""
+    """A kind 31990 event. ``d`` names this instance for its life; ``created_at`` is in Unix seconds.
+
+    ``price_msats`` is what the cheapest job costs; prices by 1,000 tokens are said where there are any.
+    """
     tags = [["d", d], *(["k", str(kind)] for kind in kinds), *(["model", model] for model in models)]
     tags += [["price", str(price_msats), "msats"], ["network", network]]
-    content = orjson.dumps({"name": name, "about": about, "models": list(models)}).decode()
+    for tag, price in (("price_in", price_in_msats), ("price_out", price_out_msats)):
+        if price:
+            tags.append([tag, str(price), "msats", "1000 tokens"])
+    profile = {"name": name, "about": about, "models": list(models), **({"lud16": lud16} if lud16 else {})}
+    content = orjson.dumps(profile).decode()
     return sign_event(secret, kind=KIND, content=content, tags=tags, created_at=created_at)
 
 
@@ -77,7 +93,10 @@ def parse_announcement(event: Event) -> Announcement:
         d=event.d,
         kinds=tuple(dict.fromkeys(kinds[:_MAX_KINDS])),
         models=tuple(dict.fromkeys(models[:_MAX_MODELS])),
-        price_msats=_price(event),
+        price_msats=_price(event, "price"),
+        price_in_msats=_price(event, "price_in") or 0,
+        price_out_msats=_price(event, "price_out") or 0,
+        lud16=_text(profile.get("lud16")),
         network=(event.tag("network") or "")[:32],
         name=_text(profile.get("name")),
         about=_text(profile.get("about")),
@@ -89,9 +108,9 @@ def _is_small_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= 5
 
 
-def _price(event: Event) -> int | None:
+def _price(event: Event, name: str) -> int | None:
     """Whole msats, or ``None``: other software writes ranges and prose there. Underscores are seen in amounts."""
-    for tag in event.tags_named("price"):
+    for tag in event.tags_named(name):
         digits = tag[1].replace("_", "") if len(tag) > 1 else ""
         unit = _MSATS_OF_UNIT.get(tag[2].lower() if len(tag) > 2 else "msats")
         if unit is not None and digits.isascii() and digits.isdigit() and len(digits) <= 19:

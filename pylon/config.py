@@ -31,7 +31,9 @@ from pylon.config_values import (
     BACKEND_TABLES,
     BIND,
     FLAG,
+    MULTIPLIERS,
     PATH,
+    PUBLIC_KEYS,
     PUBLIC_NAME,
     RELAYS,
     SECRET,
@@ -120,6 +122,24 @@ class ProviderConfig:
     """A GGUF file for the embedded llama.cpp server, before any installed model. ``start --model-file`` wins."""
     max_tokens: int = _key(integer(1, 1_000_000, "tokens"), 512)
     """The longest answer sold; also the length where a customer names none."""
+    pay_on_delivery: bool = _key(FLAG, True)
+    """Hold a payment until the job is done, and give it back if it fails, where customer and wallet can."""
+    price_in_msats: Msat = _key(integer(0, MAX_MSAT, "msats"), Msat(0))
+    """What 1,000 tokens of a prompt cost, millisatoshi. A job costs at least `min_price_msats`."""
+    price_out_msats: Msat = _key(integer(0, MAX_MSAT, "msats"), Msat(0))
+    """What 1,000 tokens of the longest answer cost that the customer allows, millisatoshi."""
+    multipliers: tuple[tuple[str, float], ...] = _key(MULTIPLIERS, ())
+    """What a model costs more or less than the others: `[provider.multipliers]` with `"llama3.2" = 2.5`."""
+    free_per_day: int = _key(integer(0, 1_000_000, "jobs"), 0)
+    """Jobs a day (UTC) that each key has free of charge. Keys cost nothing: it is worth what a stranger may take."""
+    trusted: tuple[str, ...] = _key(PUBLIC_KEYS, ())
+    """Customers that no cap holds back, besides those of `pylon provider trust`."""
+    trusted_free: bool = _key(FLAG, False)
+    """Serve the customers of ``trusted`` free of charge."""
+    blocked: tuple[str, ...] = _key(PUBLIC_KEYS, ())
+    """Customers that are not heard, besides those of `pylon provider block`."""
+    fetch_urls: bool = _key(FLAG, False)
+    """Fetch inputs that are addresses (`url`), from the public network alone."""
     deadlines: DeadlinesConfig = attrs.field(factory=DeadlinesConfig)
 
 
@@ -220,9 +240,9 @@ class Config:
     enable_payments: bool = _key(FLAG, True)
     """Sell for sats. False serves every job free, on any network, to whoever asks."""
     require_payment: bool = _key(FLAG, True)
-    """Work only once a job is paid. Not used yet: a job that has a price is always paid first."""
+    """Work only once a job is paid. False serves it at once, and asks for its price with the result."""
     min_price_msats: Msat = _key(integer(0, MAX_MSAT, "msats"), Msat(1_000))
-    """What a job costs, millisatoshi."""
+    """What a job costs at least, millisatoshi."""
     default_model: str = _key(SOME_TEXT, "llama3.2")
     """What answers where a job names no model; where nobody has it, the first model of the first healthy backend."""
     backend_preference: tuple[str, ...] = _key(BACKEND_LIST, ("ollama", "llamacpp", "apple_fm"))

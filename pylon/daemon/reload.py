@@ -10,19 +10,19 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from pylon import config as configuration
-from pylon.config import Config, KeyPath, Loaded
+from pylon.config import Config, KeyPath, Loaded, ProviderConfig
 from pylon.daemon.answering import answerer_of
 from pylon.daemon.control import Method, Notify
 from pylon.errors import ConfigError
 from pylon.money import Msat
-from pylon.provider.announce import Announcer, Profile
-from pylon.provider.pricing import Terms
-from pylon.provider.server import Provider
+from pylon.provider.announce import Profile
+from pylon.provider.pricing import Standing, Terms
 from pylon.store import wallet_connections
 from pylon.store.database import Reads, Store
 from pylon.wallets.budgets import Budget, Limits, Spend
@@ -45,10 +45,19 @@ LIVE: frozenset[KeyPath] = frozenset(
     {
         ("relays",),
         ("enable_payments",),
+        ("require_payment",),
         ("min_price_msats",),
+        ("provider", "pay_on_delivery"),
         ("provider", "name"),
         ("provider", "description"),
         ("provider", "max_tokens"),
+        ("provider", "price_in_msats"),
+        ("provider", "price_out_msats"),
+        ("provider", "multipliers"),
+        ("provider", "free_per_day"),
+        ("provider", "trusted"),
+        ("provider", "trusted_free"),
+        ("provider", "blocked"),
         ("provider", "deadlines", "payment"),
         ("api", "market"),
         ("api", "budget_day_msats"),
@@ -61,14 +70,23 @@ LIVE: frozenset[KeyPath] = frozenset(
 
 _SOLD = {
     "enable_payments",
+    "require_payment",
     "min_price_msats",
+    "provider.pay_on_delivery",
     "provider.name",
     "provider.description",
     "provider.max_tokens",
+    "provider.price_in_msats",
+    "provider.price_out_msats",
+    "provider.multipliers",
+    "provider.free_per_day",
+    "provider.trusted",
+    "provider.trusted_free",
+    "provider.blocked",
     "provider.deadlines.payment",
 }
 
-UNUSED = ("claude", "require_payment")
+UNUSED = ("claude",)
 """Read and checked, and used by nothing yet: nothing has to be restarted for them."""
 
 
@@ -93,10 +111,22 @@ def terms_of(config: Config, unit: Msat) -> Terms:
         min_price=Msat(config.min_price_msats),
         unit=unit,
         payments=config.enable_payments,
+        on_trust=not config.require_payment,
+        pay_on_delivery=config.provider.pay_on_delivery,
+        price_in=Msat(config.provider.price_in_msats),
+        price_out=Msat(config.provider.price_out_msats),
+        multipliers={model: Fraction(str(times)) for model, times in config.provider.multipliers},
+        free_per_day=config.provider.free_per_day,
+        standings=_standings(config.provider),
         max_tokens=config.provider.max_tokens,
         default_tokens=config.provider.max_tokens,
         invoice_seconds=int(config.provider.deadlines.payment),
     )
+
+
+def _standings(config: ProviderConfig) -> dict[str, Standing]:
+    trust = Standing.FREE if config.trusted_free else Standing.TRUSTED
+    return {**dict.fromkeys(config.trusted, trust), **dict.fromkeys(config.blocked, Standing.BLOCKED)}
 
 
 def profile_of(config: Config) -> Profile:
@@ -213,11 +243,9 @@ class Reloading:
             await self._relays(old.relays, new.relays)
 
     def _retune(self, config: Config) -> None:
-        provider, announcer = self.runtime.provider, self.runtime.announcer
-        if provider is None or announcer is None:
-            return
-        terms = terms_of(config, provider.terms.unit)
-        _set_terms(provider, announcer, terms, profile_of(config))
+        selling = self.runtime.selling
+        if selling is not None:
+            selling.sell_by(terms_of(config, selling.provider.terms.unit), profile_of(config))
 
     async def _relays(self, old: tuple[str, ...], new: tuple[str, ...]) -> None:
         pool, store = self.runtime.pool, self.runtime.store
@@ -230,15 +258,6 @@ class Reloading:
                 pool.remove_relay(url)
         if set(pool.urls) - before and self.runtime.hosting is not None:
             await self.runtime.hosting.agents.introduce()
-
-
-def _set_terms(provider: Provider, announcer: Announcer, terms: Terms, profile: Profile) -> None:
-    """Sell by new terms from the next request on; what was quoted stays quoted. Announced anew at the next look."""
-    provider.terms = terms
-    provider.desk._terms = terms
-    announcer._terms = terms
-    announcer._profile = profile
-    announcer._said = None
 
 
 def is_wanted(store: Store, url: str) -> bool:

@@ -47,6 +47,19 @@ class Profile:
     name: str
     about: str
     network: str
+    lud16: str = ""
+    """Where the provider can be zapped; empty: nowhere."""
+
+
+@attrs.frozen
+class _Say:
+    """What an announcement says, besides the profile."""
+
+    models: tuple[str, ...]
+    price: Msat
+    price_in: Msat
+    price_out: Msat
+    relays: tuple[str, ...]
 
 
 class Announcer:
@@ -76,7 +89,7 @@ class Announcer:
         self._clock = clock
         self._terms = terms
         self._profile = profile
-        self._said: tuple[Sequence[str], Msat, Sequence[str]] | None = None
+        self._said: _Say | None = None
         self._said_at = 0.0
         self._answered = clock.monotonic()
         """When a model was last there."""
@@ -84,6 +97,10 @@ class Announcer:
         """Whether relays may have an announcement: of an earlier life, where it is not of this one."""
         self._beat_at = float("-inf")
         self._over = False
+
+    def sell_by(self, terms: Terms, profile: Profile) -> None:
+        """Announce these at the next look."""
+        self._terms, self._profile, self._said = terms, profile, None
 
     async def run(self) -> None:
         while True:
@@ -96,8 +113,7 @@ class Announcer:
     async def look(self) -> bool:
         """Announce if there is something new to say, and beat if it is time; whether there was something new."""
         models = sorted({model.id for model in await self._router.models(healthy=True)})
-        price = self._terms.price if self._terms.payments else Msat(0)
-        say = (models, price, sorted(self._pool.urls))
+        say = self._say(models)
         monotonic = self._clock.monotonic()
         # When this process began, by the wall: it moves only when the clock is set.
         began = self._clock.now() - monotonic
@@ -113,9 +129,9 @@ class Announcer:
         set_anew = abs(began - self._said_at) >= _CLOCK_JUMP
         new = say != self._said or set_anew
         if new:
-            await self._store.write(lambda tx: self._announce(tx, models, price))
+            await self._store.write(lambda tx: self._announce(tx, say))
             self._stands, self._said, self._said_at = True, say, began
-            log.info("announced %s at %d msats a job", ", ".join(models), price)
+            log.info("announced %s from %d msats a job", ", ".join(models), say.price)
         if set_anew or monotonic - self._beat_at >= heartbeat.EVERY_SECONDS:
             await self._store.write(self._beat)
             self._beat_at = monotonic
@@ -143,7 +159,17 @@ class Announcer:
         )
         return any(self._pool.is_connected(row["relay"]) for row in rows)
 
-    def _announce(self, tx: Tx, models: Sequence[str], price: Msat) -> None:
+    def _say(self, models: Sequence[str]) -> _Say:
+        terms = self._terms
+        return _Say(
+            models=tuple(models),
+            price=terms.cheapest(models),
+            price_in=terms.price_in if terms.payments else Msat(0),
+            price_out=terms.price_out if terms.payments else Msat(0),
+            relays=tuple(sorted(self._pool.urls)),
+        )
+
+    def _announce(self, tx: Tx, say: _Say) -> None:
         instance = _instance(tx)
 
         def build(created_at: int) -> Event:
@@ -151,8 +177,11 @@ class Announcer:
                 self._secret,
                 d=instance,
                 kinds=(JOB_TEXT,),
-                models=tuple(models),
-                price_msats=price,
+                models=say.models,
+                price_msats=say.price,
+                price_in_msats=say.price_in,
+                price_out_msats=say.price_out,
+                lud16=self._profile.lud16,
                 network=self._profile.network,
                 name=self._profile.name,
                 about=self._profile.about,

@@ -21,6 +21,9 @@ from pylon.config_default import render_default
 from pylon.errors import ConfigError, UsageError
 
 SAMPLES = {
+    "provider.trusted": ["ab" * 32, "79be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798," + "ab" * 32],
+    "provider.blocked": ["ab" * 32],
+    "provider.multipliers": ['{"llama3.2": 2.5}', '{"a b": 1, "c.d": 0}'],
     "network": ("mainnet", "signet", "simnet"),
     "relays": ("wss://a.example", "wss://a.example,ws://127.0.0.1:9", "[]"),
     "backend_preference": ("ollama", "llamacpp,openai"),

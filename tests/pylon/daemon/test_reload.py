@@ -129,7 +129,7 @@ async def test_prices_terms_and_the_announcement(running):
     assert sorted(report["applied"]) == ["min_price_msats", "provider.max_tokens", "provider.name"]
     assert (provider.terms.price, provider.terms.max_tokens) == (7000, 99)
     assert provider.terms.unit == before.unit
-    assert provider.desk._terms is provider.terms
+    assert provider.desk.terms is provider.terms
     assert ["price", "7000", "msats"] in (await announced(running, "Another"))["tags"]
     await running.change("provider.name", "A third")
     await announced(running, "A third")
@@ -139,7 +139,7 @@ async def announced(running, name):
     """The announcement under this name, as soon as it is there."""
     with trio.fail_after(10):
         while True:
-            await running.runtime.announcer.look()
+            await running.runtime.selling.announcer.look()
             rows = running.runtime.store.read("SELECT event FROM outbox WHERE kind = 31990")
             for row in rows:
                 if name in (event := json.loads(row["event"]))["content"]:
