@@ -261,6 +261,8 @@ def plain_value(path: KeyPath, value: Any) -> Any:
         return None
     if isinstance(value, Bind | Path):
         return str(value)
+    if path == ("provider", "multipliers"):
+        return dict(value)
     if isinstance(value, tuple):
         return list(value)
     return value
@@ -281,8 +283,14 @@ def _without_secrets(url: str) -> str:
 
 def as_toml(value: Any) -> str:
     """A plain value on one line, as one would write it in the file."""
-    return str(tomlkit.item(value).as_string()) if not isinstance(value, list) else _list_line(value)
+    if isinstance(value, Mapping):
+        inner = ", ".join(f"{_key(name)} = {as_toml(entry)}" for name, entry in value.items())
+        return f"{{ {inner} }}" if inner else "{}"
+    if isinstance(value, list):
+        return "[" + ", ".join(as_toml(entry) for entry in value) + "]"
+    return str(tomlkit.item(value).as_string())
 
 
-def _list_line(values: list[Any]) -> str:
-    return "[" + ", ".join(as_toml(value) for value in values) + "]"
+def _key(name: str) -> str:
+    bare = name.isascii() and name.replace("-", "").replace("_", "").isalnum()
+    return name if bare else as_toml(name)
