@@ -110,6 +110,11 @@ class JobRequest:
         except SchemaInvalid as error:
             raise JobInvalid(f"json_schema: {error}") from None
 
+    @property
+    def pay_on_delivery(self) -> bool:
+        """Whether the customer can pay a hold invoice (``pay_on_delivery`` parameter)."""
+        return self.params.get("pay_on_delivery", "").strip().lower() in ("true", "1", "yes")
+
     def number(self, name: str, least: float, most: float) -> float | None:
         """A numeric parameter, if it is there and within bounds."""
         try:

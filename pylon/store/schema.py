@@ -12,6 +12,7 @@ import attrs
 
 from pylon.errors import StoreError
 from pylon.store.schema_agents import AGENTS
+from pylon.store.schema_credits import CREDITS
 from pylon.store.schema_desk import DESK
 from pylon.store.schema_nwc import NWC
 from pylon.store.schema_purchases import PURCHASES
@@ -171,6 +172,7 @@ MIGRATIONS: tuple[Migration, ...] = (
     Migration("m005_purse", PURSE),
     Migration("m006_wallet_connect", NWC),
     Migration("m007_purchases", PURCHASES),
+    Migration("m008_credits", CREDITS),
     Migration("m009_desk", DESK),
 )
 
