@@ -89,6 +89,9 @@ network = "{network}"{remark}
 # reserve_sats = 0
 # approve_above_sats = 100  # more than this waits for: pylon wallet approve
 
+[log]
+# level = "info"  # debug, info, warning, error
+
 [claude]
 # enabled = true
 # model = "claude-sonnet-4-20250514"
@@ -120,10 +123,15 @@ _REMARKS = {
 }
 
 
+def remark(network: str) -> str:
+    """What a new home's file says beside its network, the two spaces before it included; or nothing."""
+    return _REMARKS.get(network, "")
+
+
 def render_default(network: str = DEFAULT_NETWORK) -> str:
     """The ``config.toml`` of a new home, commented. It loads to the defaults of ``network``."""
     return _HEAD.format(
         network=network,
-        remark=_REMARKS.get(network, ""),
+        remark=remark(network),
         relays=_NO_RELAYS if network == "simnet" else _PUBLIC_RELAYS,
     )

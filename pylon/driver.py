@@ -38,6 +38,7 @@ _LONGEST_NAP = 30.0
 _ATTEND_SECONDS = 30.0
 """How long one record may keep the others from being attended to."""
 _ATTEND_AGAIN = 5.0
+_SPARE_ALARMS = 64
 _HEARD_BY = 60.0
 """Seconds within which who has written a step hears that it is committed."""
 _RESUME_GRACE = 10.0
@@ -85,6 +86,8 @@ class Driver(Generic[R]):
         self._cut: dict[str, trio.CancelScope] = {}
         """By record: what ends an effect of it that may be abandoned."""
         self._alarms: list[tuple[float, str]] = []
+        self._alarm_of: dict[str, float] = {}
+        """The alarm of each record that counts: what needs attention no more has none."""
         self._alarm_set = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._resumed: dict[str, R] = {}
@@ -107,6 +110,7 @@ class Driver(Generic[R]):
             # What is begun or moved meanwhile is in its row, and resumed by the next run.
             self._nursery = None
             self._alarms.clear()
+            self._alarm_of.clear()
             self._resumed.clear()
 
     async def begin(self, record: R, message: Any, admit: Callable[[Tx], bool] | None = None) -> R | None:
@@ -229,17 +233,38 @@ class Driver(Generic[R]):
 
     def _set_alarm(self, record: R, not_before: float = 0.0) -> None:
         at = self._due(record)
-        if at is not None:
-            heapq.heappush(self._alarms, (max(at, not_before), record.id))
+        if at is None:
+            self._alarm_of.pop(record.id, None)
+        else:
+            self._push_alarm(max(at, not_before), record.id)
             self._alarm_set.set()
+
+    def _push_alarm(self, at: float, record_id: str) -> None:
+        if self._alarm_of.get(record_id) == at:
+            return
+        self._alarm_of[record_id] = at
+        heapq.heappush(self._alarms, (at, record_id))
+        if len(self._alarms) > 2 * len(self._alarm_of) + _SPARE_ALARMS:
+            # Records end before their time, as a rule: what is left of their alarms is not kept until then.
+            self._alarms = [(at, record_id) for record_id, at in self._alarm_of.items()]
+            heapq.heapify(self._alarms)
+
+    def _pop_alarm(self, now: float) -> str | None:
+        """Whose time has come; ``None``: nobody's."""
+        while self._alarms and self._alarms[0][0] <= now:
+            at, record_id = heapq.heappop(self._alarms)
+            if self._alarm_of.get(record_id) == at:
+                del self._alarm_of[record_id]
+                return record_id
+        return None
 
     async def _watch_alarms(self) -> None:
         """Attend to records whose time has come. Naps are short, so that a jump of the wall clock is noticed."""
         while True:
             self._alarm_set = trio.Event()
             now = self._clock.now()
-            while self._alarms and self._alarms[0][0] <= now:
-                await self._ring(heapq.heappop(self._alarms)[1], now)
+            while (record_id := self._pop_alarm(now)) is not None:
+                await self._ring(record_id, now)
             nap = min(self._alarms[0][0] - now, _LONGEST_NAP) if self._alarms else float("inf")
             with trio.move_on_after(max(nap, 0.001)):
                 await self._alarm_set.wait()
@@ -264,4 +289,5 @@ class Driver(Generic[R]):
             return
         except Exception as error:
             log.error("attending to %s %s: %s", self.records.machine.name, record_id[:16], brief(error))
-        heapq.heappush(self._alarms, (again, record_id))
+        if record_id not in self._alarm_of:
+            self._push_alarm(again, record_id)

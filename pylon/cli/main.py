@@ -20,8 +20,12 @@ from pylon.groups import cause
 COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("pylon.cli.init:init", "Make the identity and the configuration of a home."),
     "identity": ("pylon.cli.identity:identity", "Show, protect, back up and restore the identity of a home."),
-    "start": ("pylon.cli.start:start", "Run the daemon in the foreground."),
+    "config": ("pylon.cli.config:config", "Show, check and change the configuration of a home."),
+    "relay": ("pylon.cli.relay:relay", "List, add, remove and check the relays of a home."),
+    "start": ("pylon.cli.start:start", "Run the daemon, in the foreground or in the background (-d)."),
+    "stop": ("pylon.cli.stop:stop", "Stop the daemon."),
     "status": ("pylon.cli.status:status", "Show the daemon, its relays, its agents and its wallet."),
+    "logs": ("pylon.cli.logs:logs", "Show the log of the daemon."),
     "agent": ("pylon.cli.agent:agent", "Spawn, fund, watch and steer agents."),
     "infer": ("pylon.cli.infer:infer", "Ask this machine's own model, or buy an answer."),
     "api": ("pylon.cli.api:api", "OpenAI's API: serve it, or say where it is served."),

@@ -51,6 +51,15 @@ def market(
     return MarketAnswerer(buyer, purse, store, most=bound, network=config.network, own=own, scope=scope)
 
 
+def answerer_of(
+    config: Config, buyer: Buyer | None, purse: Purse | None, store: Store, own: str, router: Router | None
+) -> Answerer | None:
+    """Who answers the API by this configuration: the market, or this machine's backends; ``None``: nobody can."""
+    if config.api.market and buyer is not None and purse is not None:
+        return market(buyer, purse, store, config, own)
+    return None if router is None else LocalAnswerer(router, deadlines(config.provider.deadlines))
+
+
 def counts(store: Store, clock: Clock, pool: RelayPool, started_at: float) -> Counts:
     """What the daemon counts, for ``/metrics``."""
 

@@ -11,13 +11,11 @@ import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from fractions import Fraction
 
 import attrs
 import trio
 
 from pylon.api.address import public_address
-from pylon.api.answerer import LocalAnswerer
 from pylon.api.app import build_app
 from pylon.api.metrics import Metrics
 from pylon.api.openai_routes import OpenAIApi
@@ -25,13 +23,14 @@ from pylon.api.server import serve_api
 from pylon.api.token import load_token
 from pylon.clock import Clock, SystemClock
 from pylon.compute.buyer import Account, Accounts, Buyer, BuyerSettings
-from pylon.config import Config, ProviderConfig
+from pylon.config import Config
 from pylon.config_values import Bind
 from pylon.daemon import ownership
-from pylon.daemon.answering import counts, deadlines, market
+from pylon.daemon.answering import answerer_of, counts, deadlines
 from pylon.daemon.embedded_relay import EmbeddedRelay
 from pylon.daemon.hosting import Hosting, assemble
 from pylon.daemon.housekeeping import keep_house
+from pylon.daemon.reload import Live, profile_of, set_log_level, terms_of
 from pylon.daemon.wallets import Wallets, open_wallets
 from pylon.errors import ConfigError, ModelMissing, NotFound, SealError, brief
 from pylon.host.deeds import Deeds
@@ -43,8 +42,7 @@ from pylon.inference.port import Backend
 from pylon.inference.router import Router
 from pylon.money import Msat
 from pylon.paths import Home
-from pylon.provider.announce import Announcer, Profile
-from pylon.provider.pricing import Standing, Terms
+from pylon.provider.announce import Announcer
 from pylon.provider.server import Provider
 from pylon.relays.pool import RelayPool
 from pylon.relays.publisher import Publisher
@@ -52,7 +50,6 @@ from pylon.relays.websocket import connect
 from pylon.store.database import Store, open_store
 from pylon.store.intents import Intent
 from pylon.supervision import ChildSpec, ChildStatus, Supervisor
-from pylon.wallets.limits import home_limits
 from pylon.wallets.nwc_service import WalletService
 from pylon.wallets.port import Wallet
 from pylon.wallets.purse import Purse
@@ -73,6 +70,8 @@ class Runtime:
     store: Store
     pool: RelayPool
     supervisor: Supervisor
+    live: Live
+    """What of the configuration may change while it runs, and how it is now."""
     started_at: float
     wallet: Wallet | None = None
     wallets: Wallets | None = None
@@ -82,13 +81,20 @@ class Runtime:
     """What runs them."""
     buyer: Buyer | None = None
     provider: Provider | None = None
+    announcer: Announcer | None = None
     relay: EmbeddedRelay | None = None
+    relay_url: str = ""
+    """Of the embedded relay."""
     api: Bind | None = None
     """Where HTTP is served."""
     mode: str = "buyer"
     """``host``, ``provider``, ``both`` or ``buyer``."""
     provider_off: str = ""
     """Why nothing is sold although selling was asked for."""
+    openai: OpenAIApi | None = None
+    """The API of the HTTP server; who answers it may change."""
+    purse: Purse | None = None
+    """The home's own, within its budgets."""
 
 
 @asynccontextmanager
@@ -144,11 +150,14 @@ async def open_runtime(
         stack.callback(nursery.cancel_scope.cancel)
         supervisor = Supervisor(nursery, rng=rng, on_failure=_tell)
 
-        urls = list(config.relays)
-        relay = None
+        urls, live = list(config.relays), Live(config)
+        if serve_http:
+            set_log_level(config)
+        relay, relay_url = None, ""
         if config.relay.enabled:
             relay = EmbeddedRelay(config.relay.bind, home.relay_database, clock)
-            urls.insert(0, await nursery.start(relay.run))
+            relay_url = await nursery.start(relay.run)
+            urls.insert(0, relay_url)
         if not urls:
             raise ConfigError("no relay is configured", "name some in relays = [...], or set [relay] enabled = true")
         # The relays are those that the user has named: they may know whose home this is (NIP-42).
@@ -158,6 +167,9 @@ async def open_runtime(
         supervisor.start(ChildSpec("housekeeping", functools.partial(keep_house, store, clock)))
 
         buyer, hosting, host, bound, openai = None, None, None, None, None
+        own_purse: Purse | None = None
+        provider: Provider | None = None
+        announcer: Announcer | None = None
         if serve_http and config.api.enabled:
             told = Metrics(counts(store, clock, pool, clock.now()))
             openai = OpenAIApi(clock, metrics=told, concurrency=config.api.concurrency)
@@ -167,7 +179,8 @@ async def open_runtime(
             wallets.learn_seeds(hosting.agents.seed_of_wallet)
             if wallets.look_after is not None:
                 supervisor.start(ChildSpec("wallets", wallets.look_after))
-            account = Account("", identity.nostr, _purse(wallet, store, clock, config), await wallet.info())
+            own_purse = _purse(wallet, store, clock, live)
+            account = Account("", identity.nostr, own_purse, await wallet.info())
             buyer = Buyer(
                 accounts=_accounts(account, hosting.agents.account),
                 store=store,
@@ -177,13 +190,11 @@ async def open_runtime(
                 settings=BuyerSettings(config.network, keeper.invoice_prefix, quote_seconds=quote_seconds),
             )
             supervisor.start(ChildSpec("buyer", buyer.run))
-            service = WalletService(wallet, store, pool, clock, rng, limits=home_limits(config.wallet))
+            service = WalletService(wallet, store, pool, clock, rng, limits=live.budgets(api=False))
             supervisor.start(ChildSpec("wallet-connect", service.run))
             reconcile = functools.partial(_reconcile, hosting, account.purse, buyer, service, locks is not None)
             supervisor.start(ChildSpec("reconciler", reconcile))
             if openai is not None:
-                if config.api.market:
-                    openai.answerer = market(buyer, account.purse, store, config, identity.pubkey)
                 bound = await nursery.start(_serve_api(home, config, hosting, openai))
                 hosting.pay.address = public_address(config, bound)
                 await hosting.agents.readdress()
@@ -192,10 +203,12 @@ async def open_runtime(
                 host = Host(hosting.agents, buyer, pool, hosting.deeds, hosting.funds, locks=locks)
                 supervisor.start(ChildSpec("host", host.run))
 
+        if openai is not None:
+            openai.answerer = answerer_of(config, buyer, own_purse, store, identity.pubkey, None)
         if openai is not None and bound is None:
             bound = await nursery.start(_serve_api(home, config, None, openai))
 
-        provider, announcer, engine, off = None, None, None, ""
+        engine, off = None, ""
         if sell:
             try:
                 engine = Router([backend]) if backend else await _find_backends(config, home, supervisor, rng)
@@ -208,8 +221,8 @@ async def open_runtime(
                 backends.push_async_callback(engine.aclose)
                 unit = Msat(1) if wallet is None else Msat((await wallet.info()).unit_msats)
                 provider = _provider(config, identity, store, pool, wallet, unit, engine, clock, rng)
-                if openai is not None and openai.answerer is None:
-                    openai.answerer = LocalAnswerer(provider.router, deadlines(config.provider.deadlines))
+                if openai is not None:
+                    openai.answerer = answerer_of(config, buyer, own_purse, store, identity.pubkey, provider.router)
                 supervisor.start(ChildSpec("provider", provider.run))
                 announcer = _announcer(config, identity, store, pool, provider, clock)
                 supervisor.start(ChildSpec("announcer", announcer.run))
@@ -221,6 +234,7 @@ async def open_runtime(
             store=store,
             pool=pool,
             supervisor=supervisor,
+            live=live,
             started_at=clock.now(),
             wallet=wallet,
             wallets=wallets,
@@ -228,10 +242,14 @@ async def open_runtime(
             host=host,
             buyer=buyer,
             provider=provider,
+            announcer=announcer,
             relay=relay,
+            relay_url=relay_url,
             api=bound,
             mode=mode,
             provider_off=off,
+            openai=openai,
+            purse=own_purse,
         )
         # Reached on a clean end only: who crashes, or is cancelled, is known by its silence.
         if announcer is not None:
@@ -269,9 +287,9 @@ def _is_driven(intent: Intent, buyer: Buyer, deeds: Deeds | None) -> bool:
         return False
 
 
-def _purse(wallet: Wallet, store: Store, clock: Clock, config: Config) -> Purse:
+def _purse(wallet: Wallet, store: Store, clock: Clock, live: Live) -> Purse:
     """The home's own."""
-    return Purse(wallet, store, clock, limits=home_limits(config.wallet, config.api))
+    return Purse(wallet, store, clock, limits=live.budgets(api=True))
 
 
 def _accounts(home: Account, agents: Accounts | None = None) -> Accounts:
@@ -324,29 +342,10 @@ def _provider(
         router=router,
         clock=clock,
         rng=rng,
-        terms=Terms(
-            min_price=Msat(config.min_price_msats),
-            unit=unit,
-            payments=config.enable_payments,
-            on_trust=not config.require_payment,
-            pay_on_delivery=config.provider.pay_on_delivery,
-            price_in=Msat(config.provider.price_in_msats),
-            price_out=Msat(config.provider.price_out_msats),
-            multipliers={model: Fraction(str(times)) for model, times in config.provider.multipliers},
-            free_per_day=config.provider.free_per_day,
-            standings=_standings(config.provider),
-            max_tokens=config.provider.max_tokens,
-            default_tokens=config.provider.max_tokens,
-            invoice_seconds=int(config.provider.deadlines.payment),
-        ),
+        terms=terms_of(config, unit),
         deadlines=deadlines(config.provider.deadlines),
         slots=max(1, router.slots),
     )
-
-
-def _standings(config: ProviderConfig) -> dict[str, Standing]:
-    trust = Standing.FREE if config.trusted_free else Standing.TRUSTED
-    return {**dict.fromkeys(config.trusted, trust), **dict.fromkeys(config.blocked, Standing.BLOCKED)}
 
 
 def _announcer(
@@ -359,5 +358,5 @@ def _announcer(
         router=provider.router,
         clock=clock,
         terms=provider.terms,
-        profile=Profile(config.provider.name, config.provider.description, config.network),
+        profile=profile_of(config),
     )

@@ -53,7 +53,11 @@ NAME_THE_MODELS = "name what may be used of it: models = [...] in its [[backends
 
 
 class Selected:
-    """A backend of which only some models are served. ``context`` fills in what it does not say of them."""
+    """A backend of which only some models are served.
+
+    :param context: what it does not say of them, or says too grandly: some tell what a model was trained for, and not
+        what it is run with.
+    """
 
     def __init__(self, backend: Backend, models: tuple[str, ...], context: int | None) -> None:
         self._backend = backend
@@ -72,7 +76,7 @@ class Selected:
 
     async def models(self) -> list[ModelInfo]:
         return [
-            attrs.evolve(model, context_length=model.context_length or self._context)
+            attrs.evolve(model, context_length=min(filter(None, (model.context_length, self._context)), default=None))
             for model in await self._backend.models()
             if not self._models or model.id in self._models
         ]

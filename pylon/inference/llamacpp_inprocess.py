@@ -160,13 +160,15 @@ class InProcessLlama:
 
     def _load(self) -> Any:
         llama_cpp = _import()
+        gpu = bool(llama_cpp.llama_supports_gpu_offload())
         return llama_cpp.Llama(
             model_path=str(self.model.path),
             n_ctx=self.context,
             n_batch=_BATCH,
             n_threads=self._threads,
             n_threads_batch=self._threads,
-            n_gpu_layers=-1 if llama_cpp.llama_supports_gpu_offload() else 0,
+            n_gpu_layers=-1 if gpu else 0,
+            flash_attn=not gpu,  # as the server has it, whose answers it then gives
             verbose=False,
         )
 
@@ -200,8 +202,12 @@ class InProcessLlama:
                 while True:
                     chunk = await self._in_thread(turn.step, turn.stop)
                     if chunk is None:
-                        return
+                        break
                     yield chunk
+                if not turn.over:
+                    raise BackendUnavailable("the engine in this process broke off in the middle of an answer")
+            except InferenceError:
+                raise
             except Exception as error:
                 raise self._failed(error) from None
             finally:
@@ -266,13 +272,13 @@ class _Turn:
         self._evaluations = 0
         self._prompt_tokens = 0
         self._working = False
-        self._over = False
+        self.over = False
 
     def step(self) -> Chunk | None:
         """The next piece of the answer; ``None``: that was all."""
         self._working = True
         try:
-            if self._over:
+            if self.over:
                 return None
             if self._chunks is None:
                 self._chunks = self._begin()
@@ -320,7 +326,7 @@ class _Turn:
         (choice,) = said["choices"]
         text, reason = choice["delta"].get("content") or "", choice["finish_reason"]
         if reason is not None:
-            self._over = True
+            self.over = True
             # The last token of an answer that is cut was never evaluated; that of any other said that it is the end.
             words = self._evaluations if reason == "length" else self._evaluations - 1
             return Chunk(text, reason, Usage(self._prompt_tokens, max(words, 0)))

@@ -59,7 +59,7 @@ class Holds:
         self._store = store
         self._wallet = wallet
         self._payments = payments
-        self._terms = terms
+        self.terms = terms
         self._clock = clock
         self._rng = rng
         self._driver = driver
@@ -69,7 +69,7 @@ class Holds:
 
     async def agree(self, job: JobRequest, verdict: machine.Priced) -> machine.Priced:
         """The verdict, with a preimage where both sides can do without trust."""
-        if self._wallet is None or not self._terms.pay_on_delivery or not job.pay_on_delivery:
+        if self._wallet is None or not self.terms.pay_on_delivery or not job.pay_on_delivery:
             return verdict
         if self._can is None:
             try:

@@ -28,7 +28,7 @@ class Standing(enum.StrEnum):
 
     STRANGER = "stranger"
     TRUSTED = "trusted"
-    """Neither capped nor pushed out."""
+    """No cap holds it back."""
     FREE = "free"
     """Trusted, and served free."""
     BLOCKED = "blocked"
@@ -66,8 +66,11 @@ class Terms:
     """Seconds after which an unserved request is stale."""
     max_ahead: float = 900.0
     """Seconds that a customer's clock may be ahead of ours."""
-    max_open: int = 1_000
-    """Sales that are quoted or worked on at a time; requests beyond that are not heard."""
+    max_request_chars: int = 131_072
+    """Of a request as it came, tags and content; a longer one is not heard."""
+    max_request_tags: int = 256
+    max_open: int = 10_000
+    """Sales at a time that are quoted or worked on and not paid (``pylon.provider.book``)."""
     max_open_per_customer: int = 100
     refusals_per_minute: int = 60
     """Every refusal is an event and a row: beyond this, a refused request gets silence."""

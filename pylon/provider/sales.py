@@ -8,19 +8,6 @@ from pylon.store.records import RecordTable
 
 LATE_PAYMENT = 86_400.0
 """Seconds after its expiry for which an invoice is asked about at a start: it may have been paid in its last moment."""
-OPEN = tuple(
-    state.value
-    for state in (
-        SaleState.PRICED,
-        SaleState.QUOTED,
-        SaleState.HELD,
-        SaleState.SETTLING,
-        SaleState.CANCELLING,
-        SaleState.WORKING,
-        SaleState.BILLING,
-    )
-)
-"""States of sales that are quoted or worked on."""
 _EXPIRY_GRACE = 5.0
 """Seconds after an invoice's expiry before it is given up: a payment may have been under way."""
 _UNDELIVERED = 86_400.0
@@ -38,6 +25,7 @@ def sale_records(store: Store) -> RecordTable[Sale]:
             "customer": sale.customer,
             "model": sale.model,
             "price_msats": sale.price,
+            "paid_msats": sale.paid,
             "payment_hash": sale.payment_hash,
             "expires_at": sale.expires_at,
             "held_until": sale.held_until,

@@ -7,7 +7,6 @@ and Lightning pays it (``payments``), the local backend thinks (``work``), kind 
 
 from __future__ import annotations
 
-import logging
 import random
 
 import trio
@@ -18,7 +17,6 @@ from protocols.nip01 import Event, Filter
 from protocols.nip90 import JOB_TEXT
 from pylon.clock import Clock
 from pylon.driver import Driver
-from pylon.errors import brief
 from pylon.inference.port import DEFAULT_DEADLINES, Deadlines
 from pylon.inference.router import Router
 from pylon.machine import Effect
@@ -28,21 +26,21 @@ from pylon.provider import sale as machine
 from pylon.provider.cancellations import Cancellations
 from pylon.provider.deliveries import Deliveries, take_back
 from pylon.provider.desk import CONSUMER, Desk
+from pylon.provider.forgetting import keep_few
 from pylon.provider.holds import Holds
 from pylon.provider.payments import Payments, mint
 from pylon.provider.pricing import Terms
 from pylon.provider.replies import compose
 from pylon.provider.sale import Sale, SaleEffect, SaleState
 from pylon.provider.sales import due, sale_records
+from pylon.provider.waiting import WaitingRoom
 from pylon.provider.work import Work
-from pylon.relays.pool import Received, RelayPool
+from pylon.relays.pool import RelayPool
 from pylon.store import cursors, ledger
 from pylon.store.database import Store, Tx
 from pylon.store.records import Step
 from pylon.together import handle_together
 from pylon.wallets.port import Wallet
-
-log = logging.getLogger(__name__)
 
 _OVERLAP = 900
 
@@ -120,6 +118,11 @@ class Provider:
             holds=self.holds,
             unwanted=self.cancellations.unwanted,
         )
+        self._waiting: WaitingRoom[Event] = WaitingRoom(self.desk.is_known)
+
+    def sell_by(self, terms: Terms) -> None:
+        """Sell by new terms from the next request on; what was quoted stays quoted."""
+        self.terms = self.desk.terms = self.holds.terms = terms
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Resume open sales, then take requests until cancelled."""
@@ -136,20 +139,23 @@ class Provider:
                     nursery.start_soon(self.payments.poll)
                     nursery.start_soon(self.holds.watch)
                 nursery.start_soon(self.deliveries.watch)
+                nursery.start_soon(handle_together, self._waiting, self._hear)
+                nursery.start_soon(keep_few, self._store, self._clock, self.terms)
                 task_status.started()
-                await handle_together(heard, self._hear)
+                async for received in heard:
+                    for event in (received.event, *heard.drain()):
+                        if event.kind != nip09.KIND or self.cancellations.concern(event):
+                            self._waiting.put(event.pubkey, event)
 
-    async def _hear(self, received: Received) -> None:
-        if received.event.kind == nip09.KIND:
-            try:
-                await self.cancellations.take(received.event)
-            except Exception as error:
-                log.warning("a cancellation could not be heeded: %s", brief(error))
+    async def _hear(self, event: Event) -> None:
+        if event.kind == nip09.KIND:
+            await self.cancellations.take(event)
         else:
-            await self.desk.deliver(received)
+            await self.desk.deliver(event)
 
     async def _mint(self, sale: Sale) -> object:
-        return await mint(self._wallet, self.terms, sale)
+        async with self.desk.minting:
+            return await mint(self._wallet, self.terms, sale)
 
     async def _settle_hold(self, sale: Sale) -> object | None:
         return await self.holds.settle(sale)

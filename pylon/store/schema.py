@@ -13,6 +13,7 @@ import attrs
 from pylon.errors import StoreError
 from pylon.store.schema_agents import AGENTS
 from pylon.store.schema_credits import CREDITS
+from pylon.store.schema_desk import DESK
 from pylon.store.schema_nwc import NWC
 from pylon.store.schema_purse import PURSE
 from pylon.store.schema_zaps import ZAPS
@@ -169,6 +170,7 @@ MIGRATIONS: tuple[Migration, ...] = (
     Migration("m004_zaps", ZAPS),
     Migration("m005_purse", PURSE),
     Migration("m006_wallet_connect", NWC),
+    Migration("m009_desk", DESK),
     Migration("m008_credits", CREDITS),
 )
 

@@ -43,7 +43,9 @@ class suppress_stdout_stderr:
 
 def module(manners: Manners) -> types.ModuleType:
     class Llama:
-        def __init__(self, *, model_path, n_ctx, n_batch, n_threads, n_threads_batch, n_gpu_layers, verbose) -> None:
+        def __init__(
+            self, *, model_path, n_ctx, n_batch, n_threads, n_threads_batch, n_gpu_layers, flash_attn, verbose
+        ) -> None:
             manners.loaded.append(
                 {"model_path": model_path, "n_ctx": n_ctx, "n_gpu_layers": n_gpu_layers, "verbose": verbose}
             )

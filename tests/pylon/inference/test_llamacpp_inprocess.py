@@ -190,6 +190,30 @@ async def test_what_fails_quotes_nobody_and_passes(tmp_path, manners, error):
         assert (await llama.complete(ask())).text == ANSWER
 
 
+@pytest.mark.parametrize("lie", [{}, {"choices": []}, {"choices": [{}]}, 7, {"choices": [{"delta": 1}]}, None])
+async def test_what_is_no_chunk(tmp_path, manners, monkeypatch, lie):
+    async with engine(tmp_path).running() as llama:
+        monkeypatch.setattr(llama._llama, "_said", lambda prompt, most: iter([lie]), raising=False)
+        with pytest.raises(BackendUnavailable, match="failed"):
+            await llama.complete(ask())
+        monkeypatch.undo()
+
+
+async def test_an_answer_that_breaks_off_is_none(tmp_path, manners, monkeypatch):
+    """It ends without having said that it ends."""
+    async with engine(tmp_path).running() as llama:
+        monkeypatch.setattr(llama._llama, "_said", lambda prompt, most: iter([]), raising=False)
+        with pytest.raises(BackendUnavailable, match="broke off"):
+            await llama.complete(ask())
+
+
+async def test_an_empty_answer(tmp_path, manners):
+    manners.words = []
+    async with engine(tmp_path).running() as llama:
+        done = await llama.complete(ask())
+    assert (done.text, done.finish_reason, done.usage) == ("", "stop", Usage(4, 0))
+
+
 async def test_a_prompt_that_is_too_long(tmp_path, manners):
     async with engine(tmp_path, context=512).running() as llama:
         with pytest.raises(InferenceError, match="512 tokens") as caught:

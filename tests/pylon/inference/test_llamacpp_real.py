@@ -41,7 +41,7 @@ def ask(content="What is the capital of France?", **more):
 
 async def test_an_answer_and_the_same_one_again(llama):
     first = await llama.complete(ask(max_tokens=32))
-    assert first.usage.completion_tokens > 0
+    assert "Paris" in first.text
     await llama.complete(ask("Say something else entirely.", max_tokens=16))
     again = await llama.complete(ask(max_tokens=32))
     assert again == first, "nothing of another request is left"
@@ -156,7 +156,14 @@ async def test_the_stand_in_has_its_shape(llama):
     fake = fake_llama.module(manners)
     fake._internals.suppress_stdout_stderr = lambda disable=True: contextlib.nullcontext()
     made = fake.Llama(
-        model_path="", n_ctx=512, n_batch=1, n_threads=1, n_threads_batch=1, n_gpu_layers=0, verbose=False
+        model_path="",
+        n_ctx=512,
+        n_batch=1,
+        n_threads=1,
+        n_threads_batch=1,
+        n_gpu_layers=0,
+        flash_attn=True,
+        verbose=False,
     )
     assert said(made, 3) == real
     assert hasattr(_import()._internals, "suppress_stdout_stderr"), "what is replaced there is still used there"
