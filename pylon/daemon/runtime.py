@@ -337,7 +337,6 @@ def _provider(
             invoice_seconds=int(config.provider.deadlines.payment),
         ),
         deadlines=deadlines(config.provider.deadlines),
-        slots=max(1, router.slots),
     )
 
 
