@@ -35,6 +35,8 @@ class Kind:
     from_text: Callable[[str], Any] = str
     secret: bool = False
     """A value that no message shows."""
+    many: bool = False
+    """A list; as text, separated by commas."""
 
 
 def _is(kind: type, value: Any) -> Any:
@@ -95,7 +97,7 @@ def _list_of(item: Callable[[Any], Any], allowed: str) -> Kind:
             raise ValueError
         return tuple(dict.fromkeys(item(entry) for entry in value))
 
-    return Kind(allowed, check, lambda text: [part.strip() for part in text.split(",") if part.strip()])
+    return Kind(allowed, check, lambda text: [part.strip() for part in text.split(",") if part.strip()], many=True)
 
 
 def relay_url(value: Any) -> str:

@@ -54,6 +54,10 @@ class Passphrase:
     def __repr__(self) -> str:
         return "Passphrase(…)"
 
+    def write_line(self, descriptor: int) -> None:
+        """To whoever reads the other end with ``from_descriptor``."""
+        os.write(descriptor, self._secret + b"\n")
+
     def stretched(self, salt: bytes, log_n: int) -> bytes:
         """32 bytes of key."""
         try:
@@ -127,6 +131,14 @@ def from_environment(environ: Mapping[str, str] = os.environ) -> Passphrase | No
         if path.exists():
             return from_file(path, "the credential")
     return None
+
+
+def is_given(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether ``from_environment`` would give one, or say why not."""
+    if environ.get(VARIABLE):
+        return True
+    directory = environ.get("CREDENTIALS_DIRECTORY")
+    return bool(directory) and (Path(directory or "") / CREDENTIAL).exists()
 
 
 def from_file(path: Path, name: str) -> Passphrase:

@@ -32,3 +32,18 @@ def offline() -> None:
     except OSError:
         return
     pytest.skip("Spark can be reached from here")
+
+
+@pytest.fixture
+def figures(record_property):
+    """Say what was found in words; all that was said is printed after the tests, by whatever worker they ran."""
+    return lambda line: record_property("figures", line)
+
+
+def pytest_terminal_summary(terminalreporter):
+    reports = [report for state in ("passed", "failed") for report in terminalreporter.stats.get(state, [])]
+    lines = [value for report in reports for name, value in report.user_properties if name == "figures"]
+    if lines:
+        terminalreporter.section("figures")
+        for line in lines:
+            terminalreporter.line(line)

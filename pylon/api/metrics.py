@@ -44,8 +44,6 @@ class Metrics:
         self.running = Gauge("pylon_api_running", "Completions that run now.", registry=self.registry)
         self.streams = Gauge("pylon_api_open_streams", "Streams that are open now.", registry=self.registry)
         self.left = Counter("pylon_api_left", "Completions that their caller has left.", registry=self.registry)
-        self.paid = Counter("pylon_api_paid_msats", "Paid to providers, fees not included.", registry=self.registry)
-        self.fees = Counter("pylon_api_fee_msats", "Fees of those payments.", registry=self.registry)
         self._counts = counts
         self.registry.register(self)
 

@@ -19,7 +19,7 @@ import trio
 
 from protocols import entropy
 from pylon.api import openai_shapes as shapes
-from pylon.api.answerer import FEE_HEADER, PAID_HEADER, Answer, Answerer, as_api_error, told
+from pylon.api.answerer import Answer, Answerer, as_api_error, told
 from pylon.api.guard import Receive, Scope, Send
 from pylon.api.metrics import CONTENT_TYPE, Metrics
 from pylon.api.openai_shapes import ApiError, Call, Form, StopCutter, Writer
@@ -139,7 +139,6 @@ class _Completion:
         self._form = form
         self._body = body
         self._key = key
-        self._costs: Mapping[str, str] = {}
         self._status = 0
         """What was sent; 0: nothing yet."""
         self._sent = 0.0
@@ -174,8 +173,6 @@ class _Completion:
             api.running -= not busy
             api.metrics.running.set(api.running)
             api.metrics.seconds.observe(trio.current_time() - began)
-            api.metrics.paid.inc(int(self._costs.get(PAID_HEADER, 0)))
-            api.metrics.fees.inc(int(self._costs.get(FEE_HEADER, 0)))
             api.count(_PATHS[self._form], self._status or _LEFT)
 
     async def _watch(self, receive: Receive, scope: trio.CancelScope) -> None:
@@ -191,7 +188,6 @@ class _Completion:
         answerer = self._api.answering()
         call = shapes.read_call(self._form, self._body, default_tokens=answerer.default_tokens)
         async with answerer.stream(call.request, whole=not call.stream, key=self._key) as answer:
-            self._costs = answer.headers
             words = _Words(call, answer)
             first = await words.next()
             self._api.metrics.first_seconds.observe(trio.current_time() - began)

@@ -13,10 +13,35 @@ from pylon.errors import ConfigError, IdentityError, NotRunning, UsageError
 
 if TYPE_CHECKING:
     from pylon.config import Config
+    from pylon.config_values import Bind
+    from pylon.daemon.runtime import Runtime
+
+
+class Address(click.ParamType["Bind"]):
+    """``HOST:PORT`` -> what ``[api] bind`` takes."""
+
+    name = "address"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Bind:
+        from pylon.config_values import BIND
+
+        try:
+            found: Bind = BIND.check(value)
+        except (TypeError, ValueError):
+            raise UsageError(
+                f"--bind: {str(value)[:80]!r} is no address to listen on",
+                "give a host and a port, as in 127.0.0.1:9899 or [::1]:9899; port 0 takes a free one",
+            ) from None
+        return found
 
 
 @click.command()
-@click.option("--bind", metavar="HOST:PORT", help="Where to listen, instead of [api] bind; port 0 takes a free one.")
+@click.option(
+    "--bind",
+    type=Address(),
+    metavar="HOST:PORT",
+    help="Where to listen, instead of [api] bind; port 0 takes a free one.",
+)
 @click.option("--market", is_flag=True, help="Buy the answers from the market, within the budgets of [api].")
 @click.option("--budget-day", type=AMOUNT, help="What --market may spend in any 24 hours, fees included.")
 @click.option("--budget-each", type=AMOUNT, help="What --market may pay for one answer, the fee not included.")
@@ -26,7 +51,7 @@ if TYPE_CHECKING:
 @pass_state
 def api(
     state: State,
-    bind: str | None,
+    bind: Bind | None,
     market: bool,
     budget_day: int | None,
     budget_each: int | None,
@@ -78,7 +103,11 @@ def _serve(state: State, flags: dict[str, Any]) -> None:
         raise IdentityError(f"there is no identity in {state.home.data}, and who buys has one", "pylon init")
     if not config.api.enabled:
         raise ConfigError("[api] enabled = false: nothing is served", "set it to true")
-    run_daemon(state.home, config, "buyer", say=note, unlock=lambda: unlock(state))
+
+    def ready(runtime: Runtime) -> None:
+        _tell(state, f"http://{runtime.api}")
+
+    run_daemon(state.home, config, "buyer", say=note, unlock=lambda: unlock(state), on_ready=ready)
 
 
 def _serve_alone(state: State, config: Config) -> None:

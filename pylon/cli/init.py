@@ -38,6 +38,7 @@ def init(state: State, network: str | None, import_: bool, words: str, force: bo
 
     A new seed phrase is shown once, if stdout is a terminal. An identity that is there already is left as it is.
     """
+    from pylon.daemon.ownership import expect_free
     from pylon.daemon.process import hold_home
 
     home = state.home
@@ -46,6 +47,8 @@ def init(state: State, network: str | None, import_: bool, words: str, force: bo
     phrase = _read_phrase() if import_ else None
     with hold_home(home):
         writes = force or not os.path.lexists(home.mnemonic)
+        if force:
+            expect_free(home, "" if phrase is None else identity.from_phrase(phrase).pubkey)
         created = identity.create(
             home,
             phrase,

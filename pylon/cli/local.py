@@ -68,7 +68,7 @@ async def _run_here(state: State, verb: str, params: dict[str, Any], online: boo
             verbs = Verbs.of(runtime)
         else:
             identity = keys.identity
-            store = await stack.enter_async_context(open_home_store(state.home, clock, keys.vault))
+            store = await stack.enter_async_context(open_home_store(state.home, config, clock, keys))
             wallets = await stack.enter_async_context(open_wallets(state.home, config, identity, clock))
             if config.wallet.kind == "nwc":
                 from pylon.daemon.nwc_home import open_nwc_wallet

@@ -39,6 +39,7 @@ from pylon.store import datakey, freeze, intents, settings
 from pylon.store.database import Tx, open_store
 from pylon.store.datakey import DataKey
 from pylon.store.vault import Vault
+from pylon.wallets.history import RESTORED_AT
 
 VERSION = 1
 _REASON = "restored from a backup: look at the books, then thaw"
@@ -341,6 +342,8 @@ def _begin_anew(tx: Tx) -> tuple[int, int]:
         intents.mark_unknown(tx, intent.id, error="the home was restored from a backup", at=now)
     # Some may have been closed since, and what they have spent since is not known here: new ones are cheap.
     tx.execute("UPDATE wallet_connections SET closed_at = ? WHERE closed_at IS NULL", (now,))
+    # What the wallets have sent since the backup was another's doing: it is booked as outside.
+    settings.put(tx, RESTORED_AT, str(now))
     instance = secrets.token_hex(8)
     settings.put(tx, "instance", instance)
     rows = tx.all("SELECT id FROM agents WHERE deleted_at IS NULL AND moved = ''")

@@ -11,13 +11,11 @@ import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from fractions import Fraction
 
 import attrs
 import trio
 
 from pylon.api.address import public_address
-from pylon.api.answerer import LocalAnswerer
 from pylon.api.app import build_app
 from pylon.api.metrics import Metrics
 from pylon.api.openai_routes import OpenAIApi
@@ -25,12 +23,16 @@ from pylon.api.server import serve_api
 from pylon.api.token import load_token
 from pylon.clock import Clock, SystemClock
 from pylon.compute.buyer import Account, Accounts, Buyer, BuyerSettings
-from pylon.config import Config, ProviderConfig
+from pylon.config import Config
 from pylon.config_values import Bind
-from pylon.daemon.answering import counts, deadlines, market
+from pylon.daemon import ownership
+from pylon.daemon.answering import answerer_of, counts, deadlines
+from pylon.daemon.diskguard import DiskGuard
 from pylon.daemon.embedded_relay import EmbeddedRelay
 from pylon.daemon.hosting import Hosting, assemble
 from pylon.daemon.housekeeping import keep_house
+from pylon.daemon.reload import Live, profile_of, set_log_level, terms_of
+from pylon.daemon.selling import Selling
 from pylon.daemon.wallets import Wallets, open_wallets
 from pylon.errors import ConfigError, ModelMissing, NotFound, SealError, brief
 from pylon.host.deeds import Deeds
@@ -43,16 +45,14 @@ from pylon.inference.router import Router
 from pylon.money import Msat
 from pylon.paths import Home
 from pylon.provider.announce import Announcer, Profile
-from pylon.provider.pricing import Standing, Terms
+from pylon.provider.pricing import Terms
 from pylon.provider.server import Provider
 from pylon.relays.pool import RelayPool
 from pylon.relays.publisher import Publisher
 from pylon.relays.websocket import connect
 from pylon.store.database import Store, open_store
 from pylon.store.intents import Intent
-from pylon.store.vault import Vault
 from pylon.supervision import ChildSpec, ChildStatus, Supervisor
-from pylon.wallets.limits import home_limits
 from pylon.wallets.nwc_service import WalletService
 from pylon.wallets.port import Wallet
 from pylon.wallets.purse import Purse
@@ -73,6 +73,8 @@ class Runtime:
     store: Store
     pool: RelayPool
     supervisor: Supervisor
+    live: Live
+    """What of the configuration may change while it runs, and how it is now."""
     started_at: float
     wallet: Wallet | None = None
     wallets: Wallets | None = None
@@ -81,20 +83,33 @@ class Runtime:
     host: Host | None = None
     """What runs them."""
     buyer: Buyer | None = None
-    provider: Provider | None = None
+    selling: Selling | None = None
     relay: EmbeddedRelay | None = None
+    relay_url: str = ""
+    """Of the embedded relay."""
     api: Bind | None = None
     """Where HTTP is served."""
     mode: str = "buyer"
     """``host``, ``provider``, ``both`` or ``buyer``."""
+    guard: DiskGuard | None = None
+    """What stops selling while nothing can be written down."""
     provider_off: str = ""
     """Why nothing is sold although selling was asked for."""
+    openai: OpenAIApi | None = None
+    """The API of the HTTP server; who answers it may change."""
+    purse: Purse | None = None
+    """The home's own, within its budgets."""
+
+    @property
+    def provider(self) -> Provider | None:
+        return None if self.selling is None else self.selling.provider
 
 
 @asynccontextmanager
-async def open_home_store(home: Home, clock: Clock, vault: Vault) -> AsyncIterator[Store]:
-    """The home's database, sealed with the vault's key. Raises ``StoreError``."""
-    async with open_store(home.database, vault=vault, clock=clock) as store:
+async def open_home_store(home: Home, config: Config, clock: Clock, keys: Unlocked) -> AsyncIterator[Store]:
+    """The home's database. Raises ``StoreError``, and ``ConfigError`` if its books are another's."""
+    async with open_store(home.database, vault=keys.vault, clock=clock) as store:
+        await ownership.claim(store, config.network, keys.identity.pubkey)
         yield store
 
 
@@ -125,7 +140,7 @@ async def open_runtime(
     keys = unlock(home) if keys is None else keys
     identity = keys.identity
     async with AsyncExitStack() as stack:
-        store = await stack.enter_async_context(open_home_store(home, clock, keys.vault))
+        store = await stack.enter_async_context(open_home_store(home, config, clock, keys))
         # Who gives everything away needs no wallet, on any network.
         wallets = (
             await stack.enter_async_context(open_wallets(home, config, identity, clock, stays=True))
@@ -143,11 +158,14 @@ async def open_runtime(
         stack.callback(nursery.cancel_scope.cancel)
         supervisor = Supervisor(nursery, rng=rng, on_failure=_tell)
 
-        urls = list(config.relays)
-        relay = None
+        urls, live = list(config.relays), Live(config)
+        if serve_http:
+            set_log_level(config)
+        relay, relay_url = None, ""
         if config.relay.enabled:
             relay = EmbeddedRelay(config.relay.bind, home.relay_database, clock)
-            urls.insert(0, await nursery.start(relay.run))
+            relay_url = await nursery.start(relay.run)
+            urls.insert(0, relay_url)
         if not urls:
             raise ConfigError("no relay is configured", "name some in relays = [...], or set [relay] enabled = true")
         # The relays are those that the user has named: they may know whose home this is (NIP-42).
@@ -157,6 +175,7 @@ async def open_runtime(
         supervisor.start(ChildSpec("housekeeping", functools.partial(keep_house, store, clock)))
 
         buyer, hosting, host, bound, openai = None, None, None, None, None
+        own_purse: Purse | None = None
         if serve_http and config.api.enabled:
             told = Metrics(counts(store, clock, pool, clock.now()))
             openai = OpenAIApi(clock, metrics=told, concurrency=config.api.concurrency)
@@ -166,7 +185,8 @@ async def open_runtime(
             wallets.learn_seeds(hosting.agents.seed_of_wallet)
             if wallets.look_after is not None:
                 supervisor.start(ChildSpec("wallets", wallets.look_after))
-            account = Account("", identity.nostr, _purse(wallet, store, clock, config), await wallet.info())
+            own_purse = _purse(wallet, store, clock, live)
+            account = Account("", identity.nostr, own_purse, await wallet.info())
             buyer = Buyer(
                 accounts=_accounts(account, hosting.agents.account),
                 store=store,
@@ -176,13 +196,11 @@ async def open_runtime(
                 settings=BuyerSettings(config.network, keeper.invoice_prefix, quote_seconds=quote_seconds),
             )
             supervisor.start(ChildSpec("buyer", buyer.run))
-            service = WalletService(wallet, store, pool, clock, rng, limits=home_limits(config.wallet))
+            service = WalletService(wallet, store, pool, clock, rng, limits=live.budgets(api=False))
             supervisor.start(ChildSpec("wallet-connect", service.run))
             reconcile = functools.partial(_reconcile, hosting, account.purse, buyer, service, locks is not None)
             supervisor.start(ChildSpec("reconciler", reconcile))
             if openai is not None:
-                if config.api.market:
-                    openai.answerer = market(buyer, account.purse, store, config, identity.pubkey)
                 bound = await nursery.start(_serve_api(home, config, hosting, openai))
                 hosting.pay.address = public_address(config, bound)
                 await hosting.agents.readdress()
@@ -191,10 +209,12 @@ async def open_runtime(
                 host = Host(hosting.agents, buyer, pool, hosting.deeds, hosting.funds, locks=locks)
                 supervisor.start(ChildSpec("host", host.run))
 
+        if openai is not None:
+            openai.answerer = answerer_of(config, buyer, own_purse, store, identity.pubkey, None)
         if openai is not None and bound is None:
             bound = await nursery.start(_serve_api(home, config, None, openai))
 
-        provider, announcer, engine, off = None, None, None, ""
+        selling, engine, guard, off = None, None, None, ""
         if sell:
             try:
                 engine = Router([backend]) if backend else await _find_backends(config, home, supervisor, rng)
@@ -207,11 +227,13 @@ async def open_runtime(
                 backends.push_async_callback(engine.aclose)
                 unit = Msat(1) if wallet is None else Msat((await wallet.info()).unit_msats)
                 provider = _provider(config, identity, store, pool, wallet, unit, engine, clock, rng)
-                if openai is not None and openai.answerer is None:
-                    openai.answerer = LocalAnswerer(provider.router, deadlines(config.provider.deadlines))
-                supervisor.start(ChildSpec("provider", provider.run))
-                announcer = _announcer(config, identity, store, pool, provider, clock)
-                supervisor.start(ChildSpec("announcer", announcer.run))
+                if openai is not None:
+                    openai.answerer = answerer_of(config, buyer, own_purse, store, identity.pubkey, provider.router)
+                announce = functools.partial(_announcer, identity, store, pool, provider, clock)
+                selling = Selling(supervisor, provider, profile_of(config), announce)
+                await selling.open()
+                guard = DiskGuard(store, home.data, clock, supervisor, close=selling.close, open=selling.open)
+                supervisor.start(ChildSpec("disk", guard.run))
         yield Runtime(
             home=home,
             config=config,
@@ -220,21 +242,26 @@ async def open_runtime(
             store=store,
             pool=pool,
             supervisor=supervisor,
+            live=live,
             started_at=clock.now(),
             wallet=wallet,
             wallets=wallets,
             hosting=hosting,
             host=host,
             buyer=buyer,
-            provider=provider,
+            selling=selling,
             relay=relay,
+            relay_url=relay_url,
             api=bound,
             mode=mode,
+            guard=guard,
             provider_off=off,
+            openai=openai,
+            purse=own_purse,
         )
         # Reached on a clean end only: who crashes, or is cancelled, is known by its silence.
-        if announcer is not None:
-            await announcer.farewell()
+        if selling is not None:
+            await selling.farewell()
 
 
 def _serve_api(
@@ -268,9 +295,9 @@ def _is_driven(intent: Intent, buyer: Buyer, deeds: Deeds | None) -> bool:
         return False
 
 
-def _purse(wallet: Wallet, store: Store, clock: Clock, config: Config) -> Purse:
+def _purse(wallet: Wallet, store: Store, clock: Clock, live: Live) -> Purse:
     """The home's own."""
-    return Purse(wallet, store, clock, limits=home_limits(config.wallet, config.api))
+    return Purse(wallet, store, clock, limits=live.budgets(api=True))
 
 
 def _accounts(home: Account, agents: Accounts | None = None) -> Accounts:
@@ -323,30 +350,13 @@ def _provider(
         router=router,
         clock=clock,
         rng=rng,
-        terms=Terms(
-            min_price=Msat(config.min_price_msats),
-            unit=unit,
-            payments=config.enable_payments,
-            price_in=Msat(config.provider.price_in_msats),
-            price_out=Msat(config.provider.price_out_msats),
-            multipliers={model: Fraction(str(times)) for model, times in config.provider.multipliers},
-            free_per_day=config.provider.free_per_day,
-            standings=_standings(config.provider),
-            max_tokens=config.provider.max_tokens,
-            default_tokens=config.provider.max_tokens,
-            invoice_seconds=int(config.provider.deadlines.payment),
-        ),
+        terms=terms_of(config, unit),
         deadlines=deadlines(config.provider.deadlines),
     )
 
 
-def _standings(config: ProviderConfig) -> dict[str, Standing]:
-    trust = Standing.FREE if config.trusted_free else Standing.TRUSTED
-    return {**dict.fromkeys(config.trusted, trust), **dict.fromkeys(config.blocked, Standing.BLOCKED)}
-
-
 def _announcer(
-    config: Config, identity: Identity, store: Store, pool: RelayPool, provider: Provider, clock: Clock
+    identity: Identity, store: Store, pool: RelayPool, provider: Provider, clock: Clock, terms: Terms, profile: Profile
 ) -> Announcer:
     return Announcer(
         secret=identity.nostr,
@@ -354,6 +364,6 @@ def _announcer(
         pool=pool,
         router=provider.router,
         clock=clock,
-        terms=provider.terms,
-        profile=Profile(config.provider.name, config.provider.description, config.network),
+        terms=terms,
+        profile=profile,
     )

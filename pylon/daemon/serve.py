@@ -5,18 +5,21 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from typing import Any
 
+import attrs
 import trio
 
 from pylon import identity
 from pylon.config import Config
 from pylon.crashpoints import install_from_environment
 from pylon.daemon import books
-from pylon.daemon.control import serve_control
+from pylon.daemon.control import Notify, serve_control
 from pylon.daemon.coredumps import forbid_core_dumps
-from pylon.daemon.logs import start_logging
-from pylon.daemon.process import hold_home, until_signal
+from pylon.daemon.logs import Log, start_logging
+from pylon.daemon.notify import Notifier
+from pylon.daemon.process import Life, hold_home
 from pylon.daemon.runtime import Runtime, open_runtime
 from pylon.daemon.verbs import Verbs
 from pylon.errors import brief
@@ -33,6 +36,10 @@ _LOOKS_INTO_THE_BOOKS = 5
 """At the start, a second apart."""
 
 
+Reload = Callable[[Runtime], Awaitable[None]]
+"""What SIGHUP has done, beside opening the log anew."""
+
+
 def run_daemon(
     home: Home,
     config: Config,
@@ -41,21 +48,32 @@ def run_daemon(
     say: Callable[[str], None],
     backend: Backend | None = None,
     unlock: Callable[[], Unlocked] | None = None,
+    on_ready: Callable[[Runtime], None] = lambda runtime: None,
+    reload: Reload | None = None,
+    background: bool = False,
 ) -> None:
-    """Run until a signal ends it. ``say`` tells the terminal. Raises ``PylonError`` where it cannot start.
+    """Run until a signal ends it, or the verb ``stop``. ``say`` tells the terminal.
 
     ``backend`` answers instead of the embedded engine. ``unlock`` opens the home, and may ask somebody for its
-    passphrase; without it, only a file or a credential gives one.
+    passphrase; without it, only a file or a credential gives one. ``on_ready`` is called before ``say`` says so.
+    ``background``: whatever is written to stdout and stderr belongs to the log.
+    Raises ``PylonError`` where it cannot start.
     """
     forbid_core_dumps()
+    manager = Notifier.taken()
     with hold_home(home, pid_file=True):
         keys = _unattended(home) if unlock is None else unlock()
-        start_logging(home.log, logging.DEBUG if os.environ.get("PYLON_DEBUG") == "1" else logging.INFO)
+        level = logging.DEBUG if os.environ.get("PYLON_DEBUG") == "1" else logging.INFO
+        written = start_logging(home.log, level, streams=background)
         install_from_environment()
+        daemon = _Daemon(home, config, mode, say, on_ready, reload, backend, manager, written)
         try:
-            trio.run(_serve, home, config, mode, say, backend, keys, strict_exception_groups=True)
+            trio.run(daemon.run, keys, strict_exception_groups=True)
         except BaseExceptionGroup as group:
             raise cause(group) from None
+        except BaseException as error:
+            log.error("ended by %s", brief(error))
+            raise
 
 
 def _tell_fault(method: str, error: BaseException) -> None:
@@ -66,25 +84,95 @@ def _unattended(home: Home) -> Unlocked:
     return identity.unlock(home, from_environment() if identity.is_protected(home) else None)
 
 
-async def _serve(
-    home: Home, config: Config, mode: str, say: Callable[[str], None], backend: Backend | None, keys: Unlocked
-) -> None:
-    async with open_runtime(home, config, mode=mode, backend=backend, serve_http=True, keys=keys) as runtime:
+@attrs.frozen
+class _Daemon:
+    """What ``run_daemon`` was asked for."""
+
+    home: Home
+    config: Config
+    mode: str
+    say: Callable[[str], None]
+    on_ready: Callable[[Runtime], None]
+    reload: Reload | None
+    backend: Backend | None
+    manager: Notifier
+    log: Log
+    life: Life = attrs.field(factory=Life)
+
+    async def run(self, keys: Unlocked) -> None:
+        running: list[Runtime] = []
         async with trio.open_nursery() as nursery:
-            await nursery.start(functools.partial(serve_control, on_error=_tell_fault), home, Verbs.of(runtime).table())
+            await nursery.start(self.life.watch, functools.partial(self._hang_up, running))
+            nursery.start_soon(self.manager.beat)  # a start may take longer than the watchdog allows
+            with self.life.scope as scope:
+                await self._serve(keys, running)
+            nursery.cancel_scope.cancel()
+        if scope.cancelled_caught:
+            self.say("stopped before it was ready")
+            log.info("stopped before it was ready")
+        else:
+            self.say("stopped")
+            log.info("stopped")
+
+    async def _serve(self, keys: Unlocked, running: list[Runtime]) -> None:
+        async with (
+            open_runtime(
+                self.home, self.config, mode=self.mode, backend=self.backend, serve_http=True, keys=keys
+            ) as runtime,
+            trio.open_nursery() as nursery,
+        ):
+            running.append(runtime)
+            verbs = {**Verbs.of(runtime).table(), "stop": self._stop}
+            await nursery.start(functools.partial(serve_control, on_error=_tell_fault), self.home, verbs)
             lines = await _greeting(runtime)
-
-            def ready() -> None:
-                for line in lines:
-                    say(line)
-                log.info("ready")
-                nursery.start_soon(_check_books, runtime, say)
-
-            await until_signal(ready)
-            say("stopping")
+            self.life.ready()
+            for line in lines:
+                log.info("%s", line)
+                self.say(line)
+            self.manager.ready(self._told())
+            self.on_ready(runtime)
+            self.say("ready")
+            log.info("ready")
+            nursery.start_soon(_check_books, runtime, self.say)
+            await self.life.over()
+            self.manager.stopping()
+            self.say("stopping")
             log.info("stopping")
             nursery.cancel_scope.cancel()
-    say("stopped")
+
+    def _told(self) -> str:
+        return f"{self.mode}, {self.config.network}"
+
+    async def _stop(self, params: dict[str, Any], notify: Notify) -> dict[str, Any]:
+        """Begin the end: open work is parked, announcements are withdrawn, then the process ends."""
+        self.life.end()
+        return {"stopping": True, "pid": os.getpid()}
+
+    async def _hang_up(self, running: list[Runtime]) -> None:
+        self.log.reopen()
+        if self.reload is None or not running:
+            log.info("SIGHUP: the log was opened anew")
+            return
+        self.manager.reloading()
+        try:
+            await self.reload(running[0])
+        except Exception as error:
+            log.error("what SIGHUP asks for failed: %s", brief(error))
+        self.manager.ready(self._told())
+
+
+def facts(runtime: Runtime) -> dict[str, Any]:
+    """What the command that started a daemon in the background tells of it."""
+    return {
+        "pid": os.getpid(),
+        "home": str(runtime.home.root),
+        "log": str(runtime.home.log),
+        "npub": runtime.identity.npub,
+        "network": runtime.config.network,
+        "mode": runtime.mode,
+        "relays": list(runtime.pool.urls),
+        "api": None if runtime.api is None else f"http://{runtime.api}",
+    }
 
 
 async def _check_books(runtime: Runtime, say: Callable[[str], None]) -> None:
@@ -133,5 +221,4 @@ async def _greeting(runtime: Runtime) -> list[str]:
         lines.append(f"api: http://{runtime.api}")
         if config.api.market:
             lines.append(f"/v1 buys its answers: at most {format_msat(config.api.budget_day_msats)} in 24 hours")
-    lines.append("ready")
     return lines

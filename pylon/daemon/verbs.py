@@ -5,7 +5,6 @@ Parameters and results are JSON. Amounts are ``*_msats``, ids hex, times Unix se
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,14 +15,15 @@ from protocols.nip19 import Nip19Error, decode_public_key
 from pylon.clock import Clock
 from pylon.compute.buyer import Buyer
 from pylon.compute.purchase import PURCHASE, Purchase
-from pylon.compute.purchases import purchase_records
 from pylon.config import Config
-from pylon.daemon import books, earned
+from pylon.daemon import books, earned, status
 from pylon.daemon.agents import AgentVerbs
 from pylon.daemon.compute import ComputeVerbs
 from pylon.daemon.control import Method, Notify
 from pylon.daemon.infer import InferVerbs
-from pylon.daemon.jobs import Cancelling, find_purchase
+from pylon.daemon.jobs import Cancelling, ended, find_purchase, listed, read_params, read_seconds
+from pylon.daemon.relay_check import RelayVerbs
+from pylon.daemon.reload import Reloading
 from pylon.daemon.runtime import Runtime
 from pylon.daemon.trace import Tracing
 from pylon.daemon.wallet_connections import ConnectVerbs
@@ -32,15 +32,12 @@ from pylon.daemon.wallet_verbs import WalletGuard
 from pylon.daemon.withdrawals import Withdrawals
 from pylon.errors import PylonError, UsageError
 from pylon.money import MAX_MSAT, Msat
-from pylon.provider.earnings import earnings
 from pylon.store import ledger
 from pylon.store.database import Store
 from pylon.wallets.port import Wallet
 from pylon.wallets.purse import Purse
 
 MAX_PROMPT_CHARS = 32_000
-STATUS_AGENTS = 100
-"""Agents that ``status`` tells of, one by one; of the others it tells how many there are."""
 
 
 @attrs.frozen
@@ -90,17 +87,24 @@ class Verbs:
         if self.runtime is not None:
             verbs["status"] = self.status
             verbs |= InferVerbs(self.runtime).table()
+            verbs |= Reloading(self.runtime).table()
+            own = self.runtime.identity.nostr
+            verbs |= RelayVerbs(self.clock, own, lambda: self.runtime.pool.urls if self.runtime else []).table()
         return verbs
 
     def _relays(self) -> list[str] | None:
-        return None if self.runtime is None else self.runtime.pool.urls
+        """Where others meet this home: the relays of its configuration as it is now, else those that it has."""
+        if self.runtime is None:
+            return None
+        return list(self.runtime.live.config.relays) or self.runtime.pool.urls
 
     # --- jobs -------------------------------------------------------------------------------------------------
 
     async def job_submit(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
         """Buy an answer.
 
-        ``wait``: return when it has ended, with its history; ``job`` and ``partial`` notifications come before.
+        ``params``: pairs of what else the request asks for. ``wait``: return when it has ended, or after
+        ``wait_seconds``, with its history; ``job`` and ``partial`` notifications come before.
         """
         if self.buyer is None:
             raise UsageError("this daemon does not buy", "start it with -m host or -m both")
@@ -111,23 +115,31 @@ class Verbs:
         provider = _public_key(params.get("provider"))
         if provider is not None and self.runtime is not None and provider == self.runtime.identity.pubkey:
             raise UsageError("a home does not buy from itself", "name another provider, or none")
+        everybody = params.get("open") is True
+        if everybody and provider is not None:
+            raise UsageError("either everybody is asked, or one provider", "leave out --open, or --provider")
+        patience = read_seconds(params.get("wait_seconds"), "wait_seconds")
         purchase = await self.buyer.buy(
             prompt,
+            params=read_params(params.get("params")),
             bid=Msat(_whole(params, "bid_msats", 1, MAX_MSAT)),
             max_tokens=_whole(params, "max_tokens", 1, 1_000_000),
             model=model,
             provider=provider,
+            open_market=everybody,
         )
         if params.get("wait") is not True:
             return job_json(purchase)
         with self.buyer.watch(purchase.id) as words:
             async with trio.open_nursery() as nursery:
+                nursery.cancel_scope.deadline = trio.current_time() + patience
                 nursery.start_soon(_tell_words, purchase.id, words, notify)
-                done = await self._follow(self.buyer, purchase, notify)
+                await self._follow(self.buyer, purchase, notify)
                 nursery.cancel_scope.cancel()
-        return done
+        record = self.buyer.records.load(self.store, purchase.id) or purchase
+        return {**job_json(record), "history": self._history(record.id)}
 
-    async def _follow(self, buyer: Buyer, purchase: Purchase, notify: Notify) -> dict[str, Any]:
+    async def _follow(self, buyer: Buyer, purchase: Purchase, notify: Notify) -> None:
         """A ``job`` notification for every change of state, until the end."""
         with self.store.listen(f"purchases:{purchase.id}") as changed:
             shown = None
@@ -137,19 +149,22 @@ class Verbs:
                     shown = record.state
                     await notify("job", job_json(record))
                 if record.state in PURCHASE.final:
-                    return {**job_json(record), "history": self._history(record.id)}
+                    return
                 await changed.receive()
 
     async def job_list(self, params: Mapping[str, Any], notify: Notify) -> list[dict[str, Any]]:
-        """Those that were submitted by hand; ``agents``: the thoughts of agents too."""
-        limit = _whole({"limit": 20, **params}, "limit", 1, 10_000)
-        whose = "1 = 1" if params.get("agents") is True else "owner = ''"
-        records = purchase_records(self.store).where(self.store, f"{whose} ORDER BY created_at DESC LIMIT ?", (limit,))
-        return [job_json(record) for record in records]
+        """Those that were submitted by hand, and fit; see ``jobs.listed``."""
+        given = {**params, "provider": _public_key(params.get("provider"))}
+        return [job_json(record) for record in listed(self.store, given)]
 
     async def job_status(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
-        """A purchase by its id, its request's id, or the beginning of either."""
+        """A purchase by its id, its request's id, or the beginning of either; at its end, if that comes within
+        ``wait_seconds``.
+        """
         record = find_purchase(self.store, params.get("id"))
+        if params.get("wait_seconds") is not None:
+            await ended(self.store, record.id, read_seconds(params["wait_seconds"], "wait_seconds"))
+            record = find_purchase(self.store, record.id)
         return {**job_json(record), "history": self._history(record.id)}
 
     async def job_cancel(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
@@ -231,44 +246,9 @@ class Verbs:
     # --- the daemon itself ------------------------------------------------------------------------------------
 
     async def status(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
-        runtime = self.runtime
-        assert runtime is not None, "only a whole runtime has this verb"
-        # Whoever asks for the status does not wait for the internet: what is known, and since when.
-        balance = None if runtime.wallets is None else await runtime.wallets.known()
-        found = earnings(self.store, self.clock.now())
-        backends = [] if runtime.provider is None else await runtime.provider.router.standings()
-        agents: dict[str, Any] = {"agents": [], "states": {}}
-        if self.agents is not None:
-            agents = await self.agents.list({"limit": STATUS_AGENTS}, notify)
-        return {
-            "daemon": {
-                "running": True,
-                "pid": os.getpid(),
-                "uptime_secs": int(self.clock.now() - runtime.started_at),
-                "provider_active": runtime.provider is not None,
-                "host_active": runtime.host is not None,
-                "provider_off": runtime.provider_off,
-            },
-            "network": self.config.network,
-            "npub": runtime.identity.npub,
-            "stats": {"jobs_completed": found.jobs, "earnings_msats": found.total},
-            "backends": [{"name": b.name, "ok": b.health.ok, "detail": b.health.detail} for b in backends],
-            "default_backend": next((b.name for b in backends if b.health.ok), backends[0].name if backends else None),
-            "relays": [attrs.asdict(status) for status in runtime.pool.statuses()],
-            "agents": agents["agents"],
-            "agent_states": agents["states"],
-            "api": None if runtime.api is None else f"http://{runtime.api}",
-            "wallet": {
-                "settled_msats": None if balance is None else balance.settled,
-                "pending_msats": None if balance is None else balance.pending_out,
-                "known_at": None if balance is None else balance.known_at,
-                **WalletGuard(self.store, self.clock).summary(),
-            },
-            "children": [
-                {"name": child.name, "state": child.state, "starts": child.starts, "last_error": child.last_error}
-                for child in runtime.supervisor.statuses()
-            ],
-        }
+        """See ``pylon.daemon.status``."""
+        assert self.runtime is not None, "only a whole runtime has this verb"
+        return await status.report(self.runtime, self.agents)
 
 
 async def _tell_words(purchase_id: str, words: trio.MemoryReceiveChannel[str], notify: Notify) -> None:
@@ -291,6 +271,9 @@ def job_json(record: Purchase) -> dict[str, Any]:
         "fee_msats": record.fee,
         "payment_hash": record.payment_hash,
         "credit_msats": record.credit,
+        "credit_used_msats": record.credit_used,
+        "open": record.open,
+        "hold_until": record.hold_until,
         "result": record.result_id,
         "prompt": record.prompt,
         "text": record.text,

@@ -9,6 +9,7 @@ Who sleeps costs nothing here: its wallet is one among all that the keeper tells
 
 from __future__ import annotations
 
+import functools
 import gc
 import logging
 import random
@@ -31,6 +32,7 @@ from pylon.host.registry import PAUSED, Agent
 from pylon.host.seedlock import SeedLocks
 from pylon.host.tick import Ticks
 from pylon.host.ticking import TickRecord
+from pylon.logcontext import AGENT
 from pylon.relays.pool import RelayPool
 from pylon.supervision import ChildSpec, ChildStatus, Policy, Supervisor
 
@@ -253,7 +255,7 @@ class Host:
             invoice_prefix=self.agents.keeper.invoice_prefix,
         )
         self._runners[agent.id] = runner
-        self._supervisor.start(ChildSpec(agent.id, runner.run))
+        self._supervisor.start(ChildSpec(agent.id, functools.partial(_run_as, agent.name, runner)))
         self._young += 1
         self._all_aside = False
         if self._young >= _MANY:
@@ -394,3 +396,9 @@ class Host:
         self._young = 0
         gc.collect()
         gc.freeze()
+
+
+async def _run_as(name: str, runner: Runner) -> None:
+    """What is logged from here on bears the agent's name."""
+    AGENT.set(name)
+    await runner.run()

@@ -98,6 +98,10 @@ class Announcer:
         self._beat_at = float("-inf")
         self._over = False
 
+    def sell_by(self, terms: Terms, profile: Profile) -> None:
+        """Announce these at the next look."""
+        self._terms, self._profile, self._said = terms, profile, None
+
     async def run(self) -> None:
         while True:
             try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Callable
 
 import attrs
 import trio
@@ -23,9 +24,10 @@ from pylon.inference.router import Router
 from pylon.provider import customers
 from pylon.provider import sale as machine
 from pylon.provider.book import Book, Ration
+from pylon.provider.credits import use_credit
+from pylon.provider.holds import Holds
 from pylon.provider.pricing import Standing, Terms, appraise, served_as
 from pylon.provider.sale import Sale, SaleState
-from pylon.relays.pool import Received
 from pylon.store import cursors, inbox
 from pylon.store.database import Reads, Store, Tx
 from pylon.store.records import Step
@@ -39,6 +41,7 @@ _MINTING = 4
 """Invoices that are made at a time: none of them is more urgent than a job that is paid."""
 _MOST_UNMINTED = 256
 """Sales that wait for their invoice: while there are more, strangers are not heard, for the wallet does not keep up."""
+_TRUSTED = (Standing.TRUSTED, Standing.FREE)
 _SAY_AGAIN = 60.0
 """Seconds between two lines in the log about requests that are not heard."""
 
@@ -55,7 +58,7 @@ class _Caller:
 
     @property
     def trusted(self) -> bool:
-        return self.standing in (Standing.TRUSTED, Standing.FREE)
+        return self.standing in _TRUSTED
 
 
 class _NoRoom(Exception):
@@ -70,22 +73,38 @@ class Desk:
     """Looks at requests, and begins their sales."""
 
     def __init__(
-        self, *, secret: SecretKey, store: Store, router: Router, clock: Clock, terms: Terms, driver: Driver[Sale]
+        self,
+        *,
+        secret: SecretKey,
+        store: Store,
+        router: Router,
+        clock: Clock,
+        terms: Terms,
+        driver: Driver[Sale],
+        holds: Holds,
+        unwanted: Callable[[Event], bool],
     ) -> None:
         self._secret = secret
         self._store = store
         self._router = router
         self._clock = clock
-        self._terms = terms
+        self.terms = terms
         self._driver = driver
         self._book = Book(terms.max_open, terms.max_open_per_customer)
         self._ration = Ration()
         self._minting = trio.CapacityLimiter(_MINTING)
         self._unheard = 0
         self._said_at = float("-inf")
+        self._holds = holds
+        self._unwanted = unwanted
 
-    async def deliver(self, received: Received) -> None:
-        event = received.event
+    def is_known(self, customer: str) -> bool:
+        """Whether it has ever paid, or is trusted: then it is no stranger."""
+        if customers.has_paid(self._store, customer):
+            return True
+        return customers.standing_of(self._store, customer, self.terms.standings) in _TRUSTED
+
+    async def deliver(self, event: Event) -> None:
         await inbox.deliver(self._store, CONSUMER, event.id, functools.partial(self.take, event))
 
     @property
@@ -96,12 +115,12 @@ class Desk:
     async def take(self, event: Event) -> None:
         """Look at a request once, however often and from wherever it comes."""
         now = self._clock.now()
-        if not now - self._terms.max_age <= event.created_at <= now + self._terms.max_ahead:
+        if not now - self.terms.max_age <= event.created_at <= now + self.terms.max_ahead:
             return
         size = len(event.content) + sum(len(entry) for tag in event.tags for entry in tag)
-        if size > self._terms.max_request_chars or len(event.tags) > self._terms.max_request_tags:
+        if size > self.terms.max_request_chars or len(event.tags) > self.terms.max_request_tags:
             return
-        standing = customers.standing_of(self._store, event.pubkey, self._terms.standings)
+        standing = customers.standing_of(self._store, event.pubkey, self.terms.standings)
         if standing is Standing.BLOCKED or inbox.seen(self._store, CONSUMER, event.id):
             return
         caller = _Caller(event.pubkey, standing, customers.has_paid(self._store, event.pubkey), size)
@@ -144,7 +163,7 @@ class Desk:
             "SELECT COUNT(*) AS n FROM sales WHERE state = ? AND created_at > ?",
             (SaleState.REFUSED.value, self._clock.now() - 60.0),
         )
-        return refused is None or refused["n"] < self._terms.refusals_per_minute
+        return refused is None or refused["n"] < self.terms.refusals_per_minute
 
     def _pass_over(self, event: Event) -> None:
         self._unheard += 1
@@ -157,7 +176,7 @@ class Desk:
     # --- a sale begins --------------------------------------------------------------------------------------------
 
     async def _hear(self, event: Event, caller: _Caller, now: float) -> None:
-        given = customers.free_left(self._store, caller.customer, self._terms.free_per_day, now) > 0
+        given = customers.free_left(self._store, caller.customer, self.terms.free_per_day, now) > 0
         while True:
             sale, verdict = await self._appraise(event, now, free=given or caller.standing is Standing.FREE)
             takes_one = given and caller.standing is not Standing.FREE and isinstance(verdict, machine.Free)
@@ -180,16 +199,17 @@ class Desk:
         self, event: Event, caller: _Caller, sale: Sale, verdict: object, takes_one: bool, now: float, tx: Tx
     ) -> list[Step[Sale] | None]:
         """Write all that a request causes; the steps that it makes. Raises ``_NoRoom`` or ``_NoneLeft``."""
-        if not inbox.take(tx, CONSUMER, event.id, now):
+        if self._unwanted(event) or not inbox.take(tx, CONSUMER, event.id, now):
             return []
         pushed = None
         if not isinstance(verdict, machine.Refused):
             pushed = self._make_room(tx, caller)
         elif not self._may_refuse(tx):
             raise _NoRoom
-        if takes_one and not customers.take_free(tx, caller.customer, self._terms.free_per_day, now):
+        if takes_one and not customers.take_free(tx, caller.customer, self.terms.free_per_day, now):
             raise _NoneLeft
         cursors.advance(tx, CONSUMER, min(event.created_at, int(self._clock.now())))
+        verdict = use_credit(tx, caller.customer, verdict, self.terms.unit)
         return [pushed, self._driver.begin_in(tx, sale, verdict)]
 
     async def _appraise(self, event: Event, now: float, *, free: bool) -> tuple[Sale, object]:
@@ -206,7 +226,7 @@ class Desk:
         model = served_as(job.model, models, default)
         verdict = appraise(
             job,
-            attrs.evolve(self._terms, payments=False) if free else self._terms,
+            attrs.evolve(self.terms, payments=False) if free else self.terms,
             prompt=job.prompt,
             models=models,
             default=default,
@@ -215,6 +235,8 @@ class Desk:
         )
         if isinstance(verdict, machine.Refused):
             return sale, verdict
+        if isinstance(verdict, machine.Priced):
+            verdict = await self._holds.agree(job, verdict)
         repeated = "" if job.encrypted else event.to_json()
         taken = Sale(
             id=event.id,
@@ -224,7 +246,7 @@ class Desk:
             prompt=job.prompt or "",
             encrypted=job.encrypted,
             model=model or "",
-            max_tokens=job.max_tokens or self._terms.default_tokens,
+            max_tokens=job.max_tokens or self.terms.default_tokens,
             temperature=job.number("temperature", 0.0, 2.0),
             top_p=job.number("top_p", 0.0, 1.0),
             json_schema=schema,

@@ -2,7 +2,8 @@
 
 * What is received and pays for no sale is a deposit: funding, a faucet, a zap, an invoice of an agent's that was paid.
 * What was sent before the books of this home began (an agent that was imported, a wallet with a past) was somebody
-  else's doing. What is sent later without an intent is nobody's, and stays unbooked: the audit names it.
+  else's doing; so was what was sent between a backup and its restore. What is sent later without an intent is nobody's,
+  and stays unbooked: the audit names it.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ from collections.abc import Iterable, Iterator
 import orjson
 
 from pylon.money import Msat
-from pylon.store import intents, ledger
+from pylon.store import intents, ledger, settings
 from pylon.store.database import Reads, Store, Tx
 from pylon.store.intents import Intent, IntentState
 from pylon.wallets.port import Direction, Payment, PaymentState, Wallet
 from pylon.wallets.purse import Settled, book_outcome
 
 PAGE = 1_000
+RESTORED_AT = "restored_at"
+"""The setting that says when this home was last restored from a backup, Unix seconds."""
 
 
 async def all_payments(wallet: Wallet) -> list[Payment]:
@@ -91,6 +94,7 @@ async def book_late(store: Store, payments: Iterable[Payment], *, now: float) ->
 
 def unbooked(source: Reads, payments: Iterable[Payment], owner: str, began: float) -> list[Payment]:
     """What came from outside, or went there, and is not booked. Parameters as for ``book_outside``."""
+    began = max(began, float(settings.get(source, RESTORED_AT) or 0.0))
     settled = {
         payment.payment_id: payment
         for payment in payments

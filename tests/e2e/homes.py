@@ -31,6 +31,7 @@ from protocols.nip01 import Event, Filter
 from pylon import identity
 from pylon.cli.client import call
 from pylon.compute.purchase import PURCHASE
+from pylon.daemon import holder
 from pylon.paths import Home
 from pylon.provider.sale import SALE
 from pylon.wallets.simnet_ledger import Fault, LedgerFile, Side
@@ -154,6 +155,12 @@ class Node:
         assert done.returncode == 0, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return json.loads(done.stdout)
 
+    def json_lines(self, *arguments: str) -> list[Any]:
+        """What a command prints with ``--json``, one value a line."""
+        done = self.run(*arguments, "--json")
+        assert done.returncode == 0, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
     def fund(self) -> None:
         self.json("wallet", "fund", "-a", str(FUNDS_SATS))
 
@@ -180,13 +187,28 @@ class Node:
             arguments = [command(), "--home", str(self.root), "start"]
         self.daemon = Daemon(
             [*arguments, "-m", mode, *options],
-            self.world.directory / f"{self.name}.out",
+            self.world.directory / f"{self.root.name}.out",
             None if crash_at is None else {"PYLON_CRASH_AT": crash_at},
         )
         self.world.daemons.append(self.daemon)
         if wait:
             self.daemon.ready()
         return self.daemon
+
+    def start_detached(
+        self, *options: str, timeout: float = READY_WITHIN, more: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """``pylon start -d``. What comes of it is ended with the world."""
+        self.world.detached.append(self.home)
+        return subprocess.run(
+            [command(), "--home", str(self.root), "start", "-d", *options],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+            env=environment(more),
+        )
 
     def stop(self) -> None:
         """End it as a user does; it must end well."""
@@ -267,11 +289,17 @@ class World:
         self.directory = directory
         self.ledger = directory / "simnet.db"
         self.daemons: list[Daemon] = []
+        self.detached: list[Home] = []
 
     def __enter__(self) -> World:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        for home in self.detached:
+            if (running := holder.find(home.pid)) is not None:
+                with running:
+                    running.signal(signal.SIGKILL)
+                    running.wait(5)
         for daemon in self.daemons:
             if daemon.process.poll() is None:
                 daemon.process.terminate()

@@ -2,7 +2,9 @@
 
 The points are derived from the machines' tables. Each is reached by the scenario that passes it: a paid job; a refused
 bid (``publish_refusal``); a result that the only relay turns away (``publish_debt``); a restart while a payment is
-still under way (``reconcile``); a job that its owner cancels (``publish_cancellation``). Run with ``-s`` for the table.
+still under way (``reconcile``); a job that its owner cancels (``publish_cancellation``). An effect that a table gains
+is reached by a paid job, or fails here until it has a scenario of its own. ``make e2e`` takes a sample of the points,
+``make deep`` all of them.
 """
 
 import time
@@ -29,6 +31,23 @@ SCENARIOS = {
     "publish_cancellation": "cancelled",
 }
 """What else than a paid job is needed to pass an effect."""
+
+
+BOTH_SIDES = {"pay", "reconcile", "infer"}
+"""Effects in which money moves or is earned: the sample has them before and after. Of the others it has one side."""
+
+
+def points():
+    """All of them; those that are not in the sample are ``deep``."""
+    for machine in (SALE, PURCHASE):
+        for number, effect in enumerate(machine.effects()):
+            for turn, side in enumerate(("before", "after")):
+                sampled = effect.value in BOTH_SIDES or turn == number % 2
+                yield pytest.param(f"{machine.name}.{effect.value}.{side}", marks=() if sampled else pytest.mark.deep)
+
+
+def test_every_point_is_named():
+    assert [param.values[0] for param in points()] == [*SALE.crash_points(), *PURCHASE.crash_points()]
 
 
 def scenario_of(point):
@@ -181,12 +200,12 @@ PLAYS = {
 }
 
 
-@pytest.mark.parametrize("point", [*SALE.crash_points(), *PURCHASE.crash_points()])
-def test_killed_at(point, world, shared_relay):
+@pytest.mark.parametrize("point", [*points()])
+def test_killed_at(point, world, shared_relay, figures):
     began = time.monotonic()
     scenario = scenario_of(point)
     relay = world.relay("--refuse", "6050") if scenario == "undelivered" else shared_relay
     market = Market(world, relay, point)
     outcome = PLAYS[scenario](market)
     stop(market.provider, market.buyer)
-    print(f"{point:<32} {scenario:<12} {outcome:<28} {time.monotonic() - began:5.1f} s")
+    figures(f"{point:<38} {scenario:<12} {outcome:<28} {time.monotonic() - began:5.1f} s")

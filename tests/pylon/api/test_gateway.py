@@ -13,7 +13,8 @@ import trio
 
 from protocols.nip90 import JOB_TEXT, FeedbackStatus
 from pylon.api import gateway as gateway_module
-from pylon.api.gateway import MarketAnswerer
+from pylon.api.gateway import MarketAnswerer, paid_so_far
+from pylon.api.metrics import Metrics
 from pylon.clock import VirtualClock
 from pylon.compute.buyer import Account, Buyer, BuyerSettings
 from pylon.compute.purchase import PurchaseState
@@ -42,6 +43,11 @@ class Gateway:
     def jobs(self) -> list:
         return list(self.buyer.records.where(self.store, "1 = 1 ORDER BY created_at", ()))
 
+    def told(self) -> tuple[float, float]:
+        """What ``/metrics`` says that was paid, and its fees."""
+        said = dict(line.split(" ") for line in self.client.api.metrics.text().decode().splitlines() if line[0] != "#")
+        return float(said["pylon_api_paid_msats_total"]), float(said["pylon_api_fee_msats_total"])
+
     def spent(self) -> int:
         return intents.committed(self.store, "", since=0.0)
 
@@ -66,7 +72,7 @@ async def open_gateway(home, wallet=None, **api):
         answerer = MarketAnswerer(
             buyer, purse, store, most=config.budget_each_msats, network="simnet", own=home.secret.public.hex
         )
-        async with open_client(answerer) as client:
+        async with open_client(answerer, metrics=Metrics(functools.partial(paid_so_far, store))) as client:
             yield Gateway(client, buyer, store)
         assert books.report(store, None).problems == ()
         nursery.cancel_scope.cancel()
@@ -108,8 +114,7 @@ async def test_a_chat_is_bought(market):
         assert raw.headers["x-pylon-fee-msats"] == str(job.fee)
         assert raw.headers["x-pylon-job"] == job.id
         assert (job.scope, job.state) == (API_SCOPE, PurchaseState.ANSWERED)
-        metrics = gateway.client.api.metrics
-        await until(lambda: f"pylon_api_paid_msats_total {float(PRICE)}" in metrics.text().decode(), 3)
+        assert gateway.told() == (job.paid, job.fee)
     (request,) = backend.requests
     assert request.messages[0].content == "System: be brief\n\nUser: why?\n\nAssistant:"
     assert (request.temperature, request.max_tokens) == (0.25, 40)
@@ -340,7 +345,8 @@ async def test_a_key_pays_once(market):
         await call()
         said.append(joined(await gateway.client.pieces(extra_headers={"Idempotency-Key": "k-1"})))
         assert said == [WORDS] * 4
-        assert len(gateway.jobs()) == 1
+        (job,) = gateway.jobs()
+        assert gateway.told() == (job.paid, job.fee), "four times answered, once paid"
         await quota(gateway)
         error = await raised(
             gateway.client, openai.BadRequestError, ask(max_tokens=5, extra_headers={"Idempotency-Key": "k-1"})
@@ -417,5 +423,10 @@ async def test_who_leaves_loses_no_answer(market):
                 await call(http)
         await until(lambda: gateway.client.api.running == 0, 5)
         await until(lambda: gateway.jobs() and gateway.jobs()[0].state is PurchaseState.ANSWERED, 10)
-        assert gateway.jobs()[0].text == WORDS
+        (job,) = gateway.jobs()
+        assert job.text == WORDS
+        assert gateway.told() == (job.paid, job.fee), "paid is paid, whoever is there to be told"
+        by_hand = await gateway.buyer.buy("by hand", bid=sats(20), max_tokens=9)
+        assert (await gateway.buyer.finished(by_hand.id)).paid > 0
+        assert gateway.told() == (job.paid, job.fee)
         assert isinstance(market.clock, VirtualClock)

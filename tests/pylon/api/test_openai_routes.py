@@ -288,6 +288,18 @@ async def test_leaving_before_the_first_words_ends_the_generation(stream, reply)
         assert (len(backend.requests), backend.stopped) == (1, 1)
 
 
+@pytest.mark.parametrize("options", [{}, {"stream": True}])
+async def test_the_package_itself_leaves_when_its_patience_ends(options):
+    """Whole or in pieces, in the middle of an answer."""
+    backend = ScriptedBackend(Reply("word " * 10_000, pace=0.01, first=0.7 if options else 0))
+    async with open_client(local(backend)) as client:
+        with pytest.raises(openai.APITimeoutError):
+            await client.run(lambda sync: ask(**options)(sync.with_options(timeout=0.4)))
+        await until(lambda: backend.active == 0 and client.api.running == 0, 3)
+        assert (len(backend.requests), backend.stopped) == (1, 1)
+        assert "pylon_api_left_total 1.0" in client.api.metrics.text().decode()
+
+
 @pytest.mark.parametrize("where", ["a stream", "the silence before"])
 async def test_the_end_of_the_server_ends_what_runs(where):
     backend = ScriptedBackend(Reply("word " * 10_000, pace=0.01, first=0 if where == "a stream" else 60))

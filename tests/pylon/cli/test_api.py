@@ -63,12 +63,22 @@ def test_who_buys_has_an_identity(pylon):
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [(["--bind", "nowhere"], "api.bind"), (["--model-file", "no.gguf"], "no.gguf"), (["--budget-day", "x"], "amount")],
+    [(["--model-file", "no.gguf"], "no.gguf"), (["--budget-day", "x"], "amount")],
 )
 def test_what_makes_no_sense(pylon, options, words):
     code, _, err = pylon("api", *options)
     assert code in (1, 2)
     assert words in err
+
+
+@pytest.mark.parametrize("text", ["foo", "9899", ":9899", "127.0.0.1", "127.0.0.1:99999", "::1:9899", "http://a:1", ""])
+def test_an_address_that_is_none_says_what_one_is(pylon, text):
+    code, out, err = pylon("--json", "api", "--bind", text)
+    assert (code, out) == (2, "")
+    error = json.loads(err)["error"]
+    assert error["code"] == "usage"
+    assert error["message"].startswith("--bind: ")
+    assert "127.0.0.1:9899" in error["hint"]
 
 
 class Process:
@@ -108,15 +118,14 @@ def test_served_in_the_foreground(home):
 def test_a_gateway_in_the_foreground(home, simnet):
     """It runs the whole home, so that status, jobs and wallet can be asked meanwhile."""
     with Process(home, ["-m", "pylon"], "--market", "--budget-day", "7sat") as served:
+        said = json.loads(served.process.stdout.readline())
         for line in served.process.stderr:
             if line.startswith("api: "):
-                url = line.split()[1]
+                assert f"{line.split()[1]}/v1" == said["url"]
             if line == "ready\n":
                 break
         code, out, _ = simnet("api", "--json")
-        assert code == 0
-        said = json.loads(out)
-        assert said["url"] == f"{url}/v1"
+        assert (code, json.loads(out)) == (0, said)
         token = Path(said["token_file"]).read_text().strip()
         with httpx.Client(headers={"Authorization": f"Bearer {token}"}, trust_env=False) as client:
             body = {"messages": [{"role": "user", "content": "why?"}]}

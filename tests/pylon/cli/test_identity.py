@@ -376,3 +376,29 @@ def test_no_phrase_in_any_output(protected, home, nobody, tmp_path):
         assert " ".join(words[start : start + 3]) not in said
     assert WORDS not in said
     assert nip06.check_mnemonic(" ".join(words))
+
+
+def test_what_moved_between_a_backup_and_its_restore_is_booked_as_outside(simnet, home, tmp_path, capsys, monkeypatch):
+    """The wallet is the same, its books are a day old: both are right."""
+    from pylon.cli.main import run
+
+    monkeypatch.setenv("PYLON_SIMNET_LEDGER", str(tmp_path / "ledger.db"))
+    file, new = tmp_path / "backup", tmp_path / "new"
+    simnet("wallet", "fund", "-a", "1000")
+    with descriptor("of the backup") as number:
+        assert simnet("identity", "backup", str(file), "--backup-passphrase-fd", number)[0] == 0
+    assert run(["--home", str(tmp_path / "other"), "init", "--network", "simnet"]) == 0
+    capsys.readouterr()
+    assert run(["--home", str(tmp_path / "other"), "--json", "wallet", "invoice", "200"]) == 0
+    invoice = json.loads(capsys.readouterr().out)["bolt11"]
+    assert simnet("wallet", "pay", invoice, "--yes")[0] == 0
+    with descriptor("of the backup") as number:
+        arguments = ["identity", "restore", str(file), "--backup-passphrase-fd", number]
+        assert run(["--home", str(new), *arguments]) == 0
+    capsys.readouterr()
+    for _ in range(2):
+        code = run(["--home", str(new), "books", "--check", "--json"])
+        report = json.loads(capsys.readouterr().out)
+        assert (code, report["problems"]) == (0, [])
+        assert report["accounts"]["outside_msats"] == 800_000
+        assert report["accounts"]["wallet_msats"] == report["wallet_msats"] < 800_000, "a fee was paid"

@@ -3,11 +3,14 @@ from __future__ import annotations
 import json
 import logging
 import stat
+import subprocess
+import sys
 
 import pytest
 
 from pylon.daemon import logs
 from pylon.daemon.logs import start_logging
+from pylon.logcontext import AGENT
 
 
 @pytest.fixture
@@ -83,3 +86,83 @@ def test_httpx_does_not_tell_every_request(tmp_path, root):
     start_logging(tmp_path / "pylon.log")
     logging.getLogger("httpx").info("GET http://127.0.0.1/")
     assert lines(tmp_path / "pylon.log") == []
+
+
+def test_an_agents_records_bear_its_name(tmp_path, root):
+    start_logging(tmp_path / "pylon.log")
+    log = logging.getLogger("pylon.test")
+    token = AGENT.set("alice")
+    log.info("one")
+    AGENT.reset(token)
+    log.info("two")
+    assert [line.get("agent") for line in lines(tmp_path / "pylon.log")] == ["alice", None]
+
+
+def test_it_goes_on_in_the_file_of_its_name(tmp_path, root):
+    path = tmp_path / "pylon.log"
+    handler = start_logging(path)
+    log = logging.getLogger("pylon.test")
+    log.info("one")
+    path.rename(tmp_path / "moved")
+    log.info("two")
+    handler.reopen()
+    log.info("three")
+    assert [line["event"] for line in lines(tmp_path / "moved")] == ["one", "two"]
+    assert [line["event"] for line in lines(path)] == ["three"]
+    assert mode(path) == 0o600
+
+
+class Full:
+    """A file on a full disk."""
+
+    def write(self, text):
+        raise OSError(28, "No space left on device")
+
+    def flush(self):
+        pass
+
+    def seek(self, *where):
+        pass
+
+    def tell(self):
+        return 0
+
+    def close(self):
+        pass
+
+
+def test_what_does_not_fit_on_the_disk_is_counted(tmp_path, root, capsys):
+    path = tmp_path / "pylon.log"
+    handler = start_logging(path)
+    log = logging.getLogger("pylon.test")
+    good, handler.stream = handler.stream, Full()
+    for _ in range(3):
+        log.info("lost")
+    assert handler.dropped == 3
+    handler.stream = good
+    log.info("back")
+    assert [line["event"] for line in lines(path)] == [
+        "back",
+        "the log could not be written: 3 records are missing",
+    ]
+    assert handler.dropped == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_stdout_and_stderr_follow_the_rotation(tmp_path):
+    """Of a daemon in the background: what a library writes is in the log, also after its rotation."""
+    path = tmp_path / "pylon.log"
+    code = (
+        "import logging, os, sys\n"
+        "from pathlib import Path\n"
+        "from pylon.daemon import logs\n"
+        "logs._ROTATE_AT = 2_000\n"
+        "logs.start_logging(Path(sys.argv[1]), streams=True)\n"
+        "for number in range(30):\n"
+        "    logging.getLogger('x').info('record %d', number)\n"
+        "os.write(1, b'from below\\n')\n"
+        "print('an error', file=sys.stderr)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True, stdin=subprocess.DEVNULL)
+    assert (tmp_path / "pylon.log.1").exists()
+    assert path.read_text().endswith("from below\nan error\n")

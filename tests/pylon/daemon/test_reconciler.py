@@ -56,7 +56,7 @@ async def test_every_open_intent_is_seen_to(tmp_path, monkeypatch, mode):
         await first.hosting.agents.wallet(born.agent.id).fund(sats(500))
     known = identity.unlock(home)
     made: dict[tuple[str, str, bool], str] = {}
-    async with open_home_store(home, clock, known.vault) as store, SimnetLedger(home.simnet, clock=clock) as net:
+    async with open_home_store(home, config, clock, known) as store, SimnetLedger(home.simnet, clock=clock) as net:
         shop = net.wallet("shop", b"\x09" * 32)
         keys = registry.keys(store, store.vault, born.agent.id)
         wallets = {

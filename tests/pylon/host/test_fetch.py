@@ -19,8 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocols.lnurl import LnurlInvalid
-from pylon.host import fetch as module
-from pylon.host.fetch import Answer, ServiceUnreachable, fetch, is_public, open_client
+from pylon import publicnet as module
+from pylon.host.fetch import Answer, ServiceUnreachable, fetch, open_client
+from pylon.publicnet import is_public
 from tests.pylon.services import Call, open_service
 
 
@@ -66,7 +67,8 @@ PRIVATE = ["127.0.0.1", "127.9.9.9", "0.0.0.0", "10.0.0.1", "172.16.0.1", "192.1
            "100.64.0.1", "224.0.0.1", "239.1.1.1", "255.255.255.255", "240.0.0.1", "192.0.2.1", "198.18.0.1",
            "::", "::1", "fe80::1", "fc00::1", "ff02::1", "2001:db8::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1",
            "2002:7f00:1::", "2002:c0a8:101::1", "64:ff9b::7f00:1", "64:ff9b::10.0.0.1",
-           "2001:0:53aa:64c:0:0:80ff:fffe"]  # fmt: skip
+           "2001:0:53aa:64c:0:0:80ff:fffe", "::7f00:1", "::a00:1", "64:ff9b:1::a00:1", "fec0::1", "100::1", "3fff::1",
+           "5f00::1", "4000::1", "2600:1::5efe:808:808", "2600:1::200:5efe:808:808", "192.88.99.1"]  # fmt: skip
 PUBLIC = ["8.8.8.8", "1.1.1.1", "93.184.216.34", "2606:4700:4700::1111", "::ffff:8.8.8.8", "2002:808:808::1",
           "64:ff9b::8.8.8.8"]  # fmt: skip
 

@@ -1,0 +1,163 @@
+"""The four ways to die in which a provider of the same trade takes the money and loses the job, on ours.
+
+nostr-dvm 1.1.8 keeps its jobs in memory and hears nothing of what was published while it was down: killed right after
+payment it answered 0 of 5, paid while down 0 of 5, and kept the sats of all ten; requested while down it never saw.
+Both sides are the installed command, killed with SIGKILL; the relay is not ours.
+"""
+
+import random
+import time
+
+import pytest
+
+from pylon.testing.provider_process import answer
+from pylon.wallets.simnet_ledger import Fault, FaultKind
+from tests.e2e.homes import FEE_MSATS, FUNDS_SATS, PRICE_MSATS, PURCHASE_ENDS, SALE_ENDS, fetch, until
+from tests.e2e.http_backend import http_backend
+
+pytestmark = pytest.mark.e2e
+
+THINKS = 0.4
+DOWN = 0.3
+"""Seconds for which it is gone, beside the time that a start takes."""
+SETTLES = 2.0
+"""Seconds until a payment that is begun before the death is settled: in time to die first."""
+A_BATCH = 4
+"""Jobs that meet one death, where that is not the job's own."""
+
+
+class Row:
+    def __init__(self, world, relay, backend):
+        self.world, self.relay, self.backend = world, relay, backend
+        self.provider, self.buyer = world.market(relay)
+        self.provider.configure(relays=[relay], top=f"min_price_msats = {PRICE_MSATS}", more=backend.table)
+        backend.seconds = THINKS
+        self.rng = random.Random(1)
+        self.deaths = self.too_late = 0
+        self.asked = {}
+
+    def open(self):
+        self.provider.start("provider", wait=False)
+        self.buyer.start()
+        self.provider.daemon.ready()
+        self.buyer.fund()
+
+    def ask(self, count):
+        for _ in range(count):
+            prompt = f"Question {len(self.asked) + 1}: what if you die just now?"
+            job = self.buyer.ask(
+                "job.submit", prompt=prompt, bid_msats=2 * PRICE_MSATS, max_tokens=64, provider=self.provider.npub
+            )
+            self.asked[job["id"]] = prompt
+
+    def kill(self):
+        self.provider.daemon.kill()
+        self.deaths += 1
+
+    def rise(self):
+        time.sleep(DOWN)
+        self.provider.start("provider")
+
+    def paid(self):
+        return sum(row["state"] == "settled" for row in self.buyer.charges())
+
+    def wait_for_answers(self):
+        def over():
+            ended = [row for row in self.buyer.purchases() if row["state"] in PURCHASE_ENDS]
+            return len(ended) == len(self.asked)
+
+        until(over, 60, lambda: f"an end of {self.buyer.purchases()}")
+        until(lambda: all(row["state"] in SALE_ENDS for row in self.provider.sales()), 20, "an end of all sales")
+
+
+def no_kill(row, count):
+    row.ask(count)
+
+
+def killed_right_after_payment(row, count):
+    """Each job meets a death of its own, between the payment and the last word of the backend."""
+    for number in range(1, count + 1):
+        row.ask(1)
+        until(lambda number=number: row.paid() == number, 20, "a payment")
+        time.sleep(row.rng.uniform(0.0, THINKS / 2))
+        row.kill()
+        row.too_late += row.provider.sales()[-1]["state"] in SALE_ENDS
+        row.rise()
+    assert row.too_late < count, "it never died in time"
+
+
+def paid_while_down(row, count):
+    """Payments that are on their way when it dies, and settle while it is gone."""
+    for already in range(0, count, A_BATCH):
+        batch = min(A_BATCH, count - already)
+        row.world.inject(Fault(FaultKind.PENDING, SETTLES), row.buyer, batch)
+        row.ask(batch)
+        until(lambda upto=already + batch: len(row.buyer.charges()) == upto, 20, "payments under way")
+        row.kill()
+        assert row.paid() == already, "it was to die before it was paid"
+        until(lambda upto=already + batch: row.paid() == upto, 20, "payments while it is down")
+        row.rise()
+
+
+def requested_while_down(row, count):
+    for already in range(0, count, A_BATCH):
+        row.kill()
+        row.ask(min(A_BATCH, count - already))
+        wanted = len(row.asked)
+        until(
+            lambda wanted=wanted: len(fetch(row.relay, kinds=[5050], authors=[row.buyer.pubkey])) == wanted,
+            10,
+            "requests while it is down",
+        )
+        assert len(row.buyer.charges()) == already
+        row.rise()
+        row.wait_for_answers()
+
+
+PLAYS = {
+    "no kill (control)": no_kill,
+    "killed right after payment": killed_right_after_payment,
+    "paid while down": paid_while_down,
+    "requested while down": requested_while_down,
+}
+
+
+@pytest.mark.parametrize("jobs", [4, pytest.param(20, marks=pytest.mark.deep)])
+@pytest.mark.parametrize("name", PLAYS)
+def test_row(name, jobs, world, figures):
+    began = time.monotonic()
+    relay = world.relay()
+    with http_backend() as backend:
+        row = Row(world, relay, backend)
+        row.open()
+        PLAYS[name](row, jobs)
+        row.wait_for_answers()
+        check(row, jobs)
+        row.provider.stop()
+        row.buyer.stop()
+    figures(
+        f"{name:<28} {jobs:>3} jobs, {row.deaths - row.too_late:>2} deaths: {jobs}/{jobs} results, one each;"
+        f" paid {jobs * PRICE_MSATS // 1000} sats, earned the same, owed 0; {time.monotonic() - began:.0f} s"
+    )
+
+
+def check(row, jobs):
+    """Delivered, once, paid once; both sides to the millisatoshi."""
+    purchases = row.buyer.purchases()
+    assert [purchase["state"] for purchase in purchases] == ["answered"] * jobs
+    assert [sale["state"] for sale in row.provider.sales()] == ["delivered"] * jobs
+    for purchase in purchases:
+        assert len(fetch(row.relay, kinds=[6050], tags={"e": [purchase["request_id"]]})) == 1
+        feedback = fetch(row.relay, kinds=[7000], tags={"e": [purchase["request_id"]]})
+        assert sum(event.tag("status") == "payment-required" for event in feedback) == 1
+        assert not any(event.tag("credit") for event in feedback)
+        text = row.buyer.ask("job.status", id=purchase["id"])["text"]
+        assert text == answer(row.asked[purchase["id"]])
+    charges = [(charge["state"], charge["msats"], charge["fee_msats"]) for charge in row.buyer.charges()]
+    assert charges == [("settled", PRICE_MSATS, FEE_MSATS)] * jobs
+    total = jobs * PRICE_MSATS
+    assert row.buyer.wallet_msats() == FUNDS_SATS * 1000 - total - jobs * FEE_MSATS
+    assert row.provider.wallet_msats() == total
+    assert row.buyer.check_books()["accounts"]["spent_msats"] == total
+    accounts = row.provider.check_books()["accounts"]
+    assert (accounts["earned_msats"], accounts["owed_msats"], accounts["unearned_msats"]) == (total, 0, 0)
