@@ -42,6 +42,9 @@ MAX_STDIN_BYTES = 1 << 20
 @click.option("--no-stream", is_flag=True, help="Print the answer when it is there, and not word by word.")
 @click.option("--market", is_flag=True, help="Buy the answer from the market.")
 @click.option(
+    "--open", "everybody", is_flag=True, help="With --market: ask everybody, in public, and pay the best quote."
+)
+@click.option(
     "--bid",
     type=AMOUNT,
     default="100",
@@ -64,6 +67,7 @@ def infer(
     system: str | None,
     no_stream: bool,
     market: bool,
+    everybody: bool,
     bid: int,
 ) -> None:
     """Answer PROMPT ("-", or none, reads it from stdin), by the daemon if it runs, else here."""
@@ -89,6 +93,10 @@ def infer(
         "whole": not streams,
     }
 
+    if everybody:
+        if not market:
+            raise UsageError("--open asks the market, and is for --market", "pylon infer --market --open ...")
+        params["open"] = True
     begun: list[str] = []
 
     def progress(method: str, data: Any) -> None:

@@ -42,8 +42,8 @@ class InferVerbs:
     async def infer(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
         """``prompt``, ``system``, ``model``, ``max_tokens``, ``temperature``, ``top_p``, ``seed``, ``stop``.
 
-        ``market``: buy it, for ``bid_msats``; ``whole``: nobody reads it before its end. ``words`` notifications come
-        before the result. A caller that has gone ends the generation.
+        ``market``: buy it, for ``bid_msats``, with ``open`` of everybody, in public; ``whole``: nobody reads it before
+        its end. ``words`` notifications come before the result. A caller that has gone ends the generation.
         """
         request = read_request(params)
         return await answer(self._answerer(params), request, notify, whole=params.get("whole") is True)
@@ -63,7 +63,15 @@ class InferVerbs:
             raise UsageError("bid_msats must be an amount, more than 0")
         purse = Purse(runtime.wallet, runtime.store, runtime.clock)
         own = runtime.identity.pubkey
-        return market(runtime.buyer, purse, runtime.store, runtime.config, own, most=Msat(bid))
+        return market(
+            runtime.buyer,
+            purse,
+            runtime.store,
+            runtime.config,
+            own,
+            most=Msat(bid),
+            open_market=params.get("open") is True,
+        )
 
 
 def read_request(params: Mapping[str, Any]) -> InferenceRequest:

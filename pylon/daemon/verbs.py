@@ -119,6 +119,9 @@ class Verbs:
         provider = _public_key(params.get("provider"))
         if provider is not None and self.runtime is not None and provider == self.runtime.identity.pubkey:
             raise UsageError("a home does not buy from itself", "name another provider, or none")
+        everybody = params.get("open") is True
+        if everybody and provider is not None:
+            raise UsageError("either everybody is asked, or one provider", "leave out --open, or --provider")
         patience = read_seconds(params.get("wait_seconds"), "wait_seconds")
         purchase = await self.buyer.buy(
             prompt,
@@ -127,6 +130,7 @@ class Verbs:
             max_tokens=_whole(params, "max_tokens", 1, 1_000_000),
             model=model,
             provider=provider,
+            open_market=everybody,
         )
         if params.get("wait") is not True:
             return job_json(purchase)
@@ -306,6 +310,9 @@ def job_json(record: Purchase) -> dict[str, Any]:
         "fee_msats": record.fee,
         "payment_hash": record.payment_hash,
         "credit_msats": record.credit,
+        "credit_used_msats": record.credit_used,
+        "open": record.open,
+        "hold_until": record.hold_until,
         "result": record.result_id,
         "prompt": record.prompt,
         "text": record.text,
