@@ -17,7 +17,7 @@ import trio
 
 from pylon.clock import Clock
 from pylon.config import Loaded
-from pylon.daemon.process import running_pid
+from pylon.daemon.holder import holder as holder_of
 from pylon.errors import ConfigError, ControlError, NotRunning, PylonError, brief
 from pylon.identity import Unlocked
 from pylon.paths import Home
@@ -135,7 +135,7 @@ async def admit(
             pass
         except PylonError as error:
             running, silence = True, error.message
-    holder = await trio.to_thread.run_sync(running_pid, home, abandon_on_cancel=True) if not running else None
+    holder = await trio.to_thread.run_sync(holder_of, home.pid, abandon_on_cancel=True) if not running else None
     return Patient(home, clock, ask, loaded, wrong, running, status, silence, holder, unlock)
 
 
