@@ -7,7 +7,7 @@ and so does what ends cleanly; of what died the heartbeat stops.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import attrs
 import trio
@@ -41,6 +41,12 @@ _LOOK_AT_ANSWERS = 0.02
 _SUBJECT = "announcement"
 _MOST_VERSIONS = 50
 """In one deletion; relays keep the newest version, and perhaps have missed a few."""
+
+
+_MOST_MODELS = 256
+"""As many as are read of an announcement."""
+_MODEL_BYTES = 12_000
+"""Their names stand in it twice, and some relays take 64 KiB, some 32."""
 
 
 @attrs.frozen
@@ -114,7 +120,8 @@ class Announcer:
 
     async def look(self) -> bool:
         """Announce if there is something new to say, and beat if it is time; whether there was something new."""
-        models = sorted({model.id for model in await self._router.models(healthy=True)})
+        there = {model.id: None for model in await self._router.models(healthy=True)}
+        models = _told(there)
         say = self._say(models)
         monotonic = self._clock.monotonic()
         # When this process began, by the wall: it moves only when the clock is set.
@@ -133,6 +140,8 @@ class Announcer:
         if new:
             await self._store.write(lambda tx: self._announce(tx, say))
             self._stands, self._said, self._said_at = True, say, began
+            if len(models) < len(there):
+                log.warning("an announcement holds %d of the %d models that are there", len(models), len(there))
             log.info("announced %s from %d msats a job", ", ".join(models), say.price)
         if set_anew or monotonic - self._beat_at >= heartbeat.EVERY_SECONDS:
             await self._store.write(self._beat)
@@ -234,6 +243,18 @@ class Announcer:
         """Of the announcement and of the heartbeat."""
         me = self._secret.public.hex
         return f"{nip89.KIND}:{me}:{_instance(tx)}", f"{heartbeat.KIND}:{me}:"
+
+
+def _told(names: Iterable[str]) -> list[str]:
+    """As many of the models as an announcement holds that relays take; the preferred backends' come first."""
+    kept: dict[str, None] = {}
+    left = _MODEL_BYTES
+    for name in names:
+        left -= len(name.encode("utf-8", "replace"))
+        if left < 0 or len(kept) == _MOST_MODELS:
+            break
+        kept[name] = None
+    return sorted(kept)
 
 
 def _instance(tx: Tx) -> str:
