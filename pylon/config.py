@@ -122,6 +122,8 @@ class ProviderConfig:
     """A GGUF file for the embedded llama.cpp server, before any installed model. ``start --model-file`` wins."""
     max_tokens: int = _key(integer(1, 1_000_000, "tokens"), 512)
     """The longest answer sold; also the length where a customer names none."""
+    pay_on_delivery: bool = _key(FLAG, True)
+    """Hold a payment until the job is done, and give it back if it fails, where customer and wallet can."""
     price_in_msats: Msat = _key(integer(0, MAX_MSAT, "msats"), Msat(0))
     """What 1,000 tokens of a prompt cost, millisatoshi. A job costs at least `min_price_msats`."""
     price_out_msats: Msat = _key(integer(0, MAX_MSAT, "msats"), Msat(0))
@@ -238,7 +240,7 @@ class Config:
     enable_payments: bool = _key(FLAG, True)
     """Sell for sats. False serves every job free, on any network, to whoever asks."""
     require_payment: bool = _key(FLAG, True)
-    """Work only once a job is paid. Not used yet: a job that has a price is always paid first."""
+    """Work only once a job is paid. False serves it at once, and asks for its price with the result."""
     min_price_msats: Msat = _key(integer(0, MAX_MSAT, "msats"), Msat(1_000))
     """What a job costs at least, millisatoshi."""
     default_model: str = _key(SOME_TEXT, "llama3.2")

@@ -47,6 +47,7 @@ network = "{network}"{remark}
 # description = ""
 # model_file = "/models/model.gguf"  # for the embedded llama.cpp server
 # max_tokens = 512
+# pay_on_delivery = true  # hold a payment until the job is done, where customer and wallet can
 # What a job costs by its tokens, if that is more than min_price_msats (docs/PROVIDER_MODE.md).
 # price_in_msats = 0  # 1,000 tokens of the prompt
 # price_out_msats = 0  # 1,000 tokens of the longest answer that the customer allows

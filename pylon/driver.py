@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 import logging
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import trio
@@ -55,6 +55,7 @@ class Driver(Generic[R]):
     :param attend: called when that time has come; returns an input or ``None``.
     :param relays: the relays that a record's events go to.
     :param urgent: whether the events of an effect go out before what else waits.
+    :param abandons: effects that are cut off when their record leaves the state they belong to: nobody wants them then.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Driver(Generic[R]):
         attend: Handler[R],
         relays: Callable[[R], Sequence[str]],
         urgent: Callable[[Tx, R, Effect], bool] = lambda tx, record, effect: False,
+        abandons: Collection[Effect] = (),
     ) -> None:
         self.records = records
         self._store = store
@@ -83,6 +85,9 @@ class Driver(Generic[R]):
         self._attend = attend
         self._relays = relays
         self._urgent = urgent
+        self._abandons = frozenset(abandons)
+        self._cut: dict[str, trio.CancelScope] = {}
+        """By record: what ends an effect of it that may be abandoned."""
         self._alarms: list[tuple[float, str]] = []
         self._alarm_of: dict[str, float] = {}
         """The alarm of each record that counts: what needs attention no more has none."""
@@ -148,6 +153,8 @@ class Driver(Generic[R]):
         """
         if step is None:
             return None
+        if step.after.state is not step.before.state and step.after.id in self._cut:
+            self._cut[step.after.id].cancel()
         if self._was_resumed(step):
             return step.after
         self._set_alarm(step.after)
@@ -185,7 +192,7 @@ class Driver(Generic[R]):
         while True:
             try:
                 crash_point(f"{point}.before")
-                outcome = await self._handlers[effect](record)
+                outcome = await self._handle(effect, record)
                 crash_point(f"{point}.after")
                 if outcome is not None:
                     await self.advance(record.id, outcome)
@@ -200,6 +207,22 @@ class Driver(Generic[R]):
             record = fresh
             effect = next(iter(self.records.machine.resume_effects(record)), effect)
             point = f"{self.records.machine.name}.{effect.value}"
+
+    async def _handle(self, effect: Effect, record: R) -> Any:
+        """What the handler says; ``None`` where it was cut off, or comes too late to be begun."""
+        if effect not in self._abandons:
+            return await self._handlers[effect](record)
+        row = self._store.one(f"SELECT state FROM {self.records.table} WHERE id = ?", (record.id,))
+        if row is None or row["state"] != record.state.value:
+            return None
+        with trio.CancelScope() as scope:
+            self._cut[record.id] = scope
+            try:
+                return await self._handlers[effect](record)
+            finally:
+                if self._cut.get(record.id) is scope:
+                    del self._cut[record.id]
+        return None
 
     def _reload(self, record: R) -> R | None:
         """As it stands now; the one at hand where the store cannot tell at the moment."""

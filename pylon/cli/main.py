@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "identity": ("pylon.cli.identity:identity", "Show, protect, back up and restore the identity of a home."),
     "config": ("pylon.cli.config:config", "Show, check and change the configuration of a home."),
     "relay": ("pylon.cli.relay:relay", "List, add, remove and check the relays of a home."),
+    "doctor": ("pylon.cli.doctor:doctor", "Find out what is wrong, and what to do about it."),
     "start": ("pylon.cli.start:start", "Run the daemon, in the foreground or in the background (-d)."),
     "stop": ("pylon.cli.stop:stop", "Stop the daemon."),
     "status": ("pylon.cli.status:status", "Show the daemon, its relays, its agents and its wallet."),

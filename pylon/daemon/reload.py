@@ -45,7 +45,9 @@ LIVE: frozenset[KeyPath] = frozenset(
     {
         ("relays",),
         ("enable_payments",),
+        ("require_payment",),
         ("min_price_msats",),
+        ("provider", "pay_on_delivery"),
         ("provider", "name"),
         ("provider", "description"),
         ("provider", "max_tokens"),
@@ -68,7 +70,9 @@ LIVE: frozenset[KeyPath] = frozenset(
 
 _SOLD = {
     "enable_payments",
+    "require_payment",
     "min_price_msats",
+    "provider.pay_on_delivery",
     "provider.name",
     "provider.description",
     "provider.max_tokens",
@@ -82,7 +86,7 @@ _SOLD = {
     "provider.deadlines.payment",
 }
 
-UNUSED = ("claude", "require_payment")
+UNUSED = ("claude",)
 """Read and checked, and used by nothing yet: nothing has to be restarted for them."""
 
 
@@ -107,6 +111,8 @@ def terms_of(config: Config, unit: Msat) -> Terms:
         min_price=Msat(config.min_price_msats),
         unit=unit,
         payments=config.enable_payments,
+        on_trust=not config.require_payment,
+        pay_on_delivery=config.provider.pay_on_delivery,
         price_in=Msat(config.provider.price_in_msats),
         price_out=Msat(config.provider.price_out_msats),
         multipliers={model: Fraction(str(times)) for model, times in config.provider.multipliers},
@@ -237,12 +243,9 @@ class Reloading:
             await self._relays(old.relays, new.relays)
 
     def _retune(self, config: Config) -> None:
-        provider, announcer = self.runtime.provider, self.runtime.announcer
-        if provider is None or announcer is None:
-            return
-        terms = terms_of(config, provider.terms.unit)
-        provider.sell_by(terms)
-        announcer.sell_by(terms, profile_of(config))
+        selling = self.runtime.selling
+        if selling is not None:
+            selling.sell_by(terms_of(config, selling.provider.terms.unit), profile_of(config))
 
     async def _relays(self, old: tuple[str, ...], new: tuple[str, ...]) -> None:
         pool, store = self.runtime.pool, self.runtime.store

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Callable
 
 import attrs
 import trio
@@ -23,6 +24,8 @@ from pylon.inference.router import Router
 from pylon.provider import customers
 from pylon.provider import sale as machine
 from pylon.provider.book import Book, Ration
+from pylon.provider.credits import use_credit
+from pylon.provider.holds import Holds
 from pylon.provider.pricing import Standing, Terms, appraise, served_as
 from pylon.provider.sale import Sale, SaleState
 from pylon.store import cursors, inbox
@@ -70,7 +73,16 @@ class Desk:
     """Looks at requests, and begins their sales."""
 
     def __init__(
-        self, *, secret: SecretKey, store: Store, router: Router, clock: Clock, terms: Terms, driver: Driver[Sale]
+        self,
+        *,
+        secret: SecretKey,
+        store: Store,
+        router: Router,
+        clock: Clock,
+        terms: Terms,
+        driver: Driver[Sale],
+        holds: Holds,
+        unwanted: Callable[[Event], bool],
     ) -> None:
         self._secret = secret
         self._store = store
@@ -83,6 +95,8 @@ class Desk:
         self._minting = trio.CapacityLimiter(_MINTING)
         self._unheard = 0
         self._said_at = float("-inf")
+        self._holds = holds
+        self._unwanted = unwanted
 
     def is_known(self, customer: str) -> bool:
         """Whether it has ever paid, or is trusted: then it is no stranger."""
@@ -185,7 +199,7 @@ class Desk:
         self, event: Event, caller: _Caller, sale: Sale, verdict: object, takes_one: bool, now: float, tx: Tx
     ) -> list[Step[Sale] | None]:
         """Write all that a request causes; the steps that it makes. Raises ``_NoRoom`` or ``_NoneLeft``."""
-        if not inbox.take(tx, CONSUMER, event.id, now):
+        if self._unwanted(event) or not inbox.take(tx, CONSUMER, event.id, now):
             return []
         pushed = None
         if not isinstance(verdict, machine.Refused):
@@ -195,6 +209,7 @@ class Desk:
         if takes_one and not customers.take_free(tx, caller.customer, self.terms.free_per_day, now):
             raise _NoneLeft
         cursors.advance(tx, CONSUMER, min(event.created_at, int(self._clock.now())))
+        verdict = use_credit(tx, caller.customer, verdict, self.terms.unit)
         return [pushed, self._driver.begin_in(tx, sale, verdict)]
 
     async def _appraise(self, event: Event, now: float, *, free: bool) -> tuple[Sale, object]:
@@ -220,6 +235,8 @@ class Desk:
         )
         if isinstance(verdict, machine.Refused):
             return sale, verdict
+        if isinstance(verdict, machine.Priced):
+            verdict = await self._holds.agree(job, verdict)
         repeated = "" if job.encrypted else event.to_json()
         taken = Sale(
             id=event.id,

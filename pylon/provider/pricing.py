@@ -16,7 +16,7 @@ import attrs
 
 from protocols.nip90 import JobRequest
 from pylon.money import MAX_MSAT, Msat
-from pylon.provider.sale import Free, Priced, Refused
+from pylon.provider.sale import Free, OnTrust, Priced, Refused
 
 PRICED_TOKENS = 1_000
 """How many tokens the prices by tokens are for."""
@@ -42,6 +42,12 @@ class Terms:
     min_price: Msat
     payments: bool = True
     """``False``: every job is served free (``enable_payments = false``)."""
+    on_trust: bool = False
+    """A job is served at once, and its result carries the invoice (``require_payment = false``)."""
+    pay_on_delivery: bool = True
+    """Hold what is paid until the job is done, where the customer and the wallet can."""
+    hold_seconds: int = 1_800
+    """How long a payment may be held after its invoice has expired, until the job is done."""
     price_in: Msat = Msat(0)
     """Of 1,000 tokens of a prompt."""
     price_out: Msat = Msat(0)
@@ -125,7 +131,7 @@ def appraise(
     default: str = "",
     context: int | None = None,
     now: float,
-) -> Priced | Free | Refused:
+) -> Priced | OnTrust | Free | Refused:
     """Take a job at a price, take it free, or say why not: in words that anybody may read, for a refusal is open.
 
     :param default: the model that answers a job which names none.
@@ -156,4 +162,4 @@ def appraise(
         return Refused("the job would cost more than there is")
     if job.bid_msats is not None and job.bid_msats < price:
         return Refused(f"the bid of {job.bid_msats} msats is below the price of {price} msats")
-    return Priced(price)
+    return OnTrust(price) if terms.on_trust else Priced(price)

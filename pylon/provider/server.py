@@ -7,23 +7,29 @@ and Lightning pays it (``payments``), the local backend thinks (``work``), kind 
 
 from __future__ import annotations
 
+import logging
 import random
 
 import trio
 
+from protocols import nip09
 from protocols.keys import SecretKey
 from protocols.nip01 import Event, Filter
 from protocols.nip90 import JOB_TEXT
 from pylon.clock import Clock
 from pylon.driver import Driver
+from pylon.errors import brief
 from pylon.inference.port import DEFAULT_DEADLINES, Deadlines
 from pylon.inference.router import Router
 from pylon.machine import Effect
-from pylon.provider import customers
+from pylon.money import Msat
+from pylon.provider import cancellations, customers
 from pylon.provider import sale as machine
+from pylon.provider.cancellations import Cancellations
 from pylon.provider.deliveries import Deliveries, take_back
 from pylon.provider.desk import CONSUMER, Desk
 from pylon.provider.forgetting import keep_few
+from pylon.provider.holds import Holds
 from pylon.provider.payments import Payments, mint
 from pylon.provider.pricing import Terms
 from pylon.provider.replies import compose
@@ -37,6 +43,8 @@ from pylon.store.database import Store, Tx
 from pylon.store.records import Step
 from pylon.together import handle_together
 from pylon.wallets.port import Wallet
+
+log = logging.getLogger(__name__)
 
 _OVERLAP = 900
 _OF_PAID_JOBS = (SaleEffect.PUBLISH_PROCESSING, SaleEffect.PUBLISH_RESULT, SaleEffect.PUBLISH_DEBT)
@@ -75,16 +83,20 @@ class Provider:
             store,
             clock,
             rng,
-            handlers={SaleEffect.MINT_INVOICE: self._mint, SaleEffect.INFER: work.infer},
+            handlers={
+                SaleEffect.MINT_INVOICE: self._mint,
+                SaleEffect.INFER: work.infer,
+                SaleEffect.SETTLE_HOLD: self._settle_hold,
+                SaleEffect.CANCEL_HOLD: self._cancel_hold,
+            },
             compose=lambda tx, sale, effect: [self._compose(sale, effect)],
             book=self._book,
             due=due,
             attend=self._attend,
             relays=lambda record: pool.urls,
             urgent=lambda tx, sale, effect: effect in _OF_PAID_JOBS or customers.has_paid(tx, sale.customer),
+            abandons=(SaleEffect.INFER,),
         )
-        self.desk = Desk(secret=secret, store=store, router=router, clock=clock, terms=terms, driver=self._driver)
-        self._waiting: WaitingRoom[Event] = WaitingRoom(self.desk.is_known)
         self.deliveries = Deliveries(store=store, pool=pool, clock=clock, driver=self._driver)
         self.payments = (
             None
@@ -93,10 +105,31 @@ class Provider:
                 store=store, wallet=wallet, wallet_name=wallet_name, clock=clock, rng=rng, driver=self._driver
             )
         )
+        self.holds = Holds(
+            store=store,
+            wallet=wallet,
+            payments=self.payments,
+            terms=terms,
+            clock=clock,
+            rng=rng,
+            driver=self._driver,
+        )
+        self.cancellations = Cancellations(store=store, driver=self._driver)
+        self.desk = Desk(
+            secret=secret,
+            store=store,
+            router=router,
+            clock=clock,
+            terms=terms,
+            driver=self._driver,
+            holds=self.holds,
+            unwanted=self.cancellations.unwanted,
+        )
+        self._waiting: WaitingRoom[Event] = WaitingRoom(self.desk.is_known)
 
     def sell_by(self, terms: Terms) -> None:
         """Sell by new terms from the next request on; what was quoted stays quoted."""
-        self.terms = self.desk.terms = terms
+        self.terms = self.desk.terms = self.holds.terms = terms
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Resume open sales, then take requests until cancelled."""
@@ -104,19 +137,30 @@ class Provider:
         since = cursors.since(self._store, CONSUMER, _OVERLAP)
         if since is None:
             since = int(self._clock.now() - self.terms.max_age)
-        async with self._pool.subscribe([Filter(kinds=[JOB_TEXT], tags={"p": [me]})], since=since) as requests:
+        filters = [Filter(kinds=[JOB_TEXT], tags={"p": [me]}), cancellations.FILTER]
+        async with self._pool.subscribe(filters, since=since) as heard:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._driver.run)
                 if self.payments is not None:
                     await nursery.start(self.payments.watch)
                     nursery.start_soon(self.payments.poll)
+                    nursery.start_soon(self.holds.watch)
                 nursery.start_soon(self.deliveries.watch)
                 nursery.start_soon(handle_together, self._waiting, self.desk.deliver)
                 nursery.start_soon(keep_few, self._store, self._clock, self.terms)
                 task_status.started()
-                async for received in requests:
-                    for event in (received.event, *requests.drain()):
-                        self._waiting.put(event.pubkey, event)
+                async for received in heard:
+                    for event in (received.event, *heard.drain()):
+                        if event.kind == nip09.KIND:
+                            await self._heed(event)
+                        else:
+                            self._waiting.put(event.pubkey, event)
+
+    async def _heed(self, event: Event) -> None:
+        try:
+            await self.cancellations.take(event)
+        except Exception as error:
+            log.warning("a cancellation could not be heeded: %s", brief(error))
 
     async def _mint(self, sale: Sale) -> object:
         if self.desk.is_known(sale.customer):
@@ -124,16 +168,24 @@ class Provider:
         async with self.desk.minting:
             return await mint(self._wallet, self.terms, sale)
 
+    async def _settle_hold(self, sale: Sale) -> object | None:
+        return await self.holds.settle(sale)
+
+    async def _cancel_hold(self, sale: Sale) -> object | None:
+        return await self.holds.give_back(sale)
+
     def _compose(self, sale: Sale, effect: Effect) -> Event:
         return compose(self._secret, sale, effect, int(self._clock.now()))
 
     async def _attend(self, sale: Sale) -> object | None:
         """An invoice's time is over: expired, unless the wallet knows better. A wallet that cannot tell: later.
 
-        Or the time of a result that no relay has taken.
+        Or the time of a result that no relay has taken, or of a job for which money is held.
         """
         if sale.state is SaleState.SERVED:
             return machine.Undeliverable()
+        if sale.state is SaleState.HELD:
+            return machine.HoldOverdue()
         if self.payments is not None:
             await self.payments.claim_if_paid(sale)
         return machine.InvoiceExpired()
@@ -143,13 +195,19 @@ class Provider:
         if step.before.state is SaleState.SERVED and step.after.state in (SaleState.OWED, SaleState.FAILED):
             take_back(tx, step.after.id, self._clock.now())
         before, after = step.before, step.after
-        if (before.paid, before.earned, before.owed) == (after.paid, after.earned, after.owed):
+        if _money(before) == _money(after):
             return
         ledger.sale_moved(
             tx,
             cause=after.id,
+            customer=after.customer,
+            credit=(before.credit_used, after.credit_used),
             paid=(before.paid, after.paid),
             earned=(before.earned, after.earned),
             owed=(before.owed, after.owed),
             at=self._clock.now(),
         )
+
+
+def _money(sale: Sale) -> tuple[Msat, ...]:
+    return sale.paid, sale.earned, sale.owed, sale.credit_used

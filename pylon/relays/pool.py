@@ -105,6 +105,9 @@ class RelayPool:
         connection = self._connections.get(url)
         return connection is not None and connection.connected
 
+    def any_connected(self) -> bool:
+        return any(connection.connected for connection in self._connections.values())
+
     # --- reading ----------------------------------------------------------------------------------------------
 
     @asynccontextmanager
@@ -138,13 +141,14 @@ class RelayPool:
         async with self.subscribe(filters, relays=relays) as subscription:
             with trio.move_on_after(timeout):
                 # Read as it comes: what waits in the subscription is bounded, what a relay has stored is not.
-                while not self._all_stored(subscription) and len(kept) < _FETCHED:
+                while not self.all_stored(subscription) and len(kept) < _FETCHED:
                     await subscription.progress.wait()
                     _merge(kept, subscription.drain())
             _merge(kept, subscription.drain())
         return sorted(kept.values(), key=lambda event: (-event.created_at, event.id))
 
-    def _all_stored(self, subscription: Subscription) -> bool:
+    def all_stored(self, subscription: Subscription) -> bool:
+        """Whether all connected relays have sent what they had stored for it; not while none is connected."""
         asked = [
             url for url, connection in self._connections.items() if connection.connected and subscription.wants(url)
         ]

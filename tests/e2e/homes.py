@@ -155,6 +155,12 @@ class Node:
         assert done.returncode == 0, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return json.loads(done.stdout)
 
+    def json_lines(self, *arguments: str) -> list[Any]:
+        """What a command prints with ``--json``, one value a line."""
+        done = self.run(*arguments, "--json")
+        assert done.returncode == 0, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
     def fund(self) -> None:
         self.json("wallet", "fund", "-a", str(FUNDS_SATS))
 
@@ -181,7 +187,7 @@ class Node:
             arguments = [command(), "--home", str(self.root), "start"]
         self.daemon = Daemon(
             [*arguments, "-m", mode, *options],
-            self.world.directory / f"{self.name}.out",
+            self.world.directory / f"{self.root.name}.out",
             None if crash_at is None else {"PYLON_CRASH_AT": crash_at},
         )
         self.world.daemons.append(self.daemon)
