@@ -354,7 +354,6 @@ def _provider(
         rng=rng,
         terms=terms_of(config, unit),
         deadlines=deadlines(config.provider.deadlines),
-        slots=max(1, router.slots),
     )
 
 
