@@ -7,7 +7,6 @@ wrong elsewhere in it before is told, and is no reason to refuse: it may be what
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import time
@@ -28,6 +27,11 @@ from pylon.config_default import remark
 from pylon.config_values import Bind, Kind
 from pylon.errors import ConfigError, UsageError
 from pylon.files import put_private
+
+try:
+    import fcntl as _fcntl
+except ImportError:  # Windows: of two at once, the later one wins
+    _fcntl = None  # type: ignore[assignment]
 
 _LOCK_SECONDS = 5.0
 _INDENT = "    "
@@ -232,12 +236,15 @@ def _edit(file: Path, path: KeyPath, change: Any) -> Edited:
 @contextlib.contextmanager
 def _alone(directory: Path) -> Iterator[None]:
     """One at a time, of all who change a file in this directory; the kernel takes it back from one that dies."""
+    if _fcntl is None:
+        yield
+        return
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         deadline = time.monotonic() + _LOCK_SECONDS
         while True:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _fcntl.flock(descriptor, _fcntl.LOCK_EX | _fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 if time.monotonic() >= deadline:
