@@ -43,6 +43,8 @@ class Errand:
     cancelled: bool = False
     acted: set[str] = attrs.field(factory=set)
     """Events that were answered."""
+    looked_at: int = -1
+    """How much the relay had taken at the last look."""
     over: bool = False
     """It is looked at no more."""
 
@@ -132,6 +134,10 @@ class Visitor:
             )
         if not errand.pays or now < errand.asked_at + errand.delay:
             return
+        accepted = self._relay.core.counters.accepted
+        if errand.looked_at == accepted:
+            return
+        errand.looked_at = accepted
         kinds = [FEEDBACK, result_kind(JOB_TEXT)]
         for event in self._relay.events(Filter(kinds=kinds, tags={"e": [request]})):
             if event.pubkey == errand.provider and event.id not in errand.acted:
