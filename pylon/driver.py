@@ -55,6 +55,7 @@ class Driver(Generic[R]):
     :param attend: called when that time has come; returns an input or ``None``.
     :param relays: the relays that a record's events go to.
     :param abandons: effects that are cut off when their record leaves the state they belong to: nobody wants them then.
+    :param urgent: whether the events of an effect go out before what else waits.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Driver(Generic[R]):
         attend: Handler[R],
         relays: Callable[[R], Sequence[str]],
         abandons: Collection[Effect] = (),
+        urgent: Callable[[Tx, R, Effect], bool] = lambda tx, record, effect: False,
     ) -> None:
         self.records = records
         self._store = store
@@ -85,6 +87,7 @@ class Driver(Generic[R]):
         self._abandons = frozenset(abandons)
         self._cut: dict[str, trio.CancelScope] = {}
         """By record: what ends an effect of it that may be abandoned."""
+        self._urgent = urgent
         self._alarms: list[tuple[float, str]] = []
         self._alarm_of: dict[str, float] = {}
         """The alarm of each record that counts: what needs attention no more has none."""
@@ -178,6 +181,7 @@ class Driver(Generic[R]):
                         effect=f"{self.records.machine.name}.{effect.value}",
                         subject=step.after.id,
                         at=self._clock.now(),
+                        urgent=self._urgent(tx, step.after, effect),
                     )
         return step
 

@@ -25,7 +25,7 @@ LONG = 16_000
 ENDS = ("answered", "failed", "credited", "lost")
 """States in which a job is over; the command itself says what came of it."""
 
-STATES = ("seeking", "requested", "paying", "paid", *ENDS)
+STATES = ("seeking", "requested", "collecting", "paying", "paid", *ENDS)
 """All of ``PurchaseState``, which would import too much for a help page."""
 
 
@@ -67,6 +67,7 @@ def job() -> None:
     help="The most to pay for the answer, in sats (25, 25sat, 1500msat); the network's fee comes on top.",
 )
 @click.option("--provider", metavar="NPUB", help="Only this provider, by npub or hex, even if it announces nothing.")
+@click.option("--open", "everybody", is_flag=True, help="Ask everybody, in public, and pay the best quote.")
 @click.option(
     "--param",
     "parameters",
@@ -90,6 +91,7 @@ def submit(
     max_tokens: int,
     bid: int,
     provider: str | None,
+    everybody: bool,
     parameters: tuple[tuple[str, str], ...],
     wait: bool | None,
     timeout: int | None,
@@ -122,6 +124,8 @@ def submit(
         **({"params": [list(pair) for pair in parameters]} if parameters else {}),
         **({} if timeout is None else {"wait_seconds": timeout}),
     }
+    if everybody:
+        params["open"] = True
 
     words = Words()
     begun: list[str] = []
@@ -207,6 +211,10 @@ def _line(data: dict[str, Any]) -> str:
             return "looking for a provider" + (f" ({data['reason']})" if data["reason"] else "")
         case "requested":
             return f"requested {data['request'][:16]} from {data['provider'][:16]}"
+        case "collecting":
+            return f"asked everybody by {data['request'][:16]}; collecting quotes"
+        case "paying" if data.get("hold_until"):
+            return f"quoted {in_sats(data['invoice_msats'])}, paid on delivery"
         case "paying":
             return f"quoted {in_sats(data['invoice_msats'])}, paying"
         case "paid":
@@ -259,7 +267,8 @@ def _details(row: dict[str, Any]) -> str:
         f"request:  {row['request'] or 'none'}",
         f"provider: {row['provider'] or 'none'}",
         f"quoted:   {in_sats(row['invoice_msats'])} of a bid of {in_sats(row['bid_msats'])}",
-        f"paid:     {in_sats(row['paid_msats'])} + {in_sats(row['fee_msats'])} fee",
+        f"paid:     {in_sats(row['paid_msats'])} + {in_sats(row['fee_msats'])} fee"
+        + (f", {in_sats(row.get('credit_used_msats'))} of what it owed" if row.get("credit_used_msats") else ""),
         f"result:   {row['result'] or 'none'}",
     ]
     lines += [

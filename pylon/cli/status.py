@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pylon.cli.output import State, emit, in_sats, json_option, note, pass_state
-from pylon.cli.times import in_days, until
-from pylon.errors import NotRunning
+from pylon.cli.times import in_days, span, until
+from pylon.errors import ControlError, NotRunning
 
 if TYPE_CHECKING:
     from pylon.paths import Home
@@ -19,34 +19,73 @@ TIMEOUT = 2.0
 
 
 @click.command()
+@click.option("-w", "--watch", is_flag=True, help="Go on showing it, until interrupted.")
+@click.option(
+    "-i",
+    "--interval",
+    type=click.FloatRange(0.1, 3_600),
+    default=2.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="With --watch: between two looks.",
+)
 @json_option
 @pass_state
 @click.pass_context
-def status(context: click.Context, state: State) -> None:
-    """Show the daemon, its relays, its agents and its wallet.
+def status(context: click.Context, state: State, watch: bool, interval: float) -> None:
+    """Show the daemon, what it sells, its relays, its agents and its wallet.
 
-    Exit code 3 if no daemon is running in this home.
+    It answers within a few seconds, whatever the daemon does. Exit code 3 if no daemon is running in this home, 1 if
+    one does not answer. With --watch and --json, one JSON object a line.
     """
+    if watch:
+        from pylon.cli.watch import watch_status
+
+        watch_status(state, interval)
     report = ask(state.home)
     if report is None:
         emit(state, stopped(), lambda: _stopped_text(state.home))
         if not state.json:
             note(f"hint: {'pylon start' if state.home.mnemonic.exists() else 'pylon init'}")
         context.exit(NotRunning.exit_code)
+    silent = report.get("silent")
+    if isinstance(silent, ControlError):
+        told = {**report, "silent": silent.message}
+        emit(state, told, lambda: render(told))
+        raise silent
     emit(state, report, lambda: render(report))
 
 
 def ask(home: Home) -> dict[str, Any] | None:
-    """The daemon's own report; ``None`` if there is no daemon, which costs no more than a look for its socket."""
-    if not home.socket.exists():
-        return None
+    """The daemon's own report; ``None`` if there is no daemon, which costs no more than a look for its files.
+
+    Of one that does not answer, a report of what is known without it, with a ``ControlError`` in ``silent``.
+    """
     from pylon.cli.client import call
 
     try:
-        report: dict[str, Any] = call(home, "status", timeout=TIMEOUT)
+        if home.socket.exists():
+            report: dict[str, Any] = call(home, "status", timeout=TIMEOUT)
+            return report
+        silent = None
     except NotRunning:
+        silent = None
+    except ControlError as error:
+        silent = error
+    pid = _holder(home)
+    if pid is None and silent is None:
         return None
-    return report
+    silent = silent or ControlError("the daemon does not listen: it is starting, or ending", "pylon status once more")
+    return {**stopped(), "daemon": {**stopped()["daemon"], "running": True, "pid": pid}, "silent": silent}
+
+
+def _holder(home: Home) -> int | None:
+    """The process that holds this home."""
+    if not home.pid.exists():
+        return None
+    from pylon.daemon.holder import holder
+
+    return holder(home.pid)
 
 
 def stopped() -> dict[str, Any]:
@@ -84,7 +123,10 @@ _REMARKS = {
 def render(report: dict[str, Any]) -> str:
     """The report for people. Whatever is missing from it is left out."""
     daemon, stats, wallet = (_table(report.get(name)) for name in ("daemon", "stats", "wallet"))
-    lines = [f"Daemon:   running (pid {daemon.get('pid')})"]
+    pid = f"pid {daemon['pid']}" if daemon.get("pid") is not None else "its pid is not known"
+    if report.get("silent"):
+        return f"Daemon:   running ({pid}), and silent: {report['silent']}"
+    lines = [f"Daemon:   running ({pid})"]
     if isinstance(daemon.get("uptime_secs"), (int, float)):
         lines.append(f"Uptime:   {_duration(int(daemon['uptime_secs']))}")
     modes = [name for name in ("provider", "host") if daemon.get(f"{name}_active")]
@@ -98,6 +140,9 @@ def render(report: dict[str, Any]) -> str:
     lines.append(
         f"Jobs:     {stats.get('jobs_completed', 'unknown')} completed, {in_sats(stats.get('earnings_msats'))} earned"
     )
+    lines += _selling(report.get("provider"))
+    if daemon.get("provider_off"):
+        lines.append(f"Selling:  nothing: {daemon['provider_off']}")
     default = report.get("default_backend")
     backends = [
         f"{_name(entry)} (default)" if _name(entry) == default else _name(entry) for entry in _list(report, "backends")
@@ -105,8 +150,39 @@ def render(report: dict[str, Any]) -> str:
     lines.append(f"Backends: {', '.join(backends) or 'none'}")
     lines += _section("Relays", [_relay(entry) for entry in _list(report, "relays")])
     lines += _section("Agents", [_agent(entry) for entry in _list(report, "agents")])
-    lines += _section("Trouble", [_child(entry) for entry in _list(report, "children") if _is_trouble(entry)])
+    trouble = [_child(entry) for entry in _list(report, "children") if _is_trouble(entry)]
+    trouble += [_of_agent(entry) for entry in map(_table, _list(report, "quarantined")) if entry.get("agent")]
+    trouble += [f"{name}  not told: {why}" for name, why in _table(report.get("incomplete")).items()]
+    lines += _section("Trouble", trouble)
     return "\n".join(lines)
+
+
+def _selling(value: Any) -> list[str]:
+    """What is under way, what it has brought, and why nothing more is taken."""
+    provider = _table(value)
+    if not provider:
+        return []
+    under_way = ", ".join(f"{count} {state}" for state, count in _table(provider.get("open")).items()) or "none"
+    lines = [
+        f"Sales:    open: {under_way}; models: {provider.get('running', 0)} at work of {provider.get('slots', 1)},"
+        f" {provider.get('waiting', 0)} waiting"
+    ]
+    earned = [
+        f"{in_sats(provider[key])} {when}"
+        for key, when in (("earned_today_msats", "today"), ("earned_week_msats", "this week"))
+        if isinstance(provider.get(key), int)
+    ]
+    if provider.get("owed_msats"):
+        earned.append(f"{in_sats(provider['owed_msats'])} owed to customers")
+    if earned:
+        lines.append(f"Earned:   {', '.join(earned)}")
+    if provider.get("closed"):
+        lines.append(f"CLOSED:   no paid work is taken: {provider['closed']}")
+    return lines
+
+
+def _of_agent(entry: dict[str, Any]) -> str:
+    return f"{entry['agent']}: {_name(entry)}  quarantined: {entry.get('last_error') or 'ended'}"
 
 
 def _table(value: Any) -> dict[str, Any]:
@@ -153,7 +229,16 @@ def _guard(wallet: dict[str, Any]) -> list[str]:
 def _relay(entry: Any) -> str:
     relay = _table(entry)
     state = relay.get("state") or ("connected" if relay.get("connected") else "not connected")
-    return f"{relay.get('url')}  {state}" if relay else str(entry)
+    if not relay:
+        return str(entry)
+    parts = [str(relay.get("url")), str(state)]
+    if state == "connected" and isinstance(latency := relay.get("latency"), (int, float)):
+        parts.append(f"{latency * 1_000:.0f} ms")
+    if isinstance(since := relay.get("since"), (int, float)) and since > 0:
+        parts.append(f"for {span(time.time() - since)}")
+    if state != "connected" and relay.get("last_error"):
+        parts.append(" ".join(str(relay["last_error"]).split())[:200])
+    return "  ".join(parts)
 
 
 def _agent(entry: Any) -> str:
@@ -161,6 +246,8 @@ def _agent(entry: Any) -> str:
     agent = _table(entry)
     held = "moved" if agent.get("moved") else agent.get("paused")
     state = f"{agent.get('state', 'unknown')}, {held}" if held else str(agent.get("state", "unknown"))
+    if agent.get("reason") and agent.get("state") != "active":
+        state = str(agent["reason"]) if not held else f"{state} ({agent['reason']})"
     parts = [_name(entry), state, in_sats(agent.get("balance_msats"))]
     if isinstance(days := agent.get("runway_days"), (int, float)):
         parts.append(f"runway {in_days(days)}")

@@ -41,14 +41,23 @@ def deadlines(wanted: DeadlinesConfig) -> Deadlines:
 
 
 def market(
-    buyer: Buyer, purse: Purse, store: Store, config: Config, own: str, *, most: Msat | None = None
+    buyer: Buyer,
+    purse: Purse,
+    store: Store,
+    config: Config,
+    own: str,
+    *,
+    most: Msat | None = None,
+    open_market: bool = False,
 ) -> MarketAnswerer:
     """What buys: for the API, within its budgets; with ``most``, by hand, for at most that.
 
     :param own: the home's public key, hex.
     """
     scope, bound = (API_SCOPE, config.api.budget_each_msats) if most is None else ("", most)
-    return MarketAnswerer(buyer, purse, store, most=bound, network=config.network, own=own, scope=scope)
+    return MarketAnswerer(
+        buyer, purse, store, most=bound, network=config.network, own=own, scope=scope, open_market=open_market
+    )
 
 
 def answerer_of(

@@ -47,6 +47,7 @@ LIVE: frozenset[KeyPath] = frozenset(
         ("enable_payments",),
         ("require_payment",),
         ("min_price_msats",),
+        ("provider", "pay_on_delivery"),
         ("provider", "name"),
         ("provider", "description"),
         ("provider", "max_tokens"),
@@ -72,10 +73,10 @@ _SOLD = {
     "enable_payments",
     "require_payment",
     "min_price_msats",
+    "provider.pay_on_delivery",
     "provider.name",
     "provider.description",
     "provider.max_tokens",
-    "provider.pay_on_delivery",
     "provider.price_in_msats",
     "provider.price_out_msats",
     "provider.multipliers",
@@ -243,12 +244,9 @@ class Reloading:
             await self._relays(old.relays, new.relays)
 
     def _retune(self, config: Config) -> None:
-        provider, announcer = self.runtime.provider, self.runtime.announcer
-        if provider is None or announcer is None:
-            return
-        terms = terms_of(config, provider.terms.unit)
-        provider.sell_by(terms)
-        announcer.sell_by(terms, profile_of(config))
+        selling = self.runtime.selling
+        if selling is not None:
+            selling.sell_by(terms_of(config, selling.provider.terms.unit), profile_of(config))
 
     async def _relays(self, old: tuple[str, ...], new: tuple[str, ...]) -> None:
         pool, store = self.runtime.pool, self.runtime.store

@@ -27,10 +27,12 @@ from pylon.config import Config
 from pylon.config_values import Bind
 from pylon.daemon import ownership
 from pylon.daemon.answering import answerer_of, counts, deadlines
+from pylon.daemon.diskguard import DiskGuard
 from pylon.daemon.embedded_relay import EmbeddedRelay
 from pylon.daemon.hosting import Hosting, assemble
 from pylon.daemon.housekeeping import keep_house
 from pylon.daemon.reload import Live, profile_of, set_log_level, terms_of
+from pylon.daemon.selling import Selling
 from pylon.daemon.wallets import Wallets, open_wallets
 from pylon.errors import ConfigError, ModelMissing, NotFound, SealError, brief
 from pylon.host.deeds import Deeds
@@ -42,8 +44,10 @@ from pylon.inference.port import Backend
 from pylon.inference.router import Router
 from pylon.money import Msat
 from pylon.paths import Home
-from pylon.provider.announce import Announcer
+from pylon.provider.announce import Announcer, Profile
+from pylon.provider.pricing import Terms
 from pylon.provider.server import Provider
+from pylon.relays.information import informer
 from pylon.relays.pool import RelayPool
 from pylon.relays.publisher import Publisher
 from pylon.relays.websocket import connect
@@ -80,8 +84,7 @@ class Runtime:
     host: Host | None = None
     """What runs them."""
     buyer: Buyer | None = None
-    provider: Provider | None = None
-    announcer: Announcer | None = None
+    selling: Selling | None = None
     relay: EmbeddedRelay | None = None
     relay_url: str = ""
     """Of the embedded relay."""
@@ -89,12 +92,18 @@ class Runtime:
     """Where HTTP is served."""
     mode: str = "buyer"
     """``host``, ``provider``, ``both`` or ``buyer``."""
+    guard: DiskGuard | None = None
+    """What stops selling while nothing can be written down."""
     provider_off: str = ""
     """Why nothing is sold although selling was asked for."""
     openai: OpenAIApi | None = None
     """The API of the HTTP server; who answers it may change."""
     purse: Purse | None = None
     """The home's own, within its budgets."""
+
+    @property
+    def provider(self) -> Provider | None:
+        return None if self.selling is None else self.selling.provider
 
 
 @asynccontextmanager
@@ -161,15 +170,14 @@ async def open_runtime(
         if not urls:
             raise ConfigError("no relay is configured", "name some in relays = [...], or set [relay] enabled = true")
         # The relays are those that the user has named: they may know whose home this is (NIP-42).
-        pool = RelayPool(urls, connect=connect, clock=clock, rng=rng, signer=identity.nostr)
+        inform = informer(clock)
+        pool = RelayPool(urls, connect=connect, clock=clock, rng=rng, signer=identity.nostr, inform=inform)
         await nursery.start(pool.run)
         supervisor.start(ChildSpec("publisher", Publisher(pool, store, clock, rng).run))
         supervisor.start(ChildSpec("housekeeping", functools.partial(keep_house, store, clock)))
 
         buyer, hosting, host, bound, openai = None, None, None, None, None
         own_purse: Purse | None = None
-        provider: Provider | None = None
-        announcer: Announcer | None = None
         if serve_http and config.api.enabled:
             told = Metrics(counts(store, clock, pool, clock.now()))
             openai = OpenAIApi(clock, metrics=told, concurrency=config.api.concurrency)
@@ -208,7 +216,7 @@ async def open_runtime(
         if openai is not None and bound is None:
             bound = await nursery.start(_serve_api(home, config, None, openai))
 
-        engine, off = None, ""
+        selling, engine, guard, off = None, None, None, ""
         if sell:
             try:
                 engine = Router([backend]) if backend else await _find_backends(config, home, supervisor, rng)
@@ -223,9 +231,11 @@ async def open_runtime(
                 provider = _provider(config, identity, store, pool, wallet, unit, engine, clock, rng)
                 if openai is not None:
                     openai.answerer = answerer_of(config, buyer, own_purse, store, identity.pubkey, provider.router)
-                supervisor.start(ChildSpec("provider", provider.run))
-                announcer = _announcer(config, identity, store, pool, provider, clock)
-                supervisor.start(ChildSpec("announcer", announcer.run))
+                announce = functools.partial(_announcer, identity, store, pool, provider, clock)
+                selling = Selling(supervisor, provider, profile_of(config), announce)
+                await selling.open()
+                guard = DiskGuard(store, home.data, clock, supervisor, close=selling.close, open=selling.open)
+                supervisor.start(ChildSpec("disk", guard.run))
         yield Runtime(
             home=home,
             config=config,
@@ -241,19 +251,19 @@ async def open_runtime(
             hosting=hosting,
             host=host,
             buyer=buyer,
-            provider=provider,
-            announcer=announcer,
+            selling=selling,
             relay=relay,
             relay_url=relay_url,
             api=bound,
             mode=mode,
+            guard=guard,
             provider_off=off,
             openai=openai,
             purse=own_purse,
         )
         # Reached on a clean end only: who crashes, or is cancelled, is known by its silence.
-        if announcer is not None:
-            await announcer.farewell()
+        if selling is not None:
+            await selling.farewell()
 
 
 def _serve_api(
@@ -344,12 +354,11 @@ def _provider(
         rng=rng,
         terms=terms_of(config, unit),
         deadlines=deadlines(config.provider.deadlines),
-        slots=max(1, router.slots),
     )
 
 
 def _announcer(
-    config: Config, identity: Identity, store: Store, pool: RelayPool, provider: Provider, clock: Clock
+    identity: Identity, store: Store, pool: RelayPool, provider: Provider, clock: Clock, terms: Terms, profile: Profile
 ) -> Announcer:
     return Announcer(
         secret=identity.nostr,
@@ -357,6 +366,6 @@ def _announcer(
         pool=pool,
         router=provider.router,
         clock=clock,
-        terms=provider.terms,
-        profile=profile_of(config),
+        terms=terms,
+        profile=profile,
     )

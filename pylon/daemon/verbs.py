@@ -5,7 +5,6 @@ Parameters and results are JSON. Amounts are ``*_msats``, ids hex, times Unix se
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +16,7 @@ from pylon.clock import Clock
 from pylon.compute.buyer import Buyer
 from pylon.compute.purchase import PURCHASE, Purchase
 from pylon.config import Config
-from pylon.daemon import books, earned
+from pylon.daemon import books, earned, status
 from pylon.daemon.agents import AgentVerbs
 from pylon.daemon.compute import ComputeVerbs
 from pylon.daemon.control import Method, Notify
@@ -34,15 +33,12 @@ from pylon.daemon.wallet_verbs import WalletGuard
 from pylon.daemon.withdrawals import Withdrawals
 from pylon.errors import PylonError, UsageError
 from pylon.money import MAX_MSAT, Msat
-from pylon.provider.earnings import earnings
 from pylon.store import ledger
 from pylon.store.database import Store
 from pylon.wallets.port import Wallet
 from pylon.wallets.purse import Purse
 
 MAX_PROMPT_CHARS = 32_000
-STATUS_AGENTS = 100
-"""Agents that ``status`` tells of, one by one; of the others it tells how many there are."""
 
 
 @attrs.frozen
@@ -121,6 +117,9 @@ class Verbs:
         provider = _public_key(params.get("provider"))
         if provider is not None and self.runtime is not None and provider == self.runtime.identity.pubkey:
             raise UsageError("a home does not buy from itself", "name another provider, or none")
+        everybody = params.get("open") is True
+        if everybody and provider is not None:
+            raise UsageError("either everybody is asked, or one provider", "leave out --open, or --provider")
         patience = read_seconds(params.get("wait_seconds"), "wait_seconds")
         purchase = await self.buyer.buy(
             prompt,
@@ -129,6 +128,7 @@ class Verbs:
             max_tokens=_whole(params, "max_tokens", 1, 1_000_000),
             model=model,
             provider=provider,
+            open_market=everybody,
         )
         if params.get("wait") is not True:
             return job_json(purchase)
@@ -259,44 +259,9 @@ class Verbs:
     # --- the daemon itself ------------------------------------------------------------------------------------
 
     async def status(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
-        runtime = self.runtime
-        assert runtime is not None, "only a whole runtime has this verb"
-        # Whoever asks for the status does not wait for the internet: what is known, and since when.
-        balance = None if runtime.wallets is None else await runtime.wallets.known()
-        found = earnings(self.store, self.clock.now())
-        backends = [] if runtime.provider is None else await runtime.provider.router.standings()
-        agents: dict[str, Any] = {"agents": [], "states": {}}
-        if self.agents is not None:
-            agents = await self.agents.list({"limit": STATUS_AGENTS}, notify)
-        return {
-            "daemon": {
-                "running": True,
-                "pid": os.getpid(),
-                "uptime_secs": int(self.clock.now() - runtime.started_at),
-                "provider_active": runtime.provider is not None,
-                "host_active": runtime.host is not None,
-                "provider_off": runtime.provider_off,
-            },
-            "network": self.config.network,
-            "npub": runtime.identity.npub,
-            "stats": {"jobs_completed": found.jobs, "earnings_msats": found.total},
-            "backends": [{"name": b.name, "ok": b.health.ok, "detail": b.health.detail} for b in backends],
-            "default_backend": next((b.name for b in backends if b.health.ok), backends[0].name if backends else None),
-            "relays": [attrs.asdict(status) for status in runtime.pool.statuses()],
-            "agents": agents["agents"],
-            "agent_states": agents["states"],
-            "api": None if runtime.api is None else f"http://{runtime.api}",
-            "wallet": {
-                "settled_msats": None if balance is None else balance.settled,
-                "pending_msats": None if balance is None else balance.pending_out,
-                "known_at": None if balance is None else balance.known_at,
-                **WalletGuard(self.store, self.clock).summary(),
-            },
-            "children": [
-                {"name": child.name, "state": child.state, "starts": child.starts, "last_error": child.last_error}
-                for child in runtime.supervisor.statuses()
-            ],
-        }
+        """See ``pylon.daemon.status``."""
+        assert self.runtime is not None, "only a whole runtime has this verb"
+        return await status.report(self.runtime, self.agents)
 
 
 async def _tell_words(purchase_id: str, words: trio.MemoryReceiveChannel[str], notify: Notify) -> None:
@@ -319,6 +284,9 @@ def job_json(record: Purchase) -> dict[str, Any]:
         "fee_msats": record.fee,
         "payment_hash": record.payment_hash,
         "credit_msats": record.credit,
+        "credit_used_msats": record.credit_used,
+        "open": record.open,
+        "hold_until": record.hold_until,
         "result": record.result_id,
         "prompt": record.prompt,
         "text": record.text,

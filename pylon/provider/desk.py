@@ -90,13 +90,13 @@ class Desk:
         self._clock = clock
         self.terms = terms
         self._driver = driver
-        self._holds = holds
-        self._unwanted = unwanted
         self._book = Book(terms.max_open, terms.max_open_per_customer)
         self._ration = Ration()
         self._minting = trio.CapacityLimiter(_MINTING)
         self._unheard = 0
         self._said_at = float("-inf")
+        self._holds = holds
+        self._unwanted = unwanted
 
     def is_known(self, customer: str) -> bool:
         """Whether it has ever paid, or is trusted: then it is no stranger."""
@@ -209,7 +209,7 @@ class Desk:
         if takes_one and not customers.take_free(tx, caller.customer, self.terms.free_per_day, now):
             raise _NoneLeft
         cursors.advance(tx, CONSUMER, min(event.created_at, int(self._clock.now())))
-        verdict = use_credit(tx, sale.customer, verdict, self.terms.unit)
+        verdict = use_credit(tx, caller.customer, verdict, self.terms.unit)
         return [pushed, self._driver.begin_in(tx, sale, verdict)]
 
     async def _appraise(self, event: Event, now: float, *, free: bool) -> tuple[Sale, object]:

@@ -21,7 +21,7 @@ from pylon.inference.port import DEFAULT_DEADLINES, Deadlines
 from pylon.inference.router import Router
 from pylon.machine import Effect
 from pylon.money import Msat
-from pylon.provider import cancellations
+from pylon.provider import cancellations, customers
 from pylon.provider import sale as machine
 from pylon.provider.cancellations import Cancellations
 from pylon.provider.deliveries import Deliveries, take_back
@@ -43,6 +43,8 @@ from pylon.together import handle_together
 from pylon.wallets.port import Wallet
 
 _OVERLAP = 900
+_OF_PAID_JOBS = (SaleEffect.PUBLISH_PROCESSING, SaleEffect.PUBLISH_RESULT, SaleEffect.PUBLISH_DEBT)
+"""What no flood of quotes may delay; nor the quotes of customers who have paid before."""
 
 
 class Provider:
@@ -89,6 +91,7 @@ class Provider:
             attend=self._attend,
             relays=lambda record: pool.urls,
             abandons=(SaleEffect.INFER,),
+            urgent=lambda tx, sale, effect: effect in _OF_PAID_JOBS or customers.has_paid(tx, sale.customer),
         )
         self.deliveries = Deliveries(store=store, pool=pool, clock=clock, driver=self._driver)
         self.payments = (
@@ -154,6 +157,8 @@ class Provider:
             await self.desk.deliver(event)
 
     async def _mint(self, sale: Sale) -> object:
+        if self.desk.is_known(sale.customer):
+            return await mint(self._wallet, self.terms, sale)
         async with self.desk.minting:
             return await mint(self._wallet, self.terms, sale)
 

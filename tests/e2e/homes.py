@@ -155,6 +155,12 @@ class Node:
         assert done.returncode == 0, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return json.loads(done.stdout)
 
+    def json_lines(self, *arguments: str) -> list[Any]:
+        """What a command prints with ``--json``, one value a line."""
+        done = self.run(*arguments, "--json")
+        assert done.returncode == 0, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
     def fund(self) -> None:
         self.json("wallet", "fund", "-a", str(FUNDS_SATS))
 
@@ -172,17 +178,23 @@ class Node:
     # --- the daemon -------------------------------------------------------------------------------------------
 
     def start(
-        self, mode: str = "host", *options: str, fake: bool = False, crash_at: str | None = None, wait: bool = True
+        self,
+        mode: str = "host",
+        *options: str,
+        fake: bool = False,
+        crash_at: str | None = None,
+        wait: bool = True,
+        more: dict[str, str] | None = None,
     ) -> Daemon:
-        """``fake``: with the scripted backend. ``crash_at``: it kills itself there."""
+        """``fake``: with the scripted backend. ``crash_at``: it kills itself there. ``more``: of its environment."""
         if fake:
             arguments = [sys.executable, "-m", "pylon.testing.provider_process", "--home", str(self.root)]
         else:
             arguments = [command(), "--home", str(self.root), "start"]
         self.daemon = Daemon(
             [*arguments, "-m", mode, *options],
-            self.world.directory / f"{self.name}.out",
-            None if crash_at is None else {"PYLON_CRASH_AT": crash_at},
+            self.world.directory / f"{self.root.name}.out",
+            more if crash_at is None else {**(more or {}), "PYLON_CRASH_AT": crash_at},
         )
         self.world.daemons.append(self.daemon)
         if wait:

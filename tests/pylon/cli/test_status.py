@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 from contextlib import contextmanager
 
@@ -133,8 +137,15 @@ def test_a_daemon_that_hangs_is_not_called_stopped(status, home, monkeypatch):
     monkeypatch.setattr(module, "TIMEOUT", 0.1)
     with daemon(home, None):
         code, out, err = status("--json")
-    assert (code, out) == (1, "")
+    assert code == 1
+    assert json.loads(out)["daemon"]["running"] is True
+    assert "0.1 s" in json.loads(out)["silent"]
     assert json.loads(err)["error"]["code"] == "control"
+    home.socket.unlink()
+    with daemon(home, None):
+        code, out, err = status()
+    assert code == 1
+    assert out.startswith("Daemon:   running (its pid is not known), and silent: ")
 
 
 def test_an_error_of_the_daemon_is_told(status, home):
@@ -177,3 +188,115 @@ def test_agents(monkeypatch, agent, line):
     monkeypatch.setattr(module.time, "time", lambda: 0.0)
     shown = module.render({"agents": [agent]}).splitlines()
     assert shown[-2:] == ["Agents:", f"  {line}"]
+
+
+def test_one_that_starts_is_known_by_its_pid(status, home):
+    """It holds the pid file, and does not listen yet."""
+    code = "import sys; from pylon.daemon.process import *\nwith hold_home(Home(sys.argv[1]), pid_file=True):\n"
+    code += "    print(flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(home.root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        process.stdout.readline()
+        code, out, err = status("--json")
+        assert code == 1
+        assert json.loads(out)["daemon"] == {**module.stopped()["daemon"], "running": True, "pid": process.pid}
+        assert "starting, or ending" in json.loads(err)["error"]["message"]
+        process.stdin.close()
+    assert status("--json")[0] == 3
+
+
+PROVIDER = {
+    "closed": "", "open": {"quoted": 2, "working": 1}, "running": 1, "waiting": 3, "slots": 2,
+    "earned_today_msats": 5_000, "earned_week_msats": 9_000, "owed_msats": 0,
+}  # fmt: skip
+
+
+def test_what_is_sold():
+    shown = module.render({"provider": PROVIDER})
+    assert "open: 2 quoted, 1 working; models: 1 at work of 2, 3 waiting" in shown
+    assert "Earned:   5 sat today, 9 sat this week\n" in shown
+    assert "CLOSED" not in shown
+    shown = module.render({"provider": {**PROVIDER, "closed": "the disk is full", "owed_msats": 7_000, "open": {}}})
+    assert "CLOSED:   no paid work is taken: the disk is full" in shown
+    assert "7 sat owed to customers" in shown
+    assert "open: none" in shown
+    assert "Selling:  nothing: no model" in module.render({"daemon": {"provider_off": "no model"}})
+
+
+def test_relays_with_their_health(monkeypatch):
+    monkeypatch.setattr(module.time, "time", lambda: 1_000.0)
+    relays = [
+        {"url": "ws://a", "state": "connected", "latency": 0.0234, "since": 940.0, "last_error": "old"},
+        {"url": "ws://b", "state": "waiting", "latency": 0.5, "since": 700.0, "last_error": "refused\nby peer"},
+        {"url": "ws://c", "state": "connected", "latency": None, "since": "x", "last_error": ""},
+    ]
+    shown = module.render({"relays": relays}).splitlines()
+    assert shown[-3:] == [
+        "  ws://a  connected  23 ms  for 1m", "  ws://b  waiting  for 5m  refused by peer", "  ws://c  connected"
+    ]  # fmt: skip
+
+
+def test_trouble():
+    report = {
+        "quarantined": [
+            {"agent": None, "name": "engine", "last_error": "x"},
+            {"agent": "alice", "name": "heartbeat", "last_error": "ValueError"},
+        ],
+        "incomplete": {"wallet": "no answer within 0.8 s"},
+    }
+    shown = module.render(report)
+    assert "alice: heartbeat  quarantined: ValueError" in shown
+    assert "engine" not in shown, "it is among the children"
+    assert "wallet  not told: no answer within 0.8 s" in shown
+
+
+def test_an_agent_that_does_not_tick_says_why():
+    agent = {"name": "bob", "state": "dormant", "reason": "dormant: 0 sat; wakes on any deposit", "balance_msats": 0}
+    assert "bob  dormant: 0 sat; wakes on any deposit  0 sat" in module.render({"agents": [agent]})
+    shown = module.render({"agents": [{**agent, "paused": "paused"}]})
+    assert "dormant, paused (dormant: 0 sat; wakes on any deposit)" in shown
+
+
+def test_watching_without_a_terminal(home):
+    """One report after the other, through the end of a daemon and without one."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pylon", "--home", str(home.root), "status", "--watch", "-i", "0.1", "--json"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    try:
+        assert json.loads(process.stdout.readline())["daemon"]["running"] is False
+        with daemon(home, {"result": REPORT}):
+            while not json.loads(process.stdout.readline())["daemon"]["running"]:
+                pass
+        home.socket.unlink()
+        while json.loads(process.stdout.readline())["daemon"]["running"]:
+            pass
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 130
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_watching_on_a_terminal(home):
+    leader, follower = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pylon", "--home", str(home.root), "status", "--watch", "-i", "0.1"],
+        stdin=follower, stdout=follower, stderr=follower, env={**os.environ, "TERM": "xterm"}, start_new_session=True,
+    )  # fmt: skip
+    os.close(follower)
+    try:
+        shown = b""
+        while shown.count(b"stopped") < 2:
+            shown += os.read(leader, 4_096)
+        assert b"\x1b[?1049h" in shown
+        process.send_signal(signal.SIGINT)
+        while b"\x1b[?1049l" not in shown:
+            shown += os.read(leader, 4_096)
+        assert process.wait(10) == 130
+    finally:
+        process.kill()
+        process.wait()
+        os.close(leader)

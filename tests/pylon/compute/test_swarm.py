@@ -16,7 +16,7 @@ from pylon.compute import swarm
 from pylon.compute.swarm import Pulse, judge, look
 from pylon.relays.pool import RelayPool
 from pylon.testing.relay import network, open_memory_relay
-from tests.pylon.compute.test_discovery import announced
+from tests.pylon.compute.test_ranking import announced
 from tests.pylon.market import RELAY, open_actor
 
 NOW = 1_800_000_000

@@ -139,7 +139,7 @@ async def announced(running, name):
     """The announcement under this name, as soon as it is there."""
     with trio.fail_after(10):
         while True:
-            await running.runtime.announcer.look()
+            await running.runtime.selling.announcer.look()
             rows = running.runtime.store.read("SELECT event FROM outbox WHERE kind = 31990")
             for row in rows:
                 if name in (event := json.loads(row["event"]))["content"]:

@@ -115,7 +115,8 @@ async def test_what_else_is_asked_for_travels_with_the_request(market, verbs, au
     params = [["temperature", "0.5"], ["json_schema", '{"type":"object"}']]
     await call(verbs, "job.submit", **ASK, params=params)
     asked = parse_request(await seller.request(), seller.secret)
-    assert {**asked.params} == {"max_tokens": "16", "temperature": "0.5", "json_schema": '{"type":"object"}'}
+    said = {"max_tokens": "16", "temperature": "0.5", "json_schema": '{"type":"object"}'}
+    assert {**asked.params} == {**said, "pay_on_delivery": "true"}
 
 
 async def test_waiting_has_an_end_and_the_job_has_not(market, verbs, autojump_clock):

@@ -9,13 +9,17 @@ import os
 import sys
 
 import attrs
+import openai
 import pytest
 import trio
 
+from pylon.api.answerer import LocalAnswerer
 from pylon.errors import BackendTimeout, InferenceError
 from pylon.inference.llamacpp_inprocess import InProcessLlama, _import
 from pylon.inference.models import DEFAULT_MODEL, find, models_directory
 from pylon.inference.port import Deadlines, InferenceRequest, Message, Usage
+from pylon.inference.router import Router
+from tests.pylon.api.openai_client import open_client
 from tests.pylon.inference import fake_llama
 
 pytestmark = pytest.mark.deep
@@ -167,3 +171,30 @@ async def test_the_stand_in_has_its_shape(llama):
     )
     assert said(made, 3) == real
     assert hasattr(_import()._internals, "suppress_stdout_stderr"), "what is replaced there is still used there"
+
+
+async def test_openais_package_leaves_it_through_our_api(llama):
+    """Whole, in pieces, and in the middle of a prompt: whoever asks next is answered at once."""
+    story = [{"role": "user", "content": "Tell a very long story about a lighthouse."}]
+    long = [{"role": "user", "content": "word " * 1_500}]
+    async with open_client(LocalAnswerer(Router([llama]))) as client:
+
+        def leave_a_stream(sync):
+            with sync.chat.completions.create(model="", messages=story, max_tokens=1_500, stream=True) as pieces:
+                next(piece for piece in pieces if piece.choices[0].delta.content)
+
+        def leave_the_whole(sync):
+            with pytest.raises(openai.APITimeoutError):
+                sync.with_options(timeout=1.0).chat.completions.create(model="", messages=story, max_tokens=1_500)
+
+        def leave_a_prompt(sync):
+            with pytest.raises(openai.APITimeoutError):
+                sync.with_options(timeout=0.5).chat.completions.create(model="", messages=long)
+
+        for leave in (leave_a_stream, leave_the_whole, leave_a_prompt):
+            await client.run(leave)
+            began = trio.current_time()
+            answer = await client.chat("What is the capital of France?", model="", max_tokens=16, temperature=0)
+            assert "Paris" in answer.choices[0].message.content
+            assert answer.usage.completion_tokens > 3
+            assert trio.current_time() - began < 5

@@ -13,7 +13,7 @@ import attrs
 import pytest
 import trio
 
-from pylon.compute import buyer, purchase, purchases
+from pylon.compute import buyer, paying, purchase, purchases, understanding
 from pylon.machine import Arrow, Machine
 from pylon.money import Msat
 from pylon.provider import credits as credit_use
@@ -111,13 +111,13 @@ def test_a_sale_that_forgets_paid_jobs_at_a_restart_is_noticed(monkeypatch):
 
 def test_a_purchase_that_takes_unknown_for_failed_is_noticed(monkeypatch):
     """The classic: a payment that timed out is taken for failed, and the next provider is paid too."""
-    real = buyer.Purse.send
+    real = paying.Purse.send
 
     async def send(self, intent):
         outcome = await real(self, intent)
-        return buyer.Failed(outcome.reason) if isinstance(outcome, buyer.Unknown) else outcome
+        return paying.Failed(outcome.reason) if isinstance(outcome, paying.Unknown) else outcome
 
-    monkeypatch.setattr(buyer.Purse, "send", send)
+    monkeypatch.setattr(paying.Purse, "send", send)
     seed, broken = _first_broken()
     print(f"found by seed {seed}: {broken[0]}")
     assert any(problem.startswith("charged_once") for problem in broken)
@@ -129,7 +129,7 @@ def test_a_purchase_that_pays_above_the_ceiling_is_noticed(monkeypatch):
     assert isinstance(rows[0], Arrow)
     bad = _replaced(purchase.PURCHASE, purchase.PurchaseState.REQUESTED, purchase.Quoted, guard=lambda *_: True)
     monkeypatch.setattr(purchases, "PURCHASE", bad)
-    monkeypatch.setattr(buyer, "check_quote", _careless)
+    monkeypatch.setattr(understanding, "check_quote", _careless)
     monkeypatch.setattr(server.Provider, "_mint", _mint_double)
     seed, broken = _first_broken()
     print(f"found by seed {seed}: {broken[0]}")
