@@ -8,6 +8,7 @@ and Lightning pays it (``payments``), the local backend thinks (``work``), kind 
 from __future__ import annotations
 
 import random
+from collections.abc import Awaitable, Callable
 
 import trio
 
@@ -40,7 +41,7 @@ from pylon.store import cursors, ledger
 from pylon.store.database import Store, Tx
 from pylon.store.records import Step
 from pylon.together import handle_together
-from pylon.wallets.port import Wallet
+from pylon.wallets.port import Payment, Wallet
 
 _OVERLAP = 900
 _OF_PAID_JOBS = (SaleEffect.PUBLISH_PROCESSING, SaleEffect.PUBLISH_RESULT, SaleEffect.PUBLISH_DEBT)
@@ -48,7 +49,10 @@ _OF_PAID_JOBS = (SaleEffect.PUBLISH_PROCESSING, SaleEffect.PUBLISH_RESULT, SaleE
 
 
 class Provider:
-    """Drives this home's sales. One instance a store."""
+    """Drives this home's sales. One instance a store.
+
+    :param received: told of each payment that the wallet has received, whatever it is for.
+    """
 
     def __init__(
         self,
@@ -64,6 +68,7 @@ class Provider:
         terms: Terms,
         deadlines: Deadlines = DEFAULT_DEADLINES,
         slots: int = 1,
+        received: Callable[[Payment], Awaitable[object]] | None = None,
     ) -> None:
         self._secret = secret
         self._store = store
@@ -98,7 +103,13 @@ class Provider:
             None
             if wallet is None
             else Payments(
-                store=store, wallet=wallet, wallet_name=wallet_name, clock=clock, rng=rng, driver=self._driver
+                store=store,
+                wallet=wallet,
+                wallet_name=wallet_name,
+                clock=clock,
+                rng=rng,
+                driver=self._driver,
+                received=received,
             )
         )
         self.holds = Holds(

@@ -2,7 +2,8 @@
 
 The points are derived from the machines' tables. Each is reached by the scenario that passes it: a paid job; a refused
 bid (``publish_refusal``); a result that the only relay turns away (``publish_debt``); a restart while a payment is
-still under way (``reconcile``); a job that its owner cancels (``publish_cancellation``). An effect that a table gains
+still under way (``reconcile``); a job that its owner cancels (``publish_cancellation``); a model that fails while the
+money is held (``cancel_hold``). An effect that a table gains
 is reached by a paid job, or fails here until it has a scenario of its own. ``make e2e`` takes a sample of the points,
 ``make deep`` all of them.
 """
@@ -29,11 +30,12 @@ SCENARIOS = {
     "publish_debt": "undelivered",
     "reconcile": "pending",
     "publish_cancellation": "cancelled",
+    "cancel_hold": "given back",
 }
 """What else than a paid job is needed to pass an effect."""
 
 
-BOTH_SIDES = {"pay", "reconcile", "infer"}
+BOTH_SIDES = {"pay", "reconcile", "infer", "settle_hold"}
 """Effects in which money moves or is earned: the sample has them before and after. Of the others it has one side."""
 
 
@@ -60,11 +62,12 @@ class Market:
         self.provider, self.buyer = world.market(relay)
         self.seller_dies = point.startswith(SALE.name + ".")
 
-    def start(self, *, armed=True):
+    def start(self, *options, armed=True):
+        """``options`` are the provider's."""
         point = self.point if armed else None
         seller, customer = (point, None) if self.seller_dies else (None, point)
         daemons = [
-            self.provider.start("provider", fake=True, crash_at=seller, wait=False),
+            self.provider.start("provider", *options, fake=True, crash_at=seller, wait=False),
             self.buyer.start(crash_at=customer, wait=False),
         ]
         for daemon in daemons:
@@ -191,7 +194,23 @@ def die_in_a_cancellation(market):
     return "told once, nothing paid"
 
 
+def die_as_a_hold_is_given_back(market):
+    """Whatever the model does: what was held for the job is not kept, and not owed."""
+    market.start("--fails")
+    market.submit()
+    market.die_and_restart()
+    purchase, sale = market.ended()
+    assert (purchase["state"], sale["state"]) == ("failed", "failed")
+    assert market.buyer.charges() == []
+    assert (market.buyer.wallet_msats(), market.provider.wallet_msats()) == (FUNDS_SATS * 1000, 0)
+    books = market.provider.check_books()["accounts"]
+    assert (books["earned_msats"], books["owed_msats"]) == (0, 0)
+    market.buyer.check_books()
+    return "given back, nothing paid"
+
+
 PLAYS = {
+    "given back": die_as_a_hold_is_given_back,
     "cancelled": die_in_a_cancellation,
     "paid": die_in_a_paid_job,
     "pending": die_while_a_payment_is_under_way,
