@@ -30,6 +30,7 @@ from pylon.provider.deliveries import Deliveries, take_back
 from pylon.provider.desk import CONSUMER, Desk
 from pylon.provider.forgetting import keep_few
 from pylon.provider.holds import Holds
+from pylon.provider.inputs import Inputs
 from pylon.provider.payments import Payments, mint
 from pylon.provider.pricing import Terms
 from pylon.provider.replies import compose
@@ -124,6 +125,7 @@ class Provider:
             driver=self._driver,
             holds=self.holds,
             unwanted=self.cancellations.unwanted,
+            inputs=Inputs(secret=secret, store=store, pool=pool, records=self.records),
         )
         self._waiting: WaitingRoom[Event] = WaitingRoom(self.desk.is_known)
 
@@ -141,6 +143,7 @@ class Provider:
         async with self._pool.subscribe(filters, since=since) as heard:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._driver.run)
+                await nursery.start(self.desk.run)
                 if self.payments is not None:
                     await nursery.start(self.payments.watch)
                     nursery.start_soon(self.payments.poll)
