@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import random
+from collections.abc import Awaitable, Callable
 
 import trio
 
@@ -13,6 +14,7 @@ from pylon.driver import Driver
 from pylon.errors import WalletError, brief
 from pylon.money import Msat
 from pylon.provider import sale as machine
+from pylon.provider import zaps
 from pylon.provider.pricing import Terms
 from pylon.provider.sale import Sale, SaleState
 from pylon.provider.sales import LATE_PAYMENT
@@ -65,10 +67,21 @@ def hash_of(preimage: str) -> str:
 
 
 class Payments:
-    """Hears of payments, asks about those it may have missed, and claims them."""
+    """Hears of payments, asks about those it may have missed, and claims them.
+
+    :param received: told of each payment that has come in, whatever it is for.
+    """
 
     def __init__(
-        self, *, store: Store, wallet: Wallet, wallet_name: str, clock: Clock, rng: random.Random, driver: Driver[Sale]
+        self,
+        *,
+        store: Store,
+        wallet: Wallet,
+        wallet_name: str,
+        clock: Clock,
+        rng: random.Random,
+        driver: Driver[Sale],
+        received: Callable[[Payment], Awaitable[object]] | None = None,
     ) -> None:
         self._store = store
         self._wallet = wallet
@@ -76,6 +89,7 @@ class Payments:
         self._clock = clock
         self._rng = rng
         self._driver = driver
+        self._received = received
         self._gone: set[str] = set()
         """Sales whose hold was not there at the last look."""
         self._asked = _BEGINNING
@@ -105,6 +119,8 @@ class Payments:
             return
         if payment.state is PaymentState.SETTLED:
             await self.claim(payment.payment_hash, payment.amount, payment.preimage)
+            if self._received is not None:
+                await self._received(payment)
         else:
             # It is held, or was given back: the invoice tells.
             for sale in list(self._driver.records.where(self._store, "payment_hash = ?", (payment.payment_hash,))):
@@ -129,6 +145,10 @@ class Payments:
         """
         for sale in list(self._driver.records.where(self._store, "state = ?", (SaleState.HELD.value,))):
             await self.claim_if_paid(sale)
+        for payment_hash in zaps.unpaid(self._store, self._clock.now() - lately):
+            zapped = await self.look(payment_hash)
+            if zapped is not None and zapped.received > 0:
+                await self.claim(payment_hash, zapped.received)
         since, asked = self._clock.now() - lately, 0
         while most is None or asked < most:
             rows = self._store.read(
@@ -201,23 +221,23 @@ class Payments:
         """
 
         def job(tx: Tx) -> Step[Sale] | None:
-            row = tx.one("SELECT id FROM sales WHERE payment_hash = ?", (payment_hash,))
+            sale_id = zaps.paid_sale(tx, payment_hash)
             if (
                 amount <= 0
-                or row is None
+                or sale_id is None
                 or not claims.take(
                     tx,
                     wallet=self._wallet_name,
                     payment_id=payment_hash,
                     payment_hash=payment_hash,
-                    sale_id=row["id"],
+                    sale_id=sale_id,
                     amount=amount,
                     at=self._clock.now(),
                     preimage=preimage,
                 )
             ):
                 return None
-            sale = self._driver.records.load(tx, row["id"])
+            sale = self._driver.records.load(tx, sale_id)
             assert sale is not None, "its row is there"
             by_hold = sale.preimage is not None and payment_hash == sale.payment_hash
             return self._driver.advance_in(tx, sale.id, machine.Paid(amount, self._credit(tx, sale), by_hold))

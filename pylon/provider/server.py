@@ -7,8 +7,8 @@ and Lightning pays it (``payments``), the local backend thinks (``work``), kind 
 
 from __future__ import annotations
 
-import logging
 import random
+from collections.abc import Awaitable, Callable
 
 import trio
 
@@ -18,7 +18,6 @@ from protocols.nip01 import Event, Filter
 from protocols.nip90 import JOB_TEXT
 from pylon.clock import Clock
 from pylon.driver import Driver
-from pylon.errors import brief
 from pylon.inference.port import DEFAULT_DEADLINES, Deadlines
 from pylon.inference.router import Router
 from pylon.machine import Effect
@@ -43,9 +42,7 @@ from pylon.store import cursors, ledger
 from pylon.store.database import Store, Tx
 from pylon.store.records import Step
 from pylon.together import handle_together
-from pylon.wallets.port import Wallet
-
-log = logging.getLogger(__name__)
+from pylon.wallets.port import Payment, Wallet
 
 _OVERLAP = 900
 _OF_PAID_JOBS = (SaleEffect.PUBLISH_PROCESSING, SaleEffect.PUBLISH_RESULT, SaleEffect.PUBLISH_DEBT)
@@ -53,7 +50,10 @@ _OF_PAID_JOBS = (SaleEffect.PUBLISH_PROCESSING, SaleEffect.PUBLISH_RESULT, SaleE
 
 
 class Provider:
-    """Drives this home's sales. One instance a store."""
+    """Drives this home's sales. One instance a store.
+
+    :param received: told of each payment that the wallet has received, whatever it is for.
+    """
 
     def __init__(
         self,
@@ -69,6 +69,7 @@ class Provider:
         terms: Terms,
         deadlines: Deadlines = DEFAULT_DEADLINES,
         slots: int = 1,
+        received: Callable[[Payment], Awaitable[object]] | None = None,
     ) -> None:
         self._secret = secret
         self._store = store
@@ -103,7 +104,13 @@ class Provider:
             None
             if wallet is None
             else Payments(
-                store=store, wallet=wallet, wallet_name=wallet_name, clock=clock, rng=rng, driver=self._driver
+                store=store,
+                wallet=wallet,
+                wallet_name=wallet_name,
+                clock=clock,
+                rng=rng,
+                driver=self._driver,
+                received=received,
             )
         )
         self.holds = Holds(
@@ -149,21 +156,19 @@ class Provider:
                     nursery.start_soon(self.payments.poll)
                     nursery.start_soon(self.holds.watch)
                 nursery.start_soon(self.deliveries.watch)
-                nursery.start_soon(handle_together, self._waiting, self.desk.deliver)
+                nursery.start_soon(handle_together, self._waiting, self._hear)
                 nursery.start_soon(keep_few, self._store, self._clock, self.terms)
                 task_status.started()
                 async for received in heard:
                     for event in (received.event, *heard.drain()):
-                        if event.kind == nip09.KIND:
-                            await self._heed(event)
-                        else:
+                        if event.kind != nip09.KIND or self.cancellations.concern(event):
                             self._waiting.put(event.pubkey, event)
 
-    async def _heed(self, event: Event) -> None:
-        try:
+    async def _hear(self, event: Event) -> None:
+        if event.kind == nip09.KIND:
             await self.cancellations.take(event)
-        except Exception as error:
-            log.warning("a cancellation could not be heeded: %s", brief(error))
+        else:
+            await self.desk.deliver(event)
 
     async def _mint(self, sale: Sale) -> object:
         if self.desk.is_known(sale.customer):

@@ -105,7 +105,7 @@ class Visitor:
             self._secret,
             prompt=self._prompt(number),
             provider=provider,
-            max_tokens=16,
+            max_tokens=chance.choice([16, 200]),
             created_at=now,
             params=[("pay_on_delivery", "true")] if chance.random() < 0.6 else [],
         )
