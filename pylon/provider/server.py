@@ -78,7 +78,9 @@ class Provider:
         self.router = router
         self._clock = clock
         self.terms = terms
-        work = Work(secret=secret, pool=pool, router=router, clock=clock, rng=rng, deadlines=deadlines, slots=slots)
+        self._work = Work(
+            secret=secret, pool=pool, router=router, clock=clock, rng=rng, deadlines=deadlines, slots=slots
+        )
         self.records = sale_records(store)
         self._driver = Driver(
             self.records,
@@ -87,7 +89,7 @@ class Provider:
             rng,
             handlers={
                 SaleEffect.MINT_INVOICE: self._mint,
-                SaleEffect.INFER: work.infer,
+                SaleEffect.INFER: self._work.infer,
                 SaleEffect.SETTLE_HOLD: self._settle_hold,
                 SaleEffect.CANCEL_HOLD: self._cancel_hold,
             },
@@ -135,6 +137,11 @@ class Provider:
             inputs=Inputs(secret=secret, store=store, pool=pool, records=self.records),
         )
         self._waiting: WaitingRoom[Event] = WaitingRoom(self.desk.is_known)
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that wait for their turn at a backend."""
+        return self._work.waiting
 
     def sell_by(self, terms: Terms) -> None:
         """Sell by new terms from the next request on; what was quoted stays quoted."""
