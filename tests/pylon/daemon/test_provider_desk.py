@@ -58,5 +58,6 @@ async def test_jobs_and_customers_of_a_provider(autojump_clock, market):
         await call("trust", customer=other.hex, free=True)
         gift = other.ask(home.secret, prompt="free")
         await until(lambda: (s := provider.records.load(store, gift.id)) and s.state is SaleState.DELIVERED)
+        assert [job["id"] for job in (await call("jobs", limit=1))["jobs"]] == [gift.id]
         with pytest.raises(UsageError):
             await call("trust", customer=other.hex, free="yes")
