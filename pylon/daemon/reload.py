@@ -120,6 +120,7 @@ def terms_of(config: Config, unit: Msat) -> Terms:
         multipliers={model: Fraction(str(times)) for model, times in config.provider.multipliers},
         free_per_day=config.provider.free_per_day,
         standings=_standings(config.provider),
+        fetch_urls=config.provider.fetch_urls,
         max_tokens=config.provider.max_tokens,
         default_tokens=config.provider.max_tokens,
         invoice_seconds=int(config.provider.deadlines.payment),
