@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "stop": ("pylon.cli.stop:stop", "Stop the daemon."),
     "status": ("pylon.cli.status:status", "Show the daemon, its relays, its agents and its wallet."),
     "logs": ("pylon.cli.logs:logs", "Show the log of the daemon."),
+    "service": ("pylon.cli.service:service", "Have systemd or launchd keep the daemon."),
     "agent": ("pylon.cli.agent:agent", "Spawn, fund, watch and steer agents."),
     "infer": ("pylon.cli.infer:infer", "Ask this machine's own model, or buy an answer."),
     "api": ("pylon.cli.api:api", "OpenAI's API: serve it, or say where it is served."),

@@ -51,6 +51,7 @@ LIVE: frozenset[KeyPath] = frozenset(
         ("provider", "name"),
         ("provider", "description"),
         ("provider", "max_tokens"),
+        ("provider", "pay_on_delivery"),
         ("provider", "price_in_msats"),
         ("provider", "price_out_msats"),
         ("provider", "multipliers"),

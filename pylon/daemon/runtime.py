@@ -47,6 +47,7 @@ from pylon.paths import Home
 from pylon.provider.announce import Announcer, Profile
 from pylon.provider.pricing import Terms
 from pylon.provider.server import Provider
+from pylon.relays.information import informer
 from pylon.relays.pool import RelayPool
 from pylon.relays.publisher import Publisher
 from pylon.relays.websocket import connect
@@ -169,7 +170,8 @@ async def open_runtime(
         if not urls:
             raise ConfigError("no relay is configured", "name some in relays = [...], or set [relay] enabled = true")
         # The relays are those that the user has named: they may know whose home this is (NIP-42).
-        pool = RelayPool(urls, connect=connect, clock=clock, rng=rng, signer=identity.nostr)
+        inform = informer(clock)
+        pool = RelayPool(urls, connect=connect, clock=clock, rng=rng, signer=identity.nostr, inform=inform)
         await nursery.start(pool.run)
         supervisor.start(ChildSpec("publisher", Publisher(pool, store, clock, rng).run))
         supervisor.start(ChildSpec("housekeeping", functools.partial(keep_house, store, clock)))
@@ -352,7 +354,6 @@ def _provider(
         rng=rng,
         terms=terms_of(config, unit),
         deadlines=deadlines(config.provider.deadlines),
-        slots=max(1, router.slots),
     )
 
 

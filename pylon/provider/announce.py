@@ -7,12 +7,13 @@ and so does what ends cleanly; of what died the heartbeat stops.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import attrs
 import trio
 
 from protocols import entropy, heartbeat, nip89
+from protocols.job_price import Tariff
 from protocols.keys import SecretKey
 from protocols.nip01 import Event
 from protocols.nip09 import build_deletion
@@ -65,6 +66,7 @@ class _Say:
     price: Msat
     price_in: Msat
     price_out: Msat
+    tariffs: Mapping[str, Tariff] = attrs.field(hash=False)
     relays: tuple[str, ...]
 
 
@@ -175,6 +177,7 @@ class Announcer:
             price=terms.cheapest(models),
             price_in=terms.price_in if terms.payments else Msat(0),
             price_out=terms.price_out if terms.payments else Msat(0),
+            tariffs={model: terms.tariff(model) for model in models} if terms.multipliers else {},
             relays=tuple(sorted(self._pool.urls)),
         )
 
@@ -190,6 +193,7 @@ class Announcer:
                 price_msats=say.price,
                 price_in_msats=say.price_in,
                 price_out_msats=say.price_out,
+                tariffs=say.tariffs,
                 lud16=self._profile.lud16,
                 network=self._profile.network,
                 name=self._profile.name,

@@ -7,7 +7,6 @@ and Lightning pays it (``payments``), the local backend thinks (``work``), kind 
 
 from __future__ import annotations
 
-import logging
 import random
 
 import trio
@@ -18,7 +17,6 @@ from protocols.nip01 import Event, Filter
 from protocols.nip90 import JOB_TEXT
 from pylon.clock import Clock
 from pylon.driver import Driver
-from pylon.errors import brief
 from pylon.inference.port import DEFAULT_DEADLINES, Deadlines
 from pylon.inference.router import Router
 from pylon.machine import Effect
@@ -43,8 +41,6 @@ from pylon.store.database import Store, Tx
 from pylon.store.records import Step
 from pylon.together import handle_together
 from pylon.wallets.port import Wallet
-
-log = logging.getLogger(__name__)
 
 _OVERLAP = 900
 _OF_PAID_JOBS = (SaleEffect.PUBLISH_PROCESSING, SaleEffect.PUBLISH_RESULT, SaleEffect.PUBLISH_DEBT)
@@ -146,21 +142,19 @@ class Provider:
                     nursery.start_soon(self.payments.poll)
                     nursery.start_soon(self.holds.watch)
                 nursery.start_soon(self.deliveries.watch)
-                nursery.start_soon(handle_together, self._waiting, self.desk.deliver)
+                nursery.start_soon(handle_together, self._waiting, self._hear)
                 nursery.start_soon(keep_few, self._store, self._clock, self.terms)
                 task_status.started()
                 async for received in heard:
                     for event in (received.event, *heard.drain()):
-                        if event.kind == nip09.KIND:
-                            await self._heed(event)
-                        else:
+                        if event.kind != nip09.KIND or self.cancellations.concern(event):
                             self._waiting.put(event.pubkey, event)
 
-    async def _heed(self, event: Event) -> None:
-        try:
+    async def _hear(self, event: Event) -> None:
+        if event.kind == nip09.KIND:
             await self.cancellations.take(event)
-        except Exception as error:
-            log.warning("a cancellation could not be heeded: %s", brief(error))
+        else:
+            await self.desk.deliver(event)
 
     async def _mint(self, sale: Sale) -> object:
         if self.desk.is_known(sale.customer):

@@ -122,6 +122,16 @@ def test_a_damaged_database(sound, home):
     assert "damaged" in of(examined(sound), "database", "fail")[0]["detail"]
 
 
+def test_a_database_whose_rows_are_wrong(sound, home):
+    with sqlite3.connect(home.database) as database:
+        database.execute("PRAGMA ignore_check_constraints = ON")
+        database.execute(
+            "INSERT INTO entries (at, cause, kind, debit, credit, msats, owner) VALUES (1, 'c', 'k', 'a', 'b', -5, '')"
+        )
+    database.close()
+    assert "pylon identity restore" in remedies(examined(sound), "database")
+
+
 def test_a_database_of_a_newer_pylon(sound, home):
     with sqlite3.connect(home.database) as database:
         database.execute("INSERT INTO _sqlite_migrations VALUES (99, 'pylon', 'from_the_future', '2099')")
