@@ -31,7 +31,7 @@ from protocols.json_schema import MAX_CHARS, SchemaInvalid, read_schema
 from pylon.api.answerer import FEE_HEADER, JOB_HEADER, PAID_HEADER, PRICE_HEADER, Answer
 from pylon.api.openai_shapes import ApiError, flatten, model_not_found
 from pylon.compute.buyer import Buyer
-from pylon.compute.purchase import Purchase, PurchaseState
+from pylon.compute.purchase import PURCHASE, Purchase, PurchaseState
 from pylon.compute.ranking import rank
 from pylon.errors import PylonError
 from pylon.inference.port import Chunk, InferenceRequest, ModelInfo
@@ -232,12 +232,9 @@ def _params(request: InferenceRequest) -> tuple[tuple[str, str], ...]:
     return tuple(params)
 
 
-_UNPAID = (PurchaseState.NEW, PurchaseState.SEEKING, PurchaseState.REQUESTED, PurchaseState.PAYING)
-
-
 def _costs(record: Purchase) -> tuple[tuple[str, str], ...]:
     """A payment that is held until the answer is whole is none yet, and not one of nothing."""
-    if record.state in _UNPAID:
+    if record.state is not PurchaseState.PAID and record.state not in PURCHASE.final:
         return (PRICE_HEADER, str(record.quoted)), (JOB_HEADER, record.id)
     return (PAID_HEADER, str(record.paid)), (FEE_HEADER, str(record.fee)), (JOB_HEADER, record.id)
 
