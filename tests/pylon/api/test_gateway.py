@@ -21,7 +21,7 @@ from pylon.compute.purchase import PurchaseState
 from pylon.config import ApiConfig, WalletConfig
 from pylon.daemon import books
 from pylon.money import Msat, sats
-from pylon.provider import work
+from pylon.provider import partials
 from pylon.provider.pricing import Terms
 from pylon.store import freeze, intents
 from pylon.testing.backend import Reply, ScriptedBackend
@@ -91,7 +91,7 @@ async def open_seller(market, backend=None, terms=None, **said):
 
 @pytest.fixture(autouse=True)
 def words_at_once(monkeypatch):
-    monkeypatch.setattr(work, "_PARTIAL_SECONDS", 0.0)
+    monkeypatch.setattr(partials, "_SECONDS", 0.0)
 
 
 async def test_a_chat_is_bought(market):
