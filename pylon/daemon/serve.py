@@ -22,8 +22,9 @@ from pylon.daemon.notify import Notifier
 from pylon.daemon.process import Life, hold_home
 from pylon.daemon.runtime import Runtime, open_runtime
 from pylon.daemon.verbs import Verbs
-from pylon.errors import brief
+from pylon.errors import AlreadyRunning, brief
 from pylon.groups import cause
+from pylon.host.seedlock import SeedLocks
 from pylon.identity import Unlocked
 from pylon.inference.port import Backend
 from pylon.money import Msat, format_msat
@@ -104,7 +105,11 @@ class _Daemon:
         async with trio.open_nursery() as nursery:
             await nursery.start(self.life.watch, functools.partial(self._hang_up, running))
             nursery.start_soon(self.manager.beat)  # a start may take longer than the watchdog allows
-            with self.life.scope as scope:
+            with self.life.scope as scope, SeedLocks() as seeds:
+                if not seeds.acquire(f"home {keys.identity.pubkey}"):
+                    raise AlreadyRunning(
+                        "another home of this machine runs with the same phrase", "stop that one: a seed runs once"
+                    )
                 await self._serve(keys, running)
             nursery.cancel_scope.cancel()
         if scope.cancelled_caught:
