@@ -56,7 +56,7 @@ lightning: $(VENV)/.test
 	@$(BIN)/python -m tests.lightning.install >/dev/null
 	@$(BIN)/python -m pytest tests/lightning --ignore=tests/lightning/test_conformance.py -q
 
-deep: $(VENV)/.test
+deep: $(VENV)/.deep
 	@$(BIN)/pylon models pull >/dev/null
 	@$(BIN)/python -m pytest tests -m deep -q --timeout=3600
 
@@ -85,6 +85,12 @@ $(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing the runtime and its tests" >&2
 	@$(PIP) install -qq --editable '.[test]'
 	@touch $@ $(VENV)/.runtime
+
+# Compiles llama.cpp: some ten minutes, once for each version of Python.
+$(VENV)/.deep: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing the runtime, its tests and the engine in process" >&2
+	@$(PIP) install -qq --editable '.[test,llamacpp]'
+	@touch $@ $(VENV)/.test $(VENV)/.runtime
 
 $(VENV)/.check: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing the runtime, its tests and its checks" >&2

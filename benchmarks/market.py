@@ -42,20 +42,20 @@ class Stage:
 
     def run(self, jobs: int, at_once: int) -> dict[str, Any]:
         """Buy, and measure what it took: seconds of each job, CPU seconds of each process, commits."""
-        for party in (self.provider, self.buyer):
-            party.ask(do="reset")
-        cpu = {name: party.cpu_seconds() for name, party in self.parties.items()}
+        for who in (self.provider, self.buyer):
+            who.ask(do="reset")
+        cpu = {name: who.cpu_seconds() for name, who in self.parties.items()}
         commits = self._commits()
         found: dict[str, Any] = self.buyer.ask(do="buy", jobs=jobs, at_once=at_once)
         if found["failed"]:
             raise RuntimeError(f"{len(found['failed'])} of {jobs} jobs failed: {found['failed'][0]}")
-        found["cpu"] = {name: party.cpu_seconds() - cpu[name] for name, party in self.parties.items()}
+        found["cpu"] = {name: who.cpu_seconds() - cpu[name] for name, who in self.parties.items()}
         found["commits"] = self._commits() - commits
         found["jobs"] = jobs
         return found
 
     def _commits(self) -> int:
-        return sum(party.ask(do="tell")["commits"] for party in (self.provider, self.buyer))
+        return sum(who.ask(do="tell")["commits"] for who in (self.provider, self.buyer))
 
 
 def run(*, sequential: int = SEQUENTIAL, at_once: Sequence[int] = AT_ONCE, metered: int = METERED) -> Table:
@@ -70,8 +70,8 @@ def run(*, sequential: int = SEQUENTIAL, at_once: Sequence[int] = AT_ONCE, meter
 
 
 def _measure(table: Table, directory: Path, floor: Floor, sequential: int, at_once: Sequence[int]) -> None:
-    with pylon_relay() as (relay, url), _party("provider", url, directory) as provider:
-        with _party("buyer", url, directory) as buyer:
+    with pylon_relay() as (relay, url), party("provider", url, directory) as provider:
+        with party("buyer", url, directory) as buyer:
             stage = Stage(relay, provider, buyer)
             stage.run(3, 1)
             before = provider.rss_bytes()
@@ -122,13 +122,13 @@ def _against_floor(table: Table, label: str, found: dict[str, Any], floor: Floor
 
 def _budget(table: Table, directory: Path, jobs: int) -> None:
     """The same jobs with the clocks in: dearer by the clocks, so for the shares only."""
-    with pylon_relay() as (relay, url), _party("provider", url, directory, metered=True) as provider:
-        with _party("buyer", url, directory, metered=True) as buyer:
+    with pylon_relay() as (relay, url), party("provider", url, directory, metered=True) as provider:
+        with party("buyer", url, directory, metered=True) as buyer:
             stage = Stage(relay, provider, buyer)
             stage.run(3, 1)
             found = stage.run(jobs, min(jobs, 20))
-            for name, party in (("provider", provider), ("buyer", buyer)):
-                rows = party.ask(do="tell")["rows"]
+            for name, who in (("provider", provider), ("buyer", buyer)):
+                rows = who.ask(do="tell")["rows"]
                 table.details.append(_budget_of(name, rows, jobs, found["cpu"][name]))
 
 
@@ -146,8 +146,9 @@ def _budget_of(
     return (f"{name}, 20 at once, with the clocks in", "calls/job", "us CPU/job", "us wall/job"), lines
 
 
-def _party(role: str, url: str, directory: Path, *, metered: bool = False) -> Any:
-    settings = {"relay": url, "directory": str(directory), "metered": metered, "slots": SLOTS}
+def party(role: str, url: str, directory: Path, *, metered: bool = False, **more: Any) -> Any:
+    """A provider or a buyer, ready."""
+    settings = {"relay": url, "directory": str(directory), "metered": metered, "slots": SLOTS, "patience": 60.0, **more}
     return _ready(["-m", "benchmarks.parties", role, json.dumps(settings)])
 
 

@@ -31,6 +31,7 @@ from pylon.provider.server import Provider
 from pylon.relays.pool import RelayPool
 from pylon.relays.publisher import Publisher
 from pylon.relays.websocket import connect
+from pylon.store import outbox
 from pylon.store.database import Store, open_store
 from pylon.store.vault import Vault
 from pylon.testing.backend import ScriptedBackend
@@ -48,25 +49,30 @@ class Party:
         self.settings = settings
         self.meter = meter
         self.profile: cProfile.Profile | None = None
+        self.key = ""
 
     async def run(self, role: str) -> None:
         clock, rng = SystemClock(), random.Random()
         directory = Path(self.settings["directory"])
+        name = self.settings.get("name", role)
         secret, node = SecretKey.generate(), SecretKey.generate().reveal()
+        self.key = secret.public.hex
         async with (
-            open_store(directory / f"{role}.db", vault=Vault(SecretKey.generate().reveal()), clock=clock) as store,
+            open_store(directory / f"{name}.db", vault=Vault(SecretKey.generate().reveal()), clock=clock) as store,
             SimnetLedger(directory / "simnet.db", clock=clock, rng=rng) as ledger,
             trio.open_nursery() as nursery,
         ):
-            wallet = ledger.wallet(role, node)
+            wallet = ledger.wallet(name, node)
             pool = RelayPool([self.settings["relay"]], connect=connect, clock=clock, rng=rng)
             await nursery.start(pool.run)
             nursery.start_soon(Publisher(pool, store, clock, rng).run)
             await pool.connected()
             if role == "provider":
                 router = Router([ScriptedBackend("Pong.", name="null", models=("null-1",))])
-                # One customer buys it all here.
+                # One customer buys it all here, unless it is the terms that are measured.
                 terms = Terms(min_price=PRICE, max_open=10_000, max_open_per_customer=10_000)
+                if self.settings.get("usual_terms"):
+                    terms = Terms(min_price=PRICE)
                 provider = Provider(
                     secret=secret, store=store, pool=pool, wallet=wallet, wallet_name="own", router=router,
                     clock=clock, rng=rng, terms=terms, slots=self.settings["slots"],
@@ -84,7 +90,7 @@ class Party:
                 account = Account("", secret, Purse(wallet, store, clock), await wallet.info())
                 buyer = Buyer(
                     accounts=lambda owner: account, store=store, pool=pool, clock=clock, rng=rng,
-                    settings=BuyerSettings("simnet", PREFIX, quote_seconds=60.0),
+                    settings=BuyerSettings("simnet", PREFIX, quote_seconds=self.settings["patience"]),
                 )  # fmt: skip
                 await nursery.start(buyer.run)
                 await self._obey(store, buyer)
@@ -111,6 +117,9 @@ class Party:
                     "commits": store.commits,
                     "writes": store.writes,
                     "rows": {} if self.meter is None else self.meter.snapshot(),
+                    "sales": _sales(store),
+                    "waiting": outbox.pending_count(store),
+                    "key": self.key,
                 }
             print(json.dumps(answer), flush=True)
 
@@ -123,6 +132,11 @@ class Party:
             self.profile.disable()
             self.profile.dump_stats(str(file))
             self.profile = None
+
+
+def _sales(store: Store) -> dict[str, int]:
+    """How many there are in each state."""
+    return {row["state"]: row["n"] for row in store.read("SELECT state, COUNT(*) AS n FROM sales GROUP BY state")}
 
 
 async def _delivered(store: Store) -> None:

@@ -22,6 +22,7 @@ class Limitation:
 
     max_message_length: int | None = None
     max_subscriptions: int | None = None
+    max_filters: int | None = None
     max_limit: int | None = None
     max_subid_length: int | None = None
     max_event_tags: int | None = None
@@ -29,6 +30,7 @@ class Limitation:
     created_at_lower_limit: int | None = None
     created_at_upper_limit: int | None = None
     default_limit: int | None = None
+    min_pow_difficulty: int | None = None
     auth_required: bool | None = None
     payment_required: bool | None = None
     restricted_writes: bool | None = None

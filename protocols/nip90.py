@@ -110,6 +110,11 @@ class JobRequest:
         except SchemaInvalid as error:
             raise JobInvalid(f"json_schema: {error}") from None
 
+    @property
+    def pay_on_delivery(self) -> bool:
+        """Whether the customer can pay a hold invoice (``pay_on_delivery`` parameter)."""
+        return self.params.get("pay_on_delivery", "").strip().lower() in ("true", "1", "yes")
+
     def number(self, name: str, least: float, most: float) -> float | None:
         """A numeric parameter, if it is there and within bounds."""
         try:
@@ -133,6 +138,10 @@ class Feedback:
     bolt11: str | None = None
     credit_msats: int | None = None
     """What the provider owes for this request (``credit`` tag)."""
+    credit_used_msats: int | None = None
+    """What it takes off the price, of what it owes the customer from before (``credit_used`` tag)."""
+    hold_until: int | None = None
+    """The invoice is a hold invoice: when it is settled or cancelled at the latest, Unix seconds (``hold`` tag)."""
     content: str = attrs.field(default="", repr=False)
 
 
@@ -148,6 +157,8 @@ class JobResult:
     text: str = attrs.field(repr=False)
     amount_msats: int | None = None
     bolt11: str | None = None
+    credit_used_msats: int | None = None
+    """As in ``Feedback``, where all of the price was owed."""
 
 
 # --- requests -------------------------------------------------------------------------------------------------
@@ -301,17 +312,26 @@ def build_feedback(
     amount_msats: int | None = None,
     bolt11: str | None = None,
     credit_msats: int | None = None,
+    credit_used_msats: int | None = None,
+    hold_until: int | None = None,
     content: str = "",
     encrypt: bool = False,
     created_at: int,
     expiration: int | None = None,
 ) -> Event:
-    """A kind 7000 event. ``credit_msats``: what we owe the customer for this request; ``encrypt``: the content."""
+    """A kind 7000 event. ``credit_msats``: what we owe the customer for this request; ``encrypt``: the content.
+
+    ``credit_used_msats``, ``hold_until``: as in ``Feedback``.
+    """
     tags = [["status", status.value, *([message] if message else [])], ["e", request], ["p", customer]]
     if amount_msats is not None:
         tags.append(["amount", str(amount_msats), *([bolt11] if bolt11 else [])])
     if credit_msats is not None:
         tags.append(["credit", str(credit_msats), request])
+    if credit_used_msats is not None:
+        tags.append(["credit_used", str(credit_used_msats)])
+    if hold_until is not None:
+        tags.append(["hold", str(hold_until)])
     if expiration is not None:
         tags.append(["expiration", str(expiration)])
     if encrypt:
@@ -349,6 +369,8 @@ def parse_feedback(event: Event, secret: SecretKey | None = None) -> Feedback:
         amount_msats=amount,
         bolt11=bolt11,
         credit_msats=None if credit is None else _msats(credit[1]),
+        credit_used_msats=_msats(event.tag("credit_used")),
+        hold_until=_seconds(event.tag("hold")),
         content=content,
     )
 
@@ -364,6 +386,7 @@ def build_result(
     created_at: int,
     amount_msats: int | None = None,
     bolt11: str | None = None,
+    credit_used_msats: int | None = None,
 ) -> Event:
     """The result of a request. An open one repeats the request and its inputs, an encrypted one neither."""
     request_id = request if isinstance(request, str) else request.id
@@ -378,6 +401,8 @@ def build_result(
             tags.extend(request.tags_named("i"))
     if amount_msats is not None:
         tags.append(["amount", str(amount_msats), *([bolt11] if bolt11 else [])])
+    if credit_used_msats is not None:
+        tags.append(["credit_used", str(credit_used_msats)])
     return sign_event(secret, kind=result_kind(request_kind), content=content, tags=tags, created_at=created_at)
 
 
@@ -400,6 +425,7 @@ def parse_result(event: Event, secret: SecretKey | None = None) -> JobResult:
         text=text,
         amount_msats=amount,
         bolt11=bolt11,
+        credit_used_msats=_msats(event.tag("credit_used")),
     )
 
 
@@ -423,6 +449,12 @@ def _msats(text: str | None) -> int | None:
     if not digits.isascii() or not digits.isdigit() or len(digits) > 19:
         return None
     return amount if (amount := int(digits)) <= MAX_MSATS else None
+
+
+def _seconds(text: str | None) -> int | None:
+    """A time in Unix seconds; anything else is none."""
+    digits = text or ""
+    return int(digits) if digits.isascii() and digits.isdigit() and len(digits) <= 11 else None
 
 
 def _customer_key(customer: str) -> PublicKey:

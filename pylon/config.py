@@ -31,7 +31,9 @@ from pylon.config_values import (
     BACKEND_TABLES,
     BIND,
     FLAG,
+    MULTIPLIERS,
     PATH,
+    PUBLIC_KEYS,
     PUBLIC_NAME,
     RELAYS,
     SECRET,
@@ -49,6 +51,7 @@ from pylon.money import MAX_MSAT, Msat
 
 NETWORKS = ("mainnet", "testnet", "signet", "regtest", "simnet")
 AUTONOMY = ("full", "supervised", "restricted", "read_only")
+LOG_LEVELS = ("debug", "info", "warning", "error")
 DEFAULT_NETWORK = "testnet"
 DEFAULT_RELAYS = ("wss://relay.damus.io", "wss://nos.lol", "wss://relay.nostr.band")
 MAX_FILE_BYTES = 1 << 20
@@ -119,6 +122,24 @@ class ProviderConfig:
     """A GGUF file for the embedded llama.cpp server, before any installed model. ``start --model-file`` wins."""
     max_tokens: int = _key(integer(1, 1_000_000, "tokens"), 512)
     """The longest answer sold; also the length where a customer names none."""
+    pay_on_delivery: bool = _key(FLAG, True)
+    """Hold a payment until the job is done, and give it back if it fails, where customer and wallet can."""
+    price_in_msats: Msat = _key(integer(0, MAX_MSAT, "msats"), Msat(0))
+    """What 1,000 tokens of a prompt cost, millisatoshi. A job costs at least `min_price_msats`."""
+    price_out_msats: Msat = _key(integer(0, MAX_MSAT, "msats"), Msat(0))
+    """What 1,000 tokens of the longest answer cost that the customer allows, millisatoshi."""
+    multipliers: tuple[tuple[str, float], ...] = _key(MULTIPLIERS, ())
+    """What a model costs more or less than the others: `[provider.multipliers]` with `"llama3.2" = 2.5`."""
+    free_per_day: int = _key(integer(0, 1_000_000, "jobs"), 0)
+    """Jobs a day (UTC) that each key has free of charge. Keys cost nothing: it is worth what a stranger may take."""
+    trusted: tuple[str, ...] = _key(PUBLIC_KEYS, ())
+    """Customers that no cap holds back, besides those of `pylon provider trust`."""
+    trusted_free: bool = _key(FLAG, False)
+    """Serve the customers of ``trusted`` free of charge."""
+    blocked: tuple[str, ...] = _key(PUBLIC_KEYS, ())
+    """Customers that are not heard, besides those of `pylon provider block`."""
+    fetch_urls: bool = _key(FLAG, False)
+    """Fetch inputs that are addresses (`url`), from the public network alone."""
     deadlines: DeadlinesConfig = attrs.field(factory=DeadlinesConfig)
 
 
@@ -193,6 +214,22 @@ class ClaudeConfig:
 
 
 @attrs.frozen(kw_only=True)
+class LogConfig:
+    """The daemon's log."""
+
+    level: str = _key(choice(*LOG_LEVELS), "info")
+    """What is written: this, and what is graver. ``PYLON_DEBUG=1`` wins over it."""
+
+
+@attrs.frozen
+class Origin:
+    """What a configuration was read from, to read it once more: the file, and the flags of the command line."""
+
+    path: Path
+    flags: Mapping[str, object]
+
+
+@attrs.frozen(kw_only=True)
 class Config:
     """The keys above all sections."""
 
@@ -203,9 +240,9 @@ class Config:
     enable_payments: bool = _key(FLAG, True)
     """Sell for sats. False serves every job free, on any network, to whoever asks."""
     require_payment: bool = _key(FLAG, True)
-    """Work only once a job is paid. Not used yet: a job that has a price is always paid first."""
+    """Work only once a job is paid. False serves it at once, and asks for its price with the result."""
     min_price_msats: Msat = _key(integer(0, MAX_MSAT, "msats"), Msat(1_000))
-    """What a job costs, millisatoshi."""
+    """What a job costs at least, millisatoshi."""
     default_model: str = _key(SOME_TEXT, "llama3.2")
     """What answers where a job names no model; where nobody has it, the first model of the first healthy backend."""
     backend_preference: tuple[str, ...] = _key(BACKEND_LIST, ("ollama", "llamacpp", "apple_fm"))
@@ -221,6 +258,25 @@ class Config:
     api: ApiConfig = attrs.field(factory=ApiConfig)
     wallet: WalletConfig = attrs.field(factory=WalletConfig)
     claude: ClaudeConfig = attrs.field(factory=ClaudeConfig)
+    log: LogConfig = attrs.field(factory=LogConfig)
+    origin: Origin | None = attrs.field(default=None, eq=False, repr=False)
+    """Where it was read; ``None``: it was made. No key."""
+
+
+KeyPath = tuple[str, ...]
+
+
+@attrs.frozen
+class Source:
+    """Where the value of a key comes from."""
+
+    kind: str
+    """``default``, ``file``, ``environment`` or ``flag``."""
+    where: str = ""
+    """``FILE:LINE``, the variable, or the flag."""
+
+
+DEFAULT = Source("default")
 
 
 @attrs.frozen
@@ -230,9 +286,22 @@ class Loaded:
     config: Config
     warnings: tuple[str, ...] = ()
     """Sentences for stderr: keys that mean nothing, and what is unwise."""
+    sources: Mapping[KeyPath, Source] = attrs.field(factory=dict, eq=False)
+    """Of the keys that are not at their default."""
+
+    def source(self, path: KeyPath) -> Source:
+        return self.sources.get(path, DEFAULT)
 
 
-KeyPath = tuple[str, ...]
+@attrs.frozen
+class _Found:
+    """Values as they were written, not checked yet, and where."""
+
+    values: dict[KeyPath, Any]
+    sources: dict[KeyPath, Source]
+    warnings: list[str]
+    problems: dict[KeyPath, str]
+
 
 _SECTIONS: dict[KeyPath, type] = {
     (): Config,
@@ -244,6 +313,7 @@ _SECTIONS: dict[KeyPath, type] = {
     ("api",): ApiConfig,
     ("wallet",): WalletConfig,
     ("claude",): ClaudeConfig,
+    ("log",): LogConfig,
 }
 
 _MOVED: dict[KeyPath, KeyPath] = {("name",): ("provider", "name"), ("description",): ("provider", "description")}
@@ -253,6 +323,29 @@ _MOVED: dict[KeyPath, KeyPath] = {("name",): ("provider", "name"), ("description
 def known_keys() -> dict[KeyPath, str]:
     """Every key, as a path, with what it allows, in words."""
     return {path: kind.allowed for path, kind in _KINDS.items()}
+
+
+def kind_of(path: KeyPath) -> Kind:
+    """How a key's value is checked and read. Raises ``KeyError`` for a key that nobody knows."""
+    return _KINDS[path]
+
+
+def sections() -> tuple[KeyPath, ...]:
+    """The sections, the one above all sections being ``()``."""
+    return tuple(_SECTIONS)
+
+
+def older_name(path: KeyPath) -> KeyPath | None:
+    """Under which an older file may have the key."""
+    return next((old for old, new in _MOVED.items() if new == path), None)
+
+
+def value_at(config: Config, path: KeyPath) -> Any:
+    """The value of a key."""
+    value: Any = config
+    for name in path:
+        value = getattr(value, name)
+    return value
 
 
 def variable(path: KeyPath) -> str:
@@ -294,62 +387,79 @@ def load(path: Path, *, environ: Mapping[str, str] = os.environ, flags: Mapping[
     ``flags`` are keys from the command line, sections separated by a dot (``{"relay.bind": "127.0.0.1:0"}``).
     Raises ``ConfigError`` that names every wrong key with its value, what is allowed, and the file and line.
     """
-    text = _read(path)
-    values: dict[KeyPath, Any] = {}
-    source: dict[KeyPath, str] = {}
-    warnings: list[str] = []
-    problems: list[str] = []
+    flags = dict(flags or {})
+    found = _find(path, read_text(path), environ, flags)
+    values, sources = found.values, found.sources
+    if found.problems:
+        problems = "\n".join(found.problems.values())
+        raise ConfigError(problems, f"mend the value, or leave the key out for its default (in {path})")
+
+    if values.get(("network",)) == "simnet":
+        values.setdefault(("relays",), [])
+    config = attrs.evolve(_CONVERTER.structure(_nest(values), Config), origin=Origin(path, flags))
+    if ("api", "bind") in values:
+        config = attrs.evolve(config, api=attrs.evolve(config.api, bind_given=True))
+    warnings = [
+        f"{sources[('relays',)].where}: {url} is not encrypted; ws:// is for one's own machine and network, "
+        "wss:// for others"
+        for url in config.relays
+        if url.startswith("ws://") and not _is_near(url)
+    ]
+    return Loaded(config, (*found.warnings, *warnings), sources)
+
+
+def problems_in(path: Path, text: str) -> dict[KeyPath, str]:
+    """What is wrong with a file of this text, by the key. Raises ``ConfigError`` where it is no TOML."""
+    return _find(path, text, {}, {}).problems
+
+
+def _find(path: Path, text: str, environ: Mapping[str, str], flags: Mapping[str, object]) -> _Found:
+    found = _Found({}, {}, [], {})
+    values, sources = found.values, found.sources
     where = _Lines(path, text)
 
     for key, value in _leaves(_parse(path, text)):
         target = _MOVED.get(key, key)
         if target in _KINDS:
-            values[target], source[target] = value, where(key)
+            values[target], sources[target] = value, Source("file", where(key))
         elif key in _SECTIONS:
-            problems.append(f"{where(key)}: {'.'.join(key)} = {_show(value)}: wanted a section, [{'.'.join(key)}]")
+            name = ".".join(key)
+            found.problems[key] = f"{where(key)}: {name} = {_show(value)}: wanted a section, [{name}]"
         else:
-            warnings.append(f"{where(key)}: unknown key {'.'.join(key)}{_suggestion(key)}")
+            found.warnings.append(f"{where(key)}: unknown key {'.'.join(key)}{suggestion(key)}")
 
+    unread: dict[KeyPath, str] = {}
     for key, kind in _KINDS.items():
         name = variable(key)
         if key == ("data_dir",) or name not in environ:
             continue
         try:
-            values[key], source[key] = kind.from_text(environ[name]), name
+            values[key], sources[key] = kind.from_text(environ[name]), Source("environment", name)
         except (ValueError, KeyError):
             shown = "(not shown)" if kind.secret else _show(environ[name])
-            problems.append(f"{name} = {shown}: wanted {kind.allowed}")
+            unread[key] = f"{name} = {shown}: wanted {kind.allowed}"
 
-    for name, value in (flags or {}).items():
+    for name, value in flags.items():
         key = tuple(name.split("."))
-        values[key], source[key] = value, f"--{key[-1].replace('_', '-')}"
+        values[key], sources[key] = value, Source("flag", f"--{key[-1].replace('_', '-')}")
 
     for key, value in values.items():
+        source = sources[key]
+        told = source.where if source.kind == "environment" else f"{source.where}: {'.'.join(key)}"
         try:
             _KINDS[key].check(value)
         except BackendsInvalid as error:
-            problems.append(f"{source[key]}: {key[-1]} {error}")
+            found.problems[key] = f"{source.where}: {key[-1]} {error}"
         except (ValueError, TypeError, OverflowError):
-            told = source[key] if source[key] == variable(key) else f"{source[key]}: {'.'.join(key)}"
             shown = "(not shown)" if _KINDS[key].secret else _show(value)
-            problems.append(f"{told} = {shown}: wanted {_KINDS[key].allowed}")
-    if problems:
-        raise ConfigError("\n".join(problems), f"mend the value, or leave the key out for its default (in {path})")
-
-    if values.get(("network",)) == "simnet":
-        values.setdefault(("relays",), [])
-    config = _CONVERTER.structure(_nest(values), Config)
-    if ("api", "bind") in values:
-        config = attrs.evolve(config, api=attrs.evolve(config.api, bind_given=True))
-    warnings.extend(
-        f"{source[('relays',)]}: {url} is not encrypted; ws:// is for one's own machine and network, wss:// for others"
-        for url in config.relays
-        if url.startswith("ws://") and not _is_near(url)
-    )
-    return Loaded(config, tuple(warnings))
+            found.problems[key] = f"{told} = {shown}: wanted {_KINDS[key].allowed}"
+    for key, problem in unread.items():
+        found.problems[key] = f"{found.problems[key]}\n{problem}" if key in found.problems else problem
+    return found
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """What stands in the file, nothing if it is not there. Raises ``ConfigError``."""
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
@@ -402,7 +512,8 @@ def _show(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _suggestion(key: KeyPath) -> str:
+def suggestion(key: KeyPath) -> str:
+    """Which key may have been meant, as the end of a sentence; or nothing."""
     names = {".".join(known): known for known in (*_KINDS, *(section for section in _SECTIONS if section))}
     close = difflib.get_close_matches(".".join(key), names, n=1, cutoff=0.75)
     if close:

@@ -47,7 +47,7 @@ class BackendConfig:
     max_waiting: int = 64
     """Requests that may wait for their turn; the next is refused."""
     context: int | None = None
-    """Tokens of prompt and answer together, where the backend does not say; Ollama is told to hold so many."""
+    """Tokens of prompt and answer together, where the backend says nothing, or more; Ollama is told to hold so many."""
     keep_alive: str = ""
     """Ollama only: how long a model stays loaded, such as ``10m``."""
 

@@ -47,6 +47,16 @@ network = "{network}"{remark}
 # description = ""
 # model_file = "/models/model.gguf"  # for the embedded llama.cpp server
 # max_tokens = 512
+# pay_on_delivery = true  # hold a payment until the job is done, where customer and wallet can
+# What a job costs by its tokens, if that is more than min_price_msats (docs/PROVIDER_MODE.md).
+# price_in_msats = 0  # 1,000 tokens of the prompt
+# price_out_msats = 0  # 1,000 tokens of the longest answer that the customer allows
+# free_per_day = 0  # jobs a day that each key has free
+# trusted = []  # customers (npub1...) that no cap holds back
+# trusted_free = false  # true: and that pay nothing
+# blocked = []  # customers that are not heard
+# fetch_urls = false  # true: fetch inputs of type url
+# multipliers = {{}}  # {{ "llama3.2" = 1.5 }} costs half as much again as the others
 
 [provider.deadlines]
 # Seconds.
@@ -79,6 +89,9 @@ network = "{network}"{remark}
 # reserve_sats = 0
 # approve_above_sats = 100  # more than this waits for: pylon wallet approve
 
+[log]
+# level = "info"  # debug, info, warning, error
+
 [claude]
 # enabled = true
 # model = "claude-sonnet-4-20250514"
@@ -110,10 +123,15 @@ _REMARKS = {
 }
 
 
+def remark(network: str) -> str:
+    """What a new home's file says beside its network, the two spaces before it included; or nothing."""
+    return _REMARKS.get(network, "")
+
+
 def render_default(network: str = DEFAULT_NETWORK) -> str:
     """The ``config.toml`` of a new home, commented. It loads to the defaults of ``network``."""
     return _HEAD.format(
         network=network,
-        remark=_REMARKS.get(network, ""),
+        remark=remark(network),
         relays=_NO_RELAYS if network == "simnet" else _PUBLIC_RELAYS,
     )

@@ -35,6 +35,8 @@ class Kind:
     from_text: Callable[[str], Any] = str
     secret: bool = False
     """A value that no message shows."""
+    many: bool = False
+    """A list; as text, separated by commas."""
 
 
 def _is(kind: type, value: Any) -> Any:
@@ -95,7 +97,7 @@ def _list_of(item: Callable[[Any], Any], allowed: str) -> Kind:
             raise ValueError
         return tuple(dict.fromkeys(item(entry) for entry in value))
 
-    return Kind(allowed, check, lambda text: [part.strip() for part in text.split(",") if part.strip()])
+    return Kind(allowed, check, lambda text: [part.strip() for part in text.split(",") if part.strip()], many=True)
 
 
 def relay_url(value: Any) -> str:
@@ -129,6 +131,25 @@ def _public_name(value: Any) -> str:
     return name
 
 
+def _public_key(value: Any) -> str:
+    """As hex."""
+    # Imported here: most configurations name none.
+    from protocols.nip19 import decode_public_key
+
+    return decode_public_key(_some_text(value)).hex
+
+
+def _multipliers(value: Any) -> tuple[tuple[str, float], ...]:
+    """Pairs of a model and its number, from a table of them."""
+    pairs = value.items() if isinstance(value, dict) else _is(tuple, value)
+    found = {}
+    for model, number in pairs:
+        if type(number) not in (int, float) or not math.isfinite(number) or not 0 <= number <= 10_000:
+            raise ValueError
+        found[_some_text(model)] = float(number)
+    return tuple(found.items())
+
+
 def absolute_path(value: Any) -> Path:
     try:
         path = Path(_some_text(os.fspath(value))).expanduser()
@@ -150,3 +171,7 @@ RELAYS = _list_of(relay_url, 'a list of relay addresses, ws:// or wss://, such a
 BACKEND_LIST = _list_of(choice(*KINDS).check, "a list of " + ", ".join(f'"{name}"' for name in KINDS))
 BACKEND_TABLES = Kind(ALLOWED, check_backends, json.loads, secret=True)
 TEXTS = _list_of(_some_text, "a list of texts")
+PUBLIC_KEYS = _list_of(_public_key, "a list of public keys, npub1... or hex")
+MULTIPLIERS = Kind(
+    "models with what each costs more or less: a table of numbers from 0 to 10000", _multipliers, json.loads
+)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 import logging
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import trio
@@ -38,6 +38,7 @@ _LONGEST_NAP = 30.0
 _ATTEND_SECONDS = 30.0
 """How long one record may keep the others from being attended to."""
 _ATTEND_AGAIN = 5.0
+_SPARE_ALARMS = 64
 _HEARD_BY = 60.0
 """Seconds within which who has written a step hears that it is committed."""
 _RESUME_GRACE = 10.0
@@ -53,6 +54,8 @@ class Driver(Generic[R]):
     :param due: when (wall time) a waiting record needs attention by itself; ``None``: never.
     :param attend: called when that time has come; returns an input or ``None``.
     :param relays: the relays that a record's events go to.
+    :param abandons: effects that are cut off when their record leaves the state they belong to: nobody wants them then.
+    :param urgent: whether the events of an effect go out before what else waits.
     """
 
     def __init__(
@@ -68,6 +71,8 @@ class Driver(Generic[R]):
         due: Callable[[R], float | None],
         attend: Handler[R],
         relays: Callable[[R], Sequence[str]],
+        abandons: Collection[Effect] = (),
+        urgent: Callable[[Tx, R, Effect], bool] = lambda tx, record, effect: False,
     ) -> None:
         self.records = records
         self._store = store
@@ -79,7 +84,13 @@ class Driver(Generic[R]):
         self._due = due
         self._attend = attend
         self._relays = relays
+        self._abandons = frozenset(abandons)
+        self._cut: dict[str, trio.CancelScope] = {}
+        """By record: what ends an effect of it that may be abandoned."""
+        self._urgent = urgent
         self._alarms: list[tuple[float, str]] = []
+        self._alarm_of: dict[str, float] = {}
+        """The alarm of each record that counts: what needs attention no more has none."""
         self._alarm_set = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._resumed: dict[str, R] = {}
@@ -102,6 +113,7 @@ class Driver(Generic[R]):
             # What is begun or moved meanwhile is in its row, and resumed by the next run.
             self._nursery = None
             self._alarms.clear()
+            self._alarm_of.clear()
             self._resumed.clear()
 
     async def begin(self, record: R, message: Any, admit: Callable[[Tx], bool] | None = None) -> R | None:
@@ -141,6 +153,8 @@ class Driver(Generic[R]):
         """
         if step is None:
             return None
+        if step.after.state is not step.before.state and step.after.id in self._cut:
+            self._cut[step.after.id].cancel()
         if self._was_resumed(step):
             return step.after
         self._set_alarm(step.after)
@@ -167,6 +181,7 @@ class Driver(Generic[R]):
                         effect=f"{self.records.machine.name}.{effect.value}",
                         subject=step.after.id,
                         at=self._clock.now(),
+                        urgent=self._urgent(tx, step.after, effect),
                     )
         return step
 
@@ -177,7 +192,7 @@ class Driver(Generic[R]):
         while True:
             try:
                 crash_point(f"{point}.before")
-                outcome = await self._handlers[effect](record)
+                outcome = await self._handle(effect, record)
                 crash_point(f"{point}.after")
                 if outcome is not None:
                     await self.advance(record.id, outcome)
@@ -193,6 +208,22 @@ class Driver(Generic[R]):
             effect = next(iter(self.records.machine.resume_effects(record)), effect)
             point = f"{self.records.machine.name}.{effect.value}"
 
+    async def _handle(self, effect: Effect, record: R) -> Any:
+        """What the handler says; ``None`` where it was cut off, or comes too late to be begun."""
+        if effect not in self._abandons:
+            return await self._handlers[effect](record)
+        row = self._store.one(f"SELECT state FROM {self.records.table} WHERE id = ?", (record.id,))
+        if row is None or row["state"] != record.state.value:
+            return None
+        with trio.CancelScope() as scope:
+            self._cut[record.id] = scope
+            try:
+                return await self._handlers[effect](record)
+            finally:
+                if self._cut.get(record.id) is scope:
+                    del self._cut[record.id]
+        return None
+
     def _reload(self, record: R) -> R | None:
         """As it stands now; the one at hand where the store cannot tell at the moment."""
         try:
@@ -206,17 +237,38 @@ class Driver(Generic[R]):
 
     def _set_alarm(self, record: R, not_before: float = 0.0) -> None:
         at = self._due(record)
-        if at is not None:
-            heapq.heappush(self._alarms, (max(at, not_before), record.id))
+        if at is None:
+            self._alarm_of.pop(record.id, None)
+        else:
+            self._push_alarm(max(at, not_before), record.id)
             self._alarm_set.set()
+
+    def _push_alarm(self, at: float, record_id: str) -> None:
+        if self._alarm_of.get(record_id) == at:
+            return
+        self._alarm_of[record_id] = at
+        heapq.heappush(self._alarms, (at, record_id))
+        if len(self._alarms) > 2 * len(self._alarm_of) + _SPARE_ALARMS:
+            # Records end before their time, as a rule: what is left of their alarms is not kept until then.
+            self._alarms = [(at, record_id) for record_id, at in self._alarm_of.items()]
+            heapq.heapify(self._alarms)
+
+    def _pop_alarm(self, now: float) -> str | None:
+        """Whose time has come; ``None``: nobody's."""
+        while self._alarms and self._alarms[0][0] <= now:
+            at, record_id = heapq.heappop(self._alarms)
+            if self._alarm_of.get(record_id) == at:
+                del self._alarm_of[record_id]
+                return record_id
+        return None
 
     async def _watch_alarms(self) -> None:
         """Attend to records whose time has come. Naps are short, so that a jump of the wall clock is noticed."""
         while True:
             self._alarm_set = trio.Event()
             now = self._clock.now()
-            while self._alarms and self._alarms[0][0] <= now:
-                await self._ring(heapq.heappop(self._alarms)[1], now)
+            while (record_id := self._pop_alarm(now)) is not None:
+                await self._ring(record_id, now)
             nap = min(self._alarms[0][0] - now, _LONGEST_NAP) if self._alarms else float("inf")
             with trio.move_on_after(max(nap, 0.001)):
                 await self._alarm_set.wait()
@@ -241,4 +293,5 @@ class Driver(Generic[R]):
             return
         except Exception as error:
             log.error("attending to %s %s: %s", self.records.machine.name, record_id[:16], brief(error))
-        heapq.heappush(self._alarms, (again, record_id))
+        if record_id not in self._alarm_of:
+            self._push_alarm(again, record_id)

@@ -30,8 +30,8 @@ from protocols.json_schema import MAX_CHARS, SchemaInvalid, read_schema
 from pylon.api.answerer import FEE_HEADER, JOB_HEADER, PAID_HEADER, Answer
 from pylon.api.openai_shapes import ApiError, flatten, model_not_found
 from pylon.compute.buyer import Buyer
-from pylon.compute.discovery import rank
 from pylon.compute.purchase import Purchase, PurchaseState
+from pylon.compute.ranking import rank
 from pylon.errors import PylonError
 from pylon.inference.port import Chunk, InferenceRequest, ModelInfo
 from pylon.money import MAX_MSAT, Msat, format_msat
@@ -56,13 +56,23 @@ class MarketAnswerer:
     :param most: for one answer, fee not included.
     :param network: as providers announce it.
     :param own: the buyer's public key, hex: nobody buys from itself.
+    :param open_market: everybody is asked, in public.
     :param scope: of the purchases; the empty one is for what somebody buys by hand, bounded by ``most`` alone.
     """
 
     default_tokens = 256
 
     def __init__(
-        self, buyer: Buyer, purse: Purse, store: Store, *, most: Msat, network: str, own: str, scope: str = API_SCOPE
+        self,
+        buyer: Buyer,
+        purse: Purse,
+        store: Store,
+        *,
+        most: Msat,
+        network: str,
+        own: str,
+        scope: str = API_SCOPE,
+        open_market: bool = False,
     ) -> None:
         self._buyer = buyer
         self._purse = purse
@@ -71,6 +81,7 @@ class MarketAnswerer:
         self._network = network
         self._own = own
         self._scope = scope
+        self._open = open_market
 
     async def models(self) -> list[ModelInfo]:
         """Those that providers of this network announce now."""
@@ -99,6 +110,7 @@ class MarketAnswerer:
             bid=bid,
             max_tokens=request.max_tokens,
             model=model,
+            open_market=self._open,
             scope=self._scope,
             params=params,
             purchase_id=ident,

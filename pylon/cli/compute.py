@@ -1,38 +1,46 @@
-"""``pylon compute``: what this machine can think with."""
+"""``pylon compute``: what there is to think with, here, elsewhere and on the market."""
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import click
 
-from pylon.cli.output import State, emit, json_option, note, pass_state, warn
+from pylon.cli.output import State, emit, in_sats, json_option, note, pass_state, warn
+from pylon.cli.times import ago
 
 TIMEOUT = 10.0
 
 
+MOST_SELLERS = 20
+"""Providers of the swarm that are listed for people; ``--json`` has them all."""
+_MOST_MODELS = 3
+
+
 @click.command()
+@click.option("--swarm/--no-swarm", default=True, help="Ask the relays who sells, too; some seconds at most.")
 @json_option
 @pass_state
-def compute(state: State) -> None:
-    """Show the backends of this machine, their health and their models.
+def compute(state: State, swarm: bool) -> None:
+    """Show what there is to think with: the backends of this machine, services elsewhere, and who sells.
 
-    With a daemon, those that it uses; without one, those that it would find. Nothing is started, and no identity is
-    needed.
+    With a daemon, the backends that it uses; without one, those that it would find. Nothing is started, and no identity
+    is needed: the relays are asked without saying who asks.
     """
-    report = _ask(state)
+    report = _ask(state, swarm)
     emit(state, report, lambda: _text(report))
-    if not state.json and not any(row["available"] for row in report["local_backends"]):
+    if not state.json and not any(row["available"] for row in report["local_backends"] + report["cloud_providers"]):
         missing = report["embedded_missing"]
         note(f"hint: {missing['hint'] if missing else 'start Ollama or a llama.cpp server'}")
 
 
-def _ask(state: State) -> dict[str, Any]:
+def _ask(state: State, swarm: bool) -> dict[str, Any]:
     from pylon.cli.client import call
     from pylon.errors import NotRunning
 
     try:
-        report: dict[str, Any] = call(state.home, "compute", timeout=TIMEOUT)
+        report: dict[str, Any] = call(state.home, "compute", {"swarm": swarm}, timeout=TIMEOUT)
         return report
     except NotRunning:
         pass
@@ -43,26 +51,72 @@ def _ask(state: State) -> dict[str, Any]:
 
     loaded = configuration.load(state.home.config)
     warn(loaded.warnings)
-    return trio.run(survey, loaded.config)
+    return trio.run(survey, loaded.config, swarm)
 
 
 def _text(report: dict[str, Any]) -> str:
-    lines = ["Local backends:"]
-    for row in report["local_backends"]:
+    lines = ["Local backends:", *_backends(report["local_backends"])]
+    used, wanted = report["default_model_used"], report["default_model"]
+    if report["cloud_providers"]:
+        lines += ["Cloud providers:", *_backends(report["cloud_providers"])]
+    if used is not None:
+        remark = "" if used in (wanted, f"{wanted}:latest") else f" ({wanted} is not there)"
+        lines.append(f"Default model: {used}{remark}")
+    if report["swarm_providers"] is not None:
+        lines += _swarm(report, time.time())
+    return "\n".join(lines)
+
+
+def _backends(rows: list[dict[str, Any]]) -> list[str]:
+    lines = []
+    for row in rows:
         mark = "OK" if row["available"] else "--"
         work = f", {row['active']} under way" if row["active"] else ""
         work += f", {row['waiting']} waiting" if row["waiting"] else ""
         lines.append(f"  [{mark}] {row['name']} ({row['endpoint']})  {row['detail']}{work}")
         lines += [f"         {_model(row, model)}" for model in row["models"]]
-    if not report["local_backends"]:
-        lines.append("  none")
-    used, wanted = report["default_model_used"], report["default_model"]
-    if used is not None:
-        remark = "" if used in (wanted, f"{wanted}:latest") else f" ({wanted} is not there)"
-        lines.append(f"Default model: {used}{remark}")
-    return "\n".join(lines)
+    return lines or ["  none"]
 
 
 def _model(row: dict[str, Any], model: str) -> str:
     context = row["context_lengths"].get(model)
     return model if context is None else f"{model}  {context:,} tokens"
+
+
+def _swarm(report: dict[str, Any], now: float) -> list[str]:
+    relays, network = report["swarm_relays"], report["network"]
+    asked = sum(relay["connected"] for relay in relays)
+    if not asked:
+        tried = ", ".join(relay["url"] for relay in relays)
+        return [f"Swarm providers: unknown, {f'no relay answers ({tried})' if tried else 'no relay is configured'}"]
+    lines = [f"Swarm providers on {network}, at {asked} of {len(relays)} relay{'' if len(relays) == 1 else 's'}:"]
+    here = [row for row in report["swarm_providers"] if row["payable"]]
+    for row in here[:MOST_SELLERS]:
+        own = "  (this home)" if row["own"] else ""
+        price = "no price" if row["price_msats"] is None else in_sats(row["price_msats"])
+        lines.append(
+            f"  [{_MARKS.get(row['health'], '??')}] {_name(row)}  {price}  heard {ago(row['last_heard_at'], now)}{own}"
+        )
+        if row["models"]:
+            lines.append(f"         {_models(row['models'])}")
+    if len(here) > MOST_SELLERS:
+        lines.append(f"  and {len(here) - MOST_SELLERS} more: pylon compute --json")
+    others = len(report["swarm_providers"]) - len(here)
+    if others:
+        lines.append(f"  {others} more on other networks")
+    return lines if len(lines) > 1 else [*lines, "  none"]
+
+
+_MARKS = {"alive": "OK", "silent": "--"}
+"""Whoever never beats is neither: ``??``."""
+
+
+def _name(row: dict[str, Any]) -> str:
+    """What it calls itself, which is anybody's to say, and how its key begins, which is not."""
+    name = " ".join(row["name"].split())[:40]
+    return f"{name or 'unnamed'} ({row['npub'][:16]}…)"
+
+
+def _models(models: list[str]) -> str:
+    shown = ", ".join(" ".join(model.split())[:40] for model in models[:_MOST_MODELS])
+    return shown + (f" and {len(models) - _MOST_MODELS} more" if len(models) > _MOST_MODELS else "")

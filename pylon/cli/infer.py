@@ -24,6 +24,7 @@ MAX_STDIN_BYTES = 1 << 20
 
 @click.command()
 @click.argument("prompt", required=False)
+@click.option("--prompt", "said", metavar="TEXT", help="The prompt, where it is not an argument.")
 @click.option("--model", help="The model that answers, instead of the default one.")
 @click.option(
     "--max-tokens",
@@ -34,9 +35,15 @@ MAX_STDIN_BYTES = 1 << 20
     help="The longest answer, in tokens.",
 )
 @click.option("--temperature", type=click.FloatRange(0, 2), metavar="T", help="From 0 (sober) to 2 (wild).")
+@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), metavar="P", help="Of the likeliest words only.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), metavar="N", help="The same seed, the same answer, mostly.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="Where the answer ends; may be given often.")
 @click.option("--system", metavar="TEXT", help="What the model is told before the prompt.")
 @click.option("--no-stream", is_flag=True, help="Print the answer when it is there, and not word by word.")
 @click.option("--market", is_flag=True, help="Buy the answer from the market.")
+@click.option(
+    "--open", "everybody", is_flag=True, help="With --market: ask everybody, in public, and pay the best quote."
+)
 @click.option(
     "--bid",
     type=AMOUNT,
@@ -50,15 +57,23 @@ MAX_STDIN_BYTES = 1 << 20
 def infer(
     state: State,
     prompt: str | None,
+    said: str | None,
     model: str | None,
     max_tokens: int,
     temperature: float | None,
+    top_p: float | None,
+    seed: int | None,
+    stop: tuple[str, ...],
     system: str | None,
     no_stream: bool,
     market: bool,
+    everybody: bool,
     bid: int,
 ) -> None:
     """Answer PROMPT ("-", or none, reads it from stdin), by the daemon if it runs, else here."""
+    if prompt is not None and said is not None:
+        raise click.UsageError("the prompt is given twice: as an argument and by --prompt")
+    prompt = said if prompt is None else prompt
     if prompt is None and sys.stdin.isatty():
         raise UsageError("there is no prompt", 'pylon infer "why is the sky blue?", or pipe one in')
     if prompt in (None, "-"):
@@ -70,11 +85,18 @@ def infer(
         "model": model,
         "max_tokens": max_tokens,
         "temperature": temperature,
+        **({} if top_p is None else {"top_p": top_p}),
+        **({} if seed is None else {"seed": seed}),
+        **({"stop": list(stop)} if stop else {}),
         "market": market,
         "bid_msats": bid,
         "whole": not streams,
     }
 
+    if everybody:
+        if not market:
+            raise UsageError("--open asks the market, and is for --market", "pylon infer --market --open ...")
+        params["open"] = True
     begun: list[str] = []
 
     def progress(method: str, data: Any) -> None:

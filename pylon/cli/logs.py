@@ -47,8 +47,7 @@ def logs(state: State, follow: bool, lines: int, agent: str | None, level: str |
                 click.echo(show(record))
             while follow:
                 for line in follower.more():
-                    found = _record(line)
-                    if found is not None and wanted.takes(found):
+                    if (found := _record(line)) is not None and wanted.takes(found):
                         click.echo(show(found))
                 time.sleep(_LOOK_EVERY)
     except BrokenPipeError:

@@ -20,6 +20,9 @@ from pylon.groups import cause
 COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("pylon.cli.init:init", "Make the identity and the configuration of a home."),
     "identity": ("pylon.cli.identity:identity", "Show, protect, back up and restore the identity of a home."),
+    "config": ("pylon.cli.config:config", "Show, check and change the configuration of a home."),
+    "relay": ("pylon.cli.relay:relay", "List, add, remove and check the relays of a home."),
+    "doctor": ("pylon.cli.doctor:doctor", "Find out what is wrong, and what to do about it."),
     "start": ("pylon.cli.start:start", "Run the daemon, in the foreground or in the background (-d)."),
     "stop": ("pylon.cli.stop:stop", "Stop the daemon."),
     "status": ("pylon.cli.status:status", "Show the daemon, its relays, its agents and its wallet."),
@@ -30,7 +33,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "api": ("pylon.cli.api:api", "OpenAI's API: serve it, or say where it is served."),
     "job": ("pylon.cli.job:job", "Buy inference on the market."),
     "trace": ("pylon.cli.trace:trace", "One job's whole life on this machine."),
-    "compute": ("pylon.cli.compute:compute", "Show the backends of this machine, their health and their models."),
+    "compute": (
+        "pylon.cli.compute:compute",
+        "What there is to think with, here, elsewhere and for sale.",
+    ),
     "wallet": ("pylon.cli.wallet:wallet", "Balance, invoices and payments."),
     "earnings": ("pylon.cli.earnings:earnings", "What the provider has earned."),
     "models": ("pylon.cli.models:models", "List and fetch models."),

@@ -4,10 +4,10 @@ Rules
 -----
 1. A purchase belongs to an *owner*: '' is the home itself, else an agent's public key (hex). Its requests are signed by
    the owner's key, paid from the owner's purse, and answered to the owner's key.
-2. Owners share the market and what is known of its providers; they share no money. An owner buys neither from its own
-   key nor from whoever is paid into its own wallet.
-3. Replies to an owner are listened for only while it has something to expect, and from before its request goes out.
-   What ended ``lost`` within a day is remembered then, too. To the home one always listens.
+2. Owners share the market and what is known of its providers; they share no money, and no debts. An owner buys neither
+   from its own key nor from whoever is paid into its own wallet.
+3. A reply counts if it comes from the provider that the request was sent to; of an open request, from whoever was
+   chosen, and before that every quote does.
 4. An owner that is gone harms no other: what it sought is given up, what it pays waits for it, and what the wallet has
    said of a payment is booked in any case.
 """
@@ -18,96 +18,55 @@ import contextlib
 import functools
 import logging
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import attrs
 import trio
 
 from protocols import entropy
-from protocols.keys import PublicKey, SecretKey
+from protocols.job_price import estimate_tokens
+from protocols.keys import PublicKey
 from protocols.nip01 import Event, Filter
 from protocols.nip09 import build_deletion
 from protocols.nip89 import Announcement
-from protocols.nip90 import (
-    FEEDBACK,
-    JOB_TEXT,
-    Feedback,
-    FeedbackStatus,
-    JobInvalid,
-    build_request,
-    parse_feedback,
-    parse_result,
-    result_kind,
-)
+from protocols.nip90 import FEEDBACK, JOB_TEXT, Feedback, build_request, result_kind
 from pylon.clock import Clock
+from pylon.compute import debts
 from pylon.compute import purchase as machine
-from pylon.compute.discovery import Market, Offer, rank, why_none
+from pylon.compute.account import Account, Accounts, BuyerSettings
+from pylon.compute.discovery import Market
+from pylon.compute.experience import gather, learn
+from pylon.compute.listening import Listening
+from pylon.compute.paying import Paying
 from pylon.compute.purchase import PURCHASE, Purchase, PurchaseEffect, PurchaseState
 from pylon.compute.purchases import due, purchase_records
-from pylon.compute.quotes import check_quote
-from pylon.compute.replies import Replies
+from pylon.compute.quotes import is_payable
+from pylon.compute.ranking import Experience, Offer, choose, rank, why_none
+from pylon.compute.understanding import Reply, understand
 from pylon.driver import Driver
-from pylon.errors import NotFound, StoreError, WalletError, brief
+from pylon.errors import NotFound, WalletError
 from pylon.machine import Effect
 from pylon.money import Msat
 from pylon.relays.pool import Received, RelayPool
-from pylon.relays.subscription import OVERLAP
-from pylon.store import cursors, freeze, inbox, intents, outbox
+from pylon.store import cursors, freeze, inbox, outbox
 from pylon.store.database import Store, Tx
 from pylon.store.records import Step
 from pylon.together import handle_together
-from pylon.wallets.port import WalletInfo
-from pylon.wallets.purse import Failed, Outcome, Purse, Settled, Unknown, book_outcome
+
+__all__ = ["Account", "Accounts", "Buyer", "BuyerSettings"]
 
 log = logging.getLogger(__name__)
-
-Paid = machine.PaymentSettled | machine.PaymentFailed | machine.PaymentRefused
-"""What a payment comes to in the end."""
-Reply = machine.Answered | machine.Quoted | machine.TurnedAway | machine.Credited
-"""What a provider's event may mean to a purchase."""
 
 _CONSUMER = "buyer"
 _REQUEST_LIFE = 3_600
 """Seconds after which a request asks to be forgotten (NIP-40)."""
-_FIRST_LOOK = 0.2
-_LONGEST_LOOK = 30.0
-"""Seconds between two questions to a wallet that does not know yet."""
-_DISTRUST = 7 * 86_400.0
-"""Seconds for which a provider that kept our money is asked last."""
-_HOPE = 86_400.0
-"""Seconds for which what was lost is listened for."""
-_UNFINISHED = tuple(state.value for state in PURCHASE.states() if state not in PURCHASE.final)
-_IS_UNFINISHED = f"state IN ({','.join('?' * len(_UNFINISHED))})"
-
-
-@attrs.frozen
-class Account:
-    """What an owner buys with."""
-
-    owner: str
-    secret: SecretKey
-    """Signs its requests; replies are sealed for it."""
-    purse: Purse
-    wallet: WalletInfo
-    relays: tuple[str, ...] | None = None
-    """Where it asks and listens; none: on all relays of the home. The pool must have them."""
-
-
-Accounts = Callable[[str], Account]
-"""The account of an owner, asked for anew at each step: keep it cheap. Raises ``NotFound`` for one that is gone."""
-
-
-@attrs.frozen
-class BuyerSettings:
-    network: str
-    """As providers announce it."""
-    invoice_prefix: str
-    """The network part of a payable invoice's prefix."""
-    discovery_seconds: float = 3.0
-    patience_seconds: float = 10.0
-    """How long to go on looking while nobody announces anything at all."""
-    quote_seconds: float = 10.0
-    answer_seconds: float = 180.0
+_LONGEST_OPEN = 1_024
+"""Bytes of a prompt that everybody may be shown: relays take no longer value of an ``i`` tag."""
+_PAY_ON_DELIVERY = ("pay_on_delivery", "true")
+"""What a request says where its buyer pays hold invoices."""
+_EVERYBODY = ""
+"""Whom an open request is meant for, until somebody is chosen."""
+_ASKED = "SELECT purchase_id, provider FROM purchase_requests WHERE request_id = ?"
 
 
 class Buyer:
@@ -131,11 +90,8 @@ class Buyer:
         self._settings = settings
         self._signed: dict[str, Event] = {}
         self._market = Market(pool, clock, JOB_TEXT, settings.discovery_seconds)
-        self._replies = Replies(pool, self._deliver)
-        self._listening: dict[str, str] = {}
-        """Owners that expect something, and their keys."""
-        self._ended: set[str] = set()
-        """Owners of which a purchase has ended."""
+        self._listening = Listening(accounts, store, pool, clock, _CONSUMER, self._deliver)
+        self._paying = Paying(accounts, store, clock, rng, settings)
         self._watchers: dict[str, set[trio.MemorySendChannel[str]]] = {}
         self.records = purchase_records(store)
         self._driver = Driver(
@@ -145,8 +101,8 @@ class Buyer:
             rng,
             handlers={
                 PurchaseEffect.DISCOVER: self._discover,
-                PurchaseEffect.PAY: self._pay,
-                PurchaseEffect.RECONCILE: self._reconcile,
+                PurchaseEffect.PAY: self._paying.pay,
+                PurchaseEffect.RECONCILE: self._paying.reconcile,
             },
             compose=self._compose,
             book=self._book,
@@ -159,14 +115,13 @@ class Buyer:
         """Resume unfinished purchases, then listen for replies until cancelled."""
         home = self._accounts("")
         filters = [Filter(kinds=[FEEDBACK, result_kind(JOB_TEXT)], tags={"p": [home.secret.public.hex]})]
-        self._listening.clear()
+        since = self._listening.since("")
         async with (
-            self._pool.subscribe(filters, since=self._since(""), relays=home.relays or None) as replies,
+            self._pool.subscribe(filters, since=since, relays=home.relays or None) as replies,
             trio.open_nursery() as nursery,
         ):
-            await nursery.start(self._replies.run)
-            await self._listen_again()
-            await nursery.start(self._leave_in_time)
+            await nursery.start(self._market.run)
+            await nursery.start(self._listening.run)
             await nursery.start(self._driver.run)
             task_status.started()
             await handle_together(replies, self._deliver)
@@ -179,6 +134,7 @@ class Buyer:
         max_tokens: int,
         model: str | None = None,
         provider: str | None = None,
+        open_market: bool = False,
         owner: str = "",
         scope: str = "",
         params: Sequence[tuple[str, str]] = (),
@@ -186,14 +142,19 @@ class Buyer:
     ) -> Purchase:
         """Begin a purchase and return it as first written; ``finished`` waits for its end.
 
+        :param provider: only this one is asked, even if it announces nothing.
+        :param open_market: ask everybody, in public: prompt and bid are for all to read.
         :param scope: what it is a part of, for its owner's budgets.
         :param params: what else the request asks for (NIP-90).
         :param purchase_id: with it, a purchase that is there already is returned as it stands, and nothing begun.
 
         Raises ``NotFound`` for an owner that is not there, ``WalletFrozen``, ``ValueError`` for an id that another
-        owner has used.
+        owner has used, or where everybody and one alone are to be asked.
         """
         self._accounts(owner)
+        if open_market and provider is not None:
+            raise ValueError("either everybody is asked, or one provider")
+        self._market.want()
         fresh = Purchase(
             id=purchase_id or entropy.random_bytes(16).hex(),
             created_at=self._clock.now(),
@@ -205,6 +166,7 @@ class Buyer:
             owner=owner,
             scope=scope,
             params=tuple((name, value) for name, value in params),
+            open=open_market,
         )
 
         def admit(tx: Tx) -> bool:
@@ -251,9 +213,11 @@ class Buyer:
     async def give_up(self, purchase_id: str, reason: str) -> bool:
         """End a purchase for which nothing is being paid yet; whether it has ended by this.
 
-        Its provider is told in public, by a deletion request (kind 5) that says nothing of ``reason``.
+        Its provider is told in public, by a deletion request (kind 5) that says nothing of ``reason``. One whose
+        payment is held ends when the provider lets go of it.
         """
-        return await self._driver.advance(purchase_id, machine.GivenUp(reason)) is not None
+        record = await self._driver.advance(purchase_id, machine.GivenUp(reason))
+        return record is not None and record.state in PURCHASE.final
 
     def remembered(self) -> list[Announcement]:
         """Who sells, as it was heard a moment ago; nobody, where that is long ago."""
@@ -268,67 +232,12 @@ class Buyer:
         record = self.records.load(self._store, purchase_id)
         return record is not None and record.state is PurchaseState.PAYING
 
-    # --- who listens ------------------------------------------------------------------------------------------
-
-    def _since(self, owner: str) -> int:
-        """From when on replies to an owner matter: its oldest purchase that is unfinished, or was lost just now."""
-        now = self._clock.now()
-        row = self._store.one(
-            f"SELECT MIN(created_at) AS at FROM purchases WHERE owner = ? AND ({_IS_UNFINISHED}"
-            " OR (state = ? AND updated_at > ?))",
-            (owner, *_UNFINISHED, PurchaseState.LOST.value, now - _HOPE),
-        )
-        oldest = now if row is None or row["at"] is None else min(row["at"], now)
-        since = max(int(oldest) - OVERLAP, 0)
-        read = None if owner else cursors.since(self._store, _CONSUMER, OVERLAP)
-        return since if read is None else min(since, read)
-
-    async def _listen(self, account: Account) -> None:
-        """See to it that replies to an owner are heard."""
-        if account.owner:
-            key = self._listening[account.owner] = account.secret.public.hex
-            await self._replies.listen(key, account.relays or None, self._since(account.owner))
-
-    async def _listen_again(self) -> None:
-        """Listen for all who were waiting when this home went down."""
-        waiting = self._store.read(
-            f"SELECT DISTINCT owner FROM purchases WHERE owner <> '' AND {_IS_UNFINISHED}", _UNFINISHED
-        )
-        async with trio.open_nursery() as nursery:
-            for row in waiting:
-                try:
-                    nursery.start_soon(self._listen, self._accounts(row["owner"]))
-                except Exception as error:
-                    log.warning("nobody listens for %s: %s", row["owner"][:16], brief(error))
-
-    async def _leave_in_time(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Stop listening for those that expect nothing any more."""
-        with self._store.listen("purchases") as changed:
-            task_status.started()
-            while True:
-                await changed.receive()
-                try:
-                    for owner in self._ended & self._listening.keys():
-                        if not self._expects(owner):
-                            self._replies.leave(self._listening.pop(owner))
-                    self._ended.clear()
-                except StoreError as error:
-                    log.error("cannot tell who still expects a reply: %s", error.message)
-
-    def _expects(self, owner: str) -> bool:
-        return (
-            self._store.one(
-                f"SELECT 1 FROM purchases WHERE owner = ? AND {_IS_UNFINISHED} LIMIT 1", (owner, *_UNFINISHED)
-            )
-            is not None
-        )
-
     def _relays(self, account: Account) -> Sequence[str]:
         return account.relays or self._pool.urls
 
-    # --- effects ----------------------------------------------------------------------------------------------
+    # --- whom to ask ------------------------------------------------------------------------------------------
 
-    async def _discover(self, record: Purchase) -> machine.Chosen | machine.NoneLeft:
+    async def _discover(self, record: Purchase) -> machine.Chosen | machine.Opened | machine.NoneLeft:
         try:
             account = self._accounts(record.owner)
         except NotFound as error:
@@ -336,46 +245,74 @@ class Buyer:
         frozen = freeze.mark(self._store)
         if frozen is not None:
             return machine.NoneLeft(frozen.words)
-        own = account.secret.public.hex
-        found = [] if record.tried else self._market.remembered()
-        offers = self._fitting(record, own, found)
-        if not offers or not offers[0].announced:
-            found = await self._announced()
-            offers = self._fitting(record, own, found)
-        if not offers:
-            return machine.NoneLeft(
-                why_none(
-                    found,
-                    bid=record.bid,
-                    model=record.model,
-                    network=self._settings.network,
-                    tried=record.tried,
-                    own=own,
-                    wanted=record.wanted,
-                )
-            )
-        await self._listen(account)
-        offer, now = offers[0], self._clock.now()
-        request = build_request(
-            account.secret,
-            prompt=record.prompt,
-            provider=PublicKey.from_hex(offer.provider),
-            model=record.model,
-            max_tokens=record.max_tokens,
-            bid_msats=offer.ceiling,
-            relays=tuple(self._relays(account)),
-            created_at=int(now),
-            expiration=int(now) + _REQUEST_LIFE,
-            params=record.params,
-        )
+        offer: Offer | None = None
+        if record.open:
+            if len(record.prompt.encode()) > _LONGEST_OPEN:
+                return machine.NoneLeft(f"everybody can be asked in {_LONGEST_OPEN:,} bytes at most: ask one provider")
+        else:
+            found = await self._find(record, account)
+            if isinstance(found, machine.NoneLeft):
+                return found
+            offer = found
+        await self._listening.listen(account)
+        now = self._clock.now()
+        request = self._request(record, account, offer, int(now))
         fresh = self.records.load(self._store, record.id)
         if fresh is None or fresh.state is not record.state:
             return machine.NoneLeft("it was given up")
         # One at a time for a purchase: one that was not taken up by the machine is of no more use.
         self._signed[record.id] = request
+        if offer is None:
+            return machine.Opened(request.id, now + self._settings.window_seconds)
         return machine.Chosen(offer.provider, offer.ceiling, request.id, now + self._settings.quote_seconds)
 
-    def _fitting(self, record: Purchase, own: str, found: list[Announcement]) -> list[Offer]:
+    def _request(self, record: Purchase, account: Account, offer: Offer | None, now: int) -> Event:
+        """Sealed for the provider that is asked, or for everybody to read."""
+        holds = self._settings.holds(account.wallet)
+        return build_request(
+            account.secret,
+            prompt=record.prompt,
+            provider=None if offer is None else PublicKey.from_hex(offer.provider),
+            model=record.model,
+            max_tokens=record.max_tokens,
+            bid_msats=record.bid if offer is None else offer.ceiling,
+            relays=tuple(self._relays(account)),
+            created_at=now,
+            expiration=now + _REQUEST_LIFE,
+            params=(*record.params, _PAY_ON_DELIVERY) if holds else record.params,
+            encrypt=offer is not None,
+        )
+
+    async def _find(self, record: Purchase, account: Account) -> Offer | machine.NoneLeft:
+        """Whom to ask next: of those who are known to be there, or else of those whom the relays show now."""
+        own = account.secret.public.hex
+        experience = gather(self._store, record.owner, self._clock.now())
+        self._market.want()
+        self._market.favour([name for name, standing in experience.standings.items() if standing.proven])
+        found = self._market.remembered()
+        offers = self._fitting(record, own, found, experience)
+        if not offers or not offers[0].announced or any(experience.tier(offers[0].provider)):
+            # Nobody, or nobody good: a better one may have come this moment.
+            found = await self._announced()
+            offers = self._fitting(record, own, found, experience)
+        if offers:
+            return offers[0]
+        return machine.NoneLeft(
+            why_none(
+                found,
+                bid=record.bid,
+                model=record.model,
+                network=self._settings.network,
+                tried=record.tried,
+                own=own,
+                wanted=record.wanted,
+                tokens=_tokens(record),
+            )
+        )
+
+    def _fitting(
+        self, record: Purchase, own: str, found: Sequence[Announcement], experience: Experience
+    ) -> list[Offer]:
         return rank(
             found,
             bid=record.bid,
@@ -383,7 +320,9 @@ class Buyer:
             network=self._settings.network,
             excluded=(*record.tried, own),
             wanted=record.wanted,
-            distrusted=self._distrusted(),
+            tokens=_tokens(record),
+            experience=experience,
+            proven_first=experience.wary(record.tried),
         )
 
     async def _announced(self) -> list[Announcement]:
@@ -393,46 +332,47 @@ class Buyer:
             found = await self._market.ask()
             if found or self._clock.monotonic() >= end:
                 return found
-            await trio.sleep(self._rng.uniform(0.5, 1.5))
+            with trio.move_on_after(self._rng.uniform(0.5, 1.5)):
+                await self._market.changed()
 
-    def _distrusted(self) -> list[str]:
-        rows = self._store.read(
-            "SELECT DISTINCT provider FROM purchases WHERE state = ? AND updated_at > ?",
-            (PurchaseState.LOST.value, self._clock.now() - _DISTRUST),
-        )
-        return [row["provider"] for row in rows]
+    # --- what is waited for -----------------------------------------------------------------------------------
 
-    async def _pay(self, record: Purchase) -> Paid:
-        try:
-            purse = self._accounts(record.owner).purse
-        except NotFound:
-            return await self._reconcile(record)
-        outcome = await purse.send(intents.by_hash(self._store, _hash(record)))
-        if isinstance(outcome, Unknown):
-            return await self._reconcile(record)
-        return self._payment_input(outcome)
+    async def _attend(
+        self, record: Purchase
+    ) -> machine.TurnedAway | machine.NoneLeft | machine.HoldOverdue | machine.AnswerOverdue | None:
+        match record.state:
+            case PurchaseState.REQUESTED:
+                assert record.request_id is not None, "a request was made"
+                silent = "no answer in time" if record.served else "no quote in time"
+                return machine.TurnedAway(record.request_id, silent)
+            case PurchaseState.COLLECTING:
+                return await self._pick(record)
+            case PurchaseState.PAYING:
+                return machine.HoldOverdue()
+            case _:
+                return machine.AnswerOverdue()
 
-    async def _reconcile(self, record: Purchase) -> Paid:
-        """Ask until the wallet knows; a pending payment may take as long as it likes."""
-        wait = _FIRST_LOOK
-        while True:
+    async def _pick(self, record: Purchase) -> machine.NoneLeft | None:
+        """Choose a quote for an open request, the best that can still be paid.
+
+        Where there is none yet, the first one is waited for as long as for that of a single provider.
+        """
+        now = self._clock.now()
+        if not record.quotes and now < record.quote_by + self._settings.quote_seconds:
+            return None
+        experience = gather(self._store, record.owner, now)
+        why = "nobody has offered anything"
+        for quote in choose(record.quotes, experience, proven_first=experience.wary(record.tried)):
+            if not is_payable(quote, now):
+                why = "what was offered has expired"
+                continue
             try:
-                purse = self._accounts(record.owner).purse
-            except NotFound as error:
-                if wait < _LONGEST_LOOK:
-                    log.warning("payment of purchase %s: %s", record.id[:16], error.message)
-                wait = _LONGEST_LOOK
-            else:
-                outcome = await purse.reconcile(intents.by_hash(self._store, _hash(record)))
-                if not isinstance(outcome, Unknown):
-                    return self._payment_input(outcome)
-            await trio.sleep(wait * (0.5 + self._rng.random()))
-            wait = min(wait * 2, _LONGEST_LOOK)
-
-    async def _attend(self, record: Purchase) -> machine.TurnedAway | machine.AnswerOverdue:
-        if record.state is PurchaseState.REQUESTED and record.request_id is not None:
-            return machine.TurnedAway(record.request_id, "no quote in time")
-        return machine.AnswerOverdue()
+                picked = machine.Picked(quote.provider, now + self._settings.answer_seconds)
+                await self._driver.advance(record.id, picked)
+                return None
+            except WalletError as error:
+                why = error.message
+        return machine.NoneLeft(why)
 
     def _compose(self, tx: Tx, record: Purchase, effect: Effect) -> list[Event]:
         """The request that ``_discover`` has signed, or that it is wanted no more (NIP-90: by kind 5)."""
@@ -448,47 +388,31 @@ class Buyer:
         kinds = [JOB_TEXT]
         return [build_deletion(secret, ids=[request_id], kinds=kinds, reason="cancelled", created_at=int(now))]
 
-    def _payment_input(self, outcome: Settled | Failed) -> Paid:
-        match outcome:
-            case Settled(amount, fee, preimage):
-                answer_by = self._clock.now() + self._settings.answer_seconds
-                return machine.PaymentSettled(amount, fee, preimage, answer_by)
-            case Failed(reason, ours=True):
-                return machine.PaymentRefused(reason)
-            case Failed(reason):
-                return machine.PaymentFailed(reason)
-
     def _book(self, tx: Tx, step: Step[Purchase]) -> None:
         before, after = step.before, step.after
         if after.request_id is not None and after.request_id != before.request_id:
             tx.execute(
                 "INSERT INTO purchase_requests (request_id, purchase_id, provider, created_at) VALUES (?, ?, ?, ?)",
-                (after.request_id, after.id, after.provider, self._clock.now()),
+                (after.request_id, after.id, _EVERYBODY if after.open else after.provider, self._clock.now()),
             )
-        if before.state is PurchaseState.REQUESTED and after.state is PurchaseState.PAYING:
-            self._purse_of(after).reserve(
-                tx,
-                cause=after.id,
-                bolt11=_bolt11(after),
-                payment_hash=_hash(after),
-                amount=after.quoted,
-                scope=after.scope,
+        elif after.open and after.state is not before.state:
+            tx.execute(
+                "UPDATE purchase_requests SET provider = ? WHERE request_id = ?",
+                (_EVERYBODY if after.state is PurchaseState.COLLECTING else after.provider or "", after.request_id),
             )
-        elif before.state is PurchaseState.PAYING and after.state is not PurchaseState.PAYING:
-            intent = intents.by_hash(tx, _hash(before))
-            outcome: Outcome = (
-                Settled(after.paid, after.fee, after.preimage) if after.paid > 0 else Failed(after.reason)
-            )
-            book_outcome(tx, intent, outcome, self._clock.now())
-        if after.owner and after.state in PURCHASE.final:
-            self._ended.add(after.owner)
+        self._paying.book(tx, step)
+        self._use_debt(tx, step)
+        learn(tx, step, self._clock.now())
+        if after.state in PURCHASE.final:
+            self._listening.ended(after.owner)
 
-    def _purse_of(self, purchase: Purchase) -> Purse:
-        """Raises ``WalletError`` where the owner is gone: then nothing is to be paid."""
-        try:
-            return self._accounts(purchase.owner).purse
-        except NotFound as error:
-            raise WalletError(error.message, error.hint) from None
+    def _use_debt(self, tx: Tx, step: Step[Purchase]) -> None:
+        """What is said to be taken off counts up to what is owed: see ``pylon.compute.debts``."""
+        after = step.after
+        if after.credit_used > step.before.credit_used and after.provider is not None:
+            owed = debts.owed_by(tx, after.owner, after.provider, but=after.id)
+            if after.credit_used > owed:
+                self.records.amend(tx, attrs.evolve(after, credit_used=owed), self._clock.now())
 
     # --- replies ----------------------------------------------------------------------------------------------
 
@@ -497,14 +421,18 @@ class Buyer:
         await inbox.deliver(self._store, _CONSUMER, event.id, functools.partial(self._take, event))
 
     async def _take(self, event: Event) -> None:
-        """Act on a reply if it comes from the provider that the request was sent to; strangers mean nothing."""
+        """Act on a reply if it comes from whom the request is meant for now; all others mean nothing."""
         request_id = event.tag("e")
-        row = self._store.one("SELECT purchase_id, provider FROM purchase_requests WHERE request_id = ?", (request_id,))
-        if request_id is None or row is None or row["provider"] != event.pubkey:
+        row = self._store.one(_ASKED, (request_id,))
+        if request_id is None or row is None or row["provider"] not in (_EVERYBODY, event.pubkey):
             return
-        self._market.heard(event.pubkey, event.created_at)
+        asked = row["provider"]
+        if asked != _EVERYBODY:
+            self._market.heard(event.pubkey, event.created_at)
         record = self.records.load(self._store, row["purchase_id"])
         if record is None or record.request_id != request_id or inbox.seen(self._store, _CONSUMER, event.id):
+            return
+        if (asked == _EVERYBODY) != (record.state is PurchaseState.COLLECTING):
             return
         try:
             message = self._understand(record, event)
@@ -514,10 +442,15 @@ class Buyer:
         if isinstance(message, Feedback):
             self._pass_on(record, message.content)
             return
+        if isinstance(message, machine.Offered) and PURCHASE.step(record, message) is None:
+            return  # dearer than what is there already: anybody could send any number of these
         if message is None:
             return  # means nothing now: not worth a row, for a provider could send any number of these
 
         def admit(tx: Tx) -> bool:
+            still = tx.one(_ASKED, (request_id,))
+            if still is None or still["provider"] != asked:
+                return False  # another one was chosen meanwhile
             if not record.owner:
                 cursors.advance(tx, _CONSUMER, event.created_at)
             return inbox.take(tx, _CONSUMER, event.id, self._clock.now())
@@ -527,6 +460,8 @@ class Buyer:
         except WalletError as error:
             log.warning("purchase %s: quote refused: %s", record.id[:16], error.message)
             await self._driver.advance(record.id, machine.TurnedAway(request_id, error.message), admit)
+        # A held payment ends with the job: what ends the one has ended the other, as a rule.
+        self._paying.nudge(record.id)
 
     def _pass_on(self, record: Purchase, text: str) -> None:
         """Words on their way: for whoever watches, and kept nowhere."""
@@ -535,52 +470,10 @@ class Buyer:
                 watcher.send_nowait(text)
 
     def _understand(self, record: Purchase, event: Event) -> Reply | Feedback | None:
-        """The input that a reply is; a ``Feedback`` for a partial result; ``None`` for what means nothing.
-
-        Raises ``NotFound`` where its owner is gone, whose key opens it.
-        """
-        account = self._accounts(record.owner)
-        try:
-            if event.kind != FEEDBACK:
-                result = parse_result(event, account.secret)
-                return machine.Answered(result.request_id, event.id, result.text)
-            feedback = parse_feedback(event, account.secret)
-        except JobInvalid as error:
-            log.warning("purchase %s: unreadable reply: %s", record.id[:16], error)
-            return None
-        return self._understand_feedback(record, account, feedback)
-
-    def _understand_feedback(self, record: Purchase, account: Account, feedback: Feedback) -> Reply | Feedback | None:
-        match feedback.status:
-            case FeedbackStatus.PAYMENT_REQUIRED if record.state is PurchaseState.REQUESTED:
-                return check_quote(
-                    record,
-                    feedback,
-                    now=self._clock.now(),
-                    network_prefix=self._settings.invoice_prefix,
-                    own_payee=account.wallet.node_pubkey,
-                    answer_seconds=self._settings.answer_seconds,
-                )
-            case FeedbackStatus.PARTIAL:
-                return feedback
-            case FeedbackStatus.ERROR if feedback.credit_msats:
-                return machine.Credited(feedback.request_id, Msat(feedback.credit_msats), _printable(feedback.message))
-            case FeedbackStatus.ERROR:
-                return machine.TurnedAway(feedback.request_id, _printable(feedback.message) or "refused")
-            case _:
-                return None
+        """See ``understand``. Raises ``NotFound`` where its owner is gone, whose key opens the reply."""
+        return understand(record, event, self._accounts(record.owner), self._settings, self._clock.now())
 
 
-def _hash(record: Purchase) -> str:
-    assert record.payment_hash is not None, "a quote was taken"
-    return record.payment_hash
-
-
-def _bolt11(record: Purchase) -> str:
-    assert record.bolt11 is not None, "a quote was taken"
-    return record.bolt11
-
-
-def _printable(words: str) -> str:
-    """A stranger's words, fit for a terminal: without control and direction characters, and cut."""
-    return "".join(char if char.isprintable() else " " for char in words[:300]).strip()
+def _tokens(record: Purchase) -> tuple[int, int]:
+    """Of the prompt, and of the longest answer: what a price by tokens goes by."""
+    return estimate_tokens(record.prompt), record.max_tokens

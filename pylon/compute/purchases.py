@@ -6,6 +6,9 @@ from pylon.compute.purchase import PURCHASE, Purchase, PurchaseState
 from pylon.store.database import Store
 from pylon.store.records import RecordTable
 
+HOLD_GRACE = 60.0
+"""Seconds for which a provider may hold a payment beyond the time that it named: clocks and wallets differ."""
+
 
 def purchase_records(store: Store) -> RecordTable[Purchase]:
     """The table of purchases."""
@@ -22,12 +25,20 @@ def purchase_records(store: Store) -> RecordTable[Purchase]:
             "fee_msats": record.fee,
             "deadline": due(record),
             "owner": record.owner,
+            "credit_msats": record.credit,
+            "credit_used_msats": record.credit_used,
         },
     )
 
 
 def due(record: Purchase) -> float | None:
     """When it needs attention by itself, Unix seconds; ``None``: it does not."""
-    if record.state is PurchaseState.REQUESTED:
-        return record.quote_by
-    return record.answer_by if record.state is PurchaseState.PAID else None
+    match record.state:
+        case PurchaseState.REQUESTED | PurchaseState.COLLECTING:
+            return record.quote_by
+        case PurchaseState.PAYING if record.hold_until is not None and not record.hold_overdue:
+            return record.hold_until + HOLD_GRACE
+        case PurchaseState.PAID:
+            return record.answer_by
+        case _:
+            return None

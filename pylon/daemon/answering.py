@@ -41,14 +41,32 @@ def deadlines(wanted: DeadlinesConfig) -> Deadlines:
 
 
 def market(
-    buyer: Buyer, purse: Purse, store: Store, config: Config, own: str, *, most: Msat | None = None
+    buyer: Buyer,
+    purse: Purse,
+    store: Store,
+    config: Config,
+    own: str,
+    *,
+    most: Msat | None = None,
+    open_market: bool = False,
 ) -> MarketAnswerer:
     """What buys: for the API, within its budgets; with ``most``, by hand, for at most that.
 
     :param own: the home's public key, hex.
     """
     scope, bound = (API_SCOPE, config.api.budget_each_msats) if most is None else ("", most)
-    return MarketAnswerer(buyer, purse, store, most=bound, network=config.network, own=own, scope=scope)
+    return MarketAnswerer(
+        buyer, purse, store, most=bound, network=config.network, own=own, scope=scope, open_market=open_market
+    )
+
+
+def answerer_of(
+    config: Config, buyer: Buyer | None, purse: Purse | None, store: Store, own: str, router: Router | None
+) -> Answerer | None:
+    """Who answers the API by this configuration: the market, or this machine's backends; ``None``: nobody can."""
+    if config.api.market and buyer is not None and purse is not None:
+        return market(buyer, purse, store, config, own)
+    return None if router is None else LocalAnswerer(router, deadlines(config.provider.deadlines))
 
 
 def counts(store: Store, clock: Clock, pool: RelayPool, started_at: float) -> Counts:

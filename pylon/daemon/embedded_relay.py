@@ -61,7 +61,7 @@ class EmbeddedRelay:
         return url
 
     async def _expect_pylon(self) -> None:
-        software = await _software_at(f"http://{self._bind}")
+        software = await software_at(f"http://{self._bind}")
         if software != SOFTWARE:
             raise ConfigError(
                 f"the embedded relay's address {self._bind} is taken by something that is no Pylon relay",
@@ -82,7 +82,7 @@ class _Bound(trio.TaskStatus[list[tuple[str, int]]]):
         self._outer.started(self._relay.bound(host, port))
 
 
-async def _software_at(url: str) -> str | None:
+async def software_at(url: str) -> str | None:
     """What the NIP-11 document at ``url`` calls its software; ``None`` without such a document."""
     import httpx
 

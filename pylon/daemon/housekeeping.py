@@ -31,7 +31,7 @@ KEEP_QUIET = 14 * 86_400.0
 _BATCH = 500
 """Sales deleted in one transaction: a bound on how long the loop is kept from everything else."""
 
-_NOTHING = (SaleState.REFUSED.value, SaleState.EXPIRED.value, SaleState.FAILED.value)
+_NOTHING = tuple(state.value for state in (SaleState.REFUSED, SaleState.EXPIRED, SaleState.CANCELLED, SaleState.FAILED))
 
 
 async def keep_house(store: Store, clock: Clock) -> None:
@@ -63,7 +63,7 @@ async def sweep(store: Store, now: float) -> None:
 
 def _forget_unpaid(tx: Tx, before: float) -> int:
     rows = tx.all(
-        "SELECT id FROM sales WHERE state IN (?, ?, ?) AND created_at < ? AND updated_at < ?"
+        "SELECT id FROM sales WHERE state IN (?, ?, ?, ?) AND created_at < ? AND updated_at < ?"
         " AND NOT EXISTS (SELECT 1 FROM claims WHERE sale_id = sales.id) LIMIT ?",
         (*_NOTHING, before, before, _BATCH),
     )

@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 
 from pylon.api.answerer import FEE_HEADER, JOB_HEADER, PAID_HEADER, Answerer, LocalAnswerer
-from pylon.api.openai_shapes import ApiError, clean, finish
+from pylon.api.openai_shapes import MAX_STOP_CHARS, MAX_STOPS, ApiError, StopCutter, clean, finish
 from pylon.daemon import agent_params as reading
 from pylon.daemon.answering import deadlines, market
 from pylon.daemon.control import Method, Notify
@@ -40,10 +40,10 @@ class InferVerbs:
         return {"infer": self.infer}
 
     async def infer(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
-        """``prompt``, ``system``, ``model``, ``max_tokens``, ``temperature``; ``market``: buy it, for ``bid_msats``;
-        ``whole``: nobody reads it before its end.
+        """``prompt``, ``system``, ``model``, ``max_tokens``, ``temperature``, ``top_p``, ``seed``, ``stop``.
 
-        ``words`` notifications come before the result. A caller that has gone ends the generation.
+        ``market``: buy it, for ``bid_msats``, with ``open`` of everybody, in public; ``whole``: nobody reads it before
+        its end. ``words`` notifications come before the result. A caller that has gone ends the generation.
         """
         request = read_request(params)
         return await answer(self._answerer(params), request, notify, whole=params.get("whole") is True)
@@ -63,7 +63,15 @@ class InferVerbs:
             raise UsageError("bid_msats must be an amount, more than 0")
         purse = Purse(runtime.wallet, runtime.store, runtime.clock)
         own = runtime.identity.pubkey
-        return market(runtime.buyer, purse, runtime.store, runtime.config, own, most=Msat(bid))
+        return market(
+            runtime.buyer,
+            purse,
+            runtime.store,
+            runtime.config,
+            own,
+            most=Msat(bid),
+            open_market=params.get("open") is True,
+        )
 
 
 def read_request(params: Mapping[str, Any]) -> InferenceRequest:
@@ -78,10 +86,27 @@ def read_request(params: Mapping[str, Any]) -> InferenceRequest:
         raise UsageError("max_tokens must be a whole number from 1 to 1,000,000")
     if temperature is not None and (type(temperature) not in (int, float) or not 0 <= temperature <= 2):
         raise UsageError("temperature must be from 0 to 2")
+    top_p, seed, stop = params.get("top_p"), params.get("seed"), params.get("stop", [])
+    if top_p is not None and (type(top_p) not in (int, float) or not 0 < top_p <= 1):
+        raise UsageError("top_p must be more than 0, at most 1")
+    if seed is not None and (type(seed) is not int or not 0 <= seed < 1 << 63):
+        raise UsageError("seed must be a whole number, not negative")
+    if not isinstance(stop, list) or len(stop) > MAX_STOPS or not all(map(_is_stop, stop)):
+        raise UsageError(f"stop must be at most {MAX_STOPS} texts of at most {MAX_STOP_CHARS} characters")
     turns = [Message("system", system)] if system else []
     return InferenceRequest(
-        model=model, messages=(*turns, Message("user", prompt)), max_tokens=tokens, temperature=temperature
+        model=model,
+        messages=(*turns, Message("user", prompt)),
+        max_tokens=tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        stop=tuple(stop),
     )
+
+
+def _is_stop(end: object) -> bool:
+    return isinstance(end, str) and 0 < len(end) <= MAX_STOP_CHARS
 
 
 def _text(params: Mapping[str, Any], name: str) -> str:
@@ -96,16 +121,23 @@ async def answer(
     Before it come ``words`` notifications with its pieces, and before those ``job``, where it is bought.
     """
     words, reason, usage = [], None, None
+    cutter = StopCutter(request.stop)
     try:
         async with answerer.stream(request, whole=whole) as found:
             if JOB_HEADER in found.headers:
                 await notify("job", {"id": found.headers[JOB_HEADER]})
             async for chunk in found.chunks:
                 reason, usage = chunk.finish_reason or reason, chunk.usage or usage
-                text = clean(chunk.text)
+                text = cutter.feed(clean(chunk.text))
                 words.append(text)
                 if text and await notify("words", {"text": text}) is False:
                     break
+                if cutter.stopped:
+                    reason = "stop"
+                    break
+            if rest := cutter.close():
+                words.append(rest)
+                await notify("words", {"text": rest})
     except ApiError as error:
         raise _as_pylon_error(error) from None
     paid = found.headers.get(PAID_HEADER)

@@ -16,7 +16,6 @@ import attrs
 import trio
 
 from pylon.api.address import public_address
-from pylon.api.answerer import LocalAnswerer
 from pylon.api.app import build_app
 from pylon.api.metrics import Metrics
 from pylon.api.openai_routes import OpenAIApi
@@ -27,11 +26,13 @@ from pylon.compute.buyer import Account, Accounts, Buyer, BuyerSettings
 from pylon.config import Config
 from pylon.config_values import Bind
 from pylon.daemon import ownership
-from pylon.daemon.answering import counts, deadlines, market
+from pylon.daemon.answering import answerer_of, counts, deadlines
 from pylon.daemon.diskguard import DiskGuard
 from pylon.daemon.embedded_relay import EmbeddedRelay
 from pylon.daemon.hosting import Hosting, assemble
 from pylon.daemon.housekeeping import keep_house
+from pylon.daemon.reload import Live, profile_of, set_log_level, terms_of
+from pylon.daemon.selling import Selling
 from pylon.daemon.wallets import Wallets, open_wallets
 from pylon.errors import ConfigError, ModelMissing, NotFound, SealError, brief
 from pylon.host.deeds import Deeds
@@ -46,13 +47,13 @@ from pylon.paths import Home
 from pylon.provider.announce import Announcer, Profile
 from pylon.provider.pricing import Terms
 from pylon.provider.server import Provider
+from pylon.relays.information import informer
 from pylon.relays.pool import RelayPool
 from pylon.relays.publisher import Publisher
 from pylon.relays.websocket import connect
 from pylon.store.database import Store, open_store
 from pylon.store.intents import Intent
 from pylon.supervision import ChildSpec, ChildStatus, Supervisor
-from pylon.wallets.limits import home_limits
 from pylon.wallets.nwc_service import WalletService
 from pylon.wallets.port import Wallet
 from pylon.wallets.purse import Purse
@@ -73,6 +74,8 @@ class Runtime:
     store: Store
     pool: RelayPool
     supervisor: Supervisor
+    live: Live
+    """What of the configuration may change while it runs, and how it is now."""
     started_at: float
     wallet: Wallet | None = None
     wallets: Wallets | None = None
@@ -81,8 +84,10 @@ class Runtime:
     host: Host | None = None
     """What runs them."""
     buyer: Buyer | None = None
-    provider: Provider | None = None
+    selling: Selling | None = None
     relay: EmbeddedRelay | None = None
+    relay_url: str = ""
+    """Of the embedded relay."""
     api: Bind | None = None
     """Where HTTP is served."""
     mode: str = "buyer"
@@ -91,6 +96,14 @@ class Runtime:
     """What stops selling while nothing can be written down."""
     provider_off: str = ""
     """Why nothing is sold although selling was asked for."""
+    openai: OpenAIApi | None = None
+    """The API of the HTTP server; who answers it may change."""
+    purse: Purse | None = None
+    """The home's own, within its budgets."""
+
+    @property
+    def provider(self) -> Provider | None:
+        return None if self.selling is None else self.selling.provider
 
 
 @asynccontextmanager
@@ -146,20 +159,25 @@ async def open_runtime(
         stack.callback(nursery.cancel_scope.cancel)
         supervisor = Supervisor(nursery, rng=rng, on_failure=_tell)
 
-        urls = list(config.relays)
-        relay = None
+        urls, live = list(config.relays), Live(config)
+        if serve_http:
+            set_log_level(config)
+        relay, relay_url = None, ""
         if config.relay.enabled:
             relay = EmbeddedRelay(config.relay.bind, home.relay_database, clock)
-            urls.insert(0, await nursery.start(relay.run))
+            relay_url = await nursery.start(relay.run)
+            urls.insert(0, relay_url)
         if not urls:
             raise ConfigError("no relay is configured", "name some in relays = [...], or set [relay] enabled = true")
         # The relays are those that the user has named: they may know whose home this is (NIP-42).
-        pool = RelayPool(urls, connect=connect, clock=clock, rng=rng, signer=identity.nostr)
+        inform = informer(clock)
+        pool = RelayPool(urls, connect=connect, clock=clock, rng=rng, signer=identity.nostr, inform=inform)
         await nursery.start(pool.run)
         supervisor.start(ChildSpec("publisher", Publisher(pool, store, clock, rng).run))
         supervisor.start(ChildSpec("housekeeping", functools.partial(keep_house, store, clock)))
 
         buyer, hosting, host, bound, openai = None, None, None, None, None
+        own_purse: Purse | None = None
         if serve_http and config.api.enabled:
             told = Metrics(counts(store, clock, pool, clock.now()))
             openai = OpenAIApi(clock, metrics=told, concurrency=config.api.concurrency)
@@ -169,7 +187,8 @@ async def open_runtime(
             wallets.learn_seeds(hosting.agents.seed_of_wallet)
             if wallets.look_after is not None:
                 supervisor.start(ChildSpec("wallets", wallets.look_after))
-            account = Account("", identity.nostr, _purse(wallet, store, clock, config), await wallet.info())
+            own_purse = _purse(wallet, store, clock, live)
+            account = Account("", identity.nostr, own_purse, await wallet.info())
             buyer = Buyer(
                 accounts=_accounts(account, hosting.agents.account),
                 store=store,
@@ -179,13 +198,11 @@ async def open_runtime(
                 settings=BuyerSettings(config.network, keeper.invoice_prefix, quote_seconds=quote_seconds),
             )
             supervisor.start(ChildSpec("buyer", buyer.run))
-            service = WalletService(wallet, store, pool, clock, rng, limits=home_limits(config.wallet))
+            service = WalletService(wallet, store, pool, clock, rng, limits=live.budgets(api=False))
             supervisor.start(ChildSpec("wallet-connect", service.run))
             reconcile = functools.partial(_reconcile, hosting, account.purse, buyer, service, locks is not None)
             supervisor.start(ChildSpec("reconciler", reconcile))
             if openai is not None:
-                if config.api.market:
-                    openai.answerer = market(buyer, account.purse, store, config, identity.pubkey)
                 bound = await nursery.start(_serve_api(home, config, hosting, openai))
                 hosting.pay.address = public_address(config, bound)
                 await hosting.agents.readdress()
@@ -194,6 +211,8 @@ async def open_runtime(
                 host = Host(hosting.agents, buyer, pool, hosting.deeds, hosting.funds, locks=locks)
                 supervisor.start(ChildSpec("host", host.run))
 
+        if openai is not None:
+            openai.answerer = answerer_of(config, buyer, own_purse, store, identity.pubkey, None)
         if openai is not None and bound is None:
             bound = await nursery.start(_serve_api(home, config, None, openai))
 
@@ -210,10 +229,10 @@ async def open_runtime(
                 backends.push_async_callback(engine.aclose)
                 unit = Msat(1) if wallet is None else Msat((await wallet.info()).unit_msats)
                 provider = _provider(config, identity, store, pool, wallet, unit, engine, clock, rng)
-                if openai is not None and openai.answerer is None:
-                    openai.answerer = LocalAnswerer(provider.router, deadlines(config.provider.deadlines))
-                announcer = functools.partial(_announcer, config, identity, store, pool, provider, clock)
-                selling = _Selling(supervisor, provider, announcer)
+                if openai is not None:
+                    openai.answerer = answerer_of(config, buyer, own_purse, store, identity.pubkey, provider.router)
+                announce = functools.partial(_announcer, identity, store, pool, provider, clock)
+                selling = Selling(supervisor, provider, profile_of(config), announce)
                 await selling.open()
                 guard = DiskGuard(store, home.data, clock, supervisor, close=selling.close, open=selling.open)
                 supervisor.start(ChildSpec("disk", guard.run))
@@ -225,48 +244,26 @@ async def open_runtime(
             store=store,
             pool=pool,
             supervisor=supervisor,
+            live=live,
             started_at=clock.now(),
             wallet=wallet,
             wallets=wallets,
             hosting=hosting,
             host=host,
             buyer=buyer,
-            provider=None if selling is None else selling.provider,
+            selling=selling,
             relay=relay,
+            relay_url=relay_url,
             api=bound,
             mode=mode,
             guard=guard,
             provider_off=off,
+            openai=openai,
+            purse=own_purse,
         )
         # Reached on a clean end only: who crashes, or is cancelled, is known by its silence.
         if selling is not None:
             await selling.farewell()
-
-
-class _Selling:
-    """What sells: the provider, and who announces it. Closed and opened again by the disk's guard."""
-
-    def __init__(self, supervisor: Supervisor, provider: Provider, announcer: Callable[[], Announcer]) -> None:
-        self._supervisor = supervisor
-        self._make_announcer = announcer
-        self.provider = provider
-        self._announcer: Announcer | None = None
-
-    async def open(self) -> None:
-        self._announcer = self._make_announcer()
-        self._supervisor.start(ChildSpec("provider", self.provider.run))
-        self._supervisor.start(ChildSpec("announcer", self._announcer.run))
-
-    async def close(self) -> None:
-        for name in ("announcer", "provider"):
-            await self._supervisor.stop(name)
-        await self.farewell()
-
-    async def farewell(self) -> None:
-        """Take the announcement back, once."""
-        if self._announcer is not None:
-            announcer, self._announcer = self._announcer, None
-            await announcer.farewell()
 
 
 def _serve_api(
@@ -300,9 +297,9 @@ def _is_driven(intent: Intent, buyer: Buyer, deeds: Deeds | None) -> bool:
         return False
 
 
-def _purse(wallet: Wallet, store: Store, clock: Clock, config: Config) -> Purse:
+def _purse(wallet: Wallet, store: Store, clock: Clock, live: Live) -> Purse:
     """The home's own."""
-    return Purse(wallet, store, clock, limits=home_limits(config.wallet, config.api))
+    return Purse(wallet, store, clock, limits=live.budgets(api=True))
 
 
 def _accounts(home: Account, agents: Accounts | None = None) -> Accounts:
@@ -355,21 +352,13 @@ def _provider(
         router=router,
         clock=clock,
         rng=rng,
-        terms=Terms(
-            min_price=Msat(config.min_price_msats),
-            unit=unit,
-            payments=config.enable_payments,
-            max_tokens=config.provider.max_tokens,
-            default_tokens=config.provider.max_tokens,
-            invoice_seconds=int(config.provider.deadlines.payment),
-        ),
+        terms=terms_of(config, unit),
         deadlines=deadlines(config.provider.deadlines),
-        slots=max(1, router.slots),
     )
 
 
 def _announcer(
-    config: Config, identity: Identity, store: Store, pool: RelayPool, provider: Provider, clock: Clock
+    identity: Identity, store: Store, pool: RelayPool, provider: Provider, clock: Clock, terms: Terms, profile: Profile
 ) -> Announcer:
     return Announcer(
         secret=identity.nostr,
@@ -377,6 +366,6 @@ def _announcer(
         pool=pool,
         router=provider.router,
         clock=clock,
-        terms=provider.terms,
-        profile=Profile(config.provider.name, config.provider.description, config.network),
+        terms=terms,
+        profile=profile,
     )

@@ -15,14 +15,15 @@ from protocols.nip19 import Nip19Error, decode_public_key
 from pylon.clock import Clock
 from pylon.compute.buyer import Buyer
 from pylon.compute.purchase import PURCHASE, Purchase
-from pylon.compute.purchases import purchase_records
 from pylon.config import Config
 from pylon.daemon import books, earned, status
 from pylon.daemon.agents import AgentVerbs
 from pylon.daemon.compute import ComputeVerbs
 from pylon.daemon.control import Method, Notify
 from pylon.daemon.infer import InferVerbs
-from pylon.daemon.jobs import Cancelling, find_purchase
+from pylon.daemon.jobs import Cancelling, ended, find_purchase, listed, read_params, read_seconds
+from pylon.daemon.relay_check import RelayVerbs
+from pylon.daemon.reload import Reloading
 from pylon.daemon.runtime import Runtime
 from pylon.daemon.trace import Tracing
 from pylon.daemon.wallet_connections import ConnectVerbs
@@ -86,17 +87,24 @@ class Verbs:
         if self.runtime is not None:
             verbs["status"] = self.status
             verbs |= InferVerbs(self.runtime).table()
+            verbs |= Reloading(self.runtime).table()
+            own = self.runtime.identity.nostr
+            verbs |= RelayVerbs(self.clock, own, lambda: self.runtime.pool.urls if self.runtime else []).table()
         return verbs
 
     def _relays(self) -> list[str] | None:
-        return None if self.runtime is None else self.runtime.pool.urls
+        """Where others meet this home: the relays of its configuration as it is now, else those that it has."""
+        if self.runtime is None:
+            return None
+        return list(self.runtime.live.config.relays) or self.runtime.pool.urls
 
     # --- jobs -------------------------------------------------------------------------------------------------
 
     async def job_submit(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
         """Buy an answer.
 
-        ``wait``: return when it has ended, with its history; ``job`` and ``partial`` notifications come before.
+        ``params``: pairs of what else the request asks for. ``wait``: return when it has ended, or after
+        ``wait_seconds``, with its history; ``job`` and ``partial`` notifications come before.
         """
         if self.buyer is None:
             raise UsageError("this daemon does not buy", "start it with -m host or -m both")
@@ -107,23 +115,31 @@ class Verbs:
         provider = _public_key(params.get("provider"))
         if provider is not None and self.runtime is not None and provider == self.runtime.identity.pubkey:
             raise UsageError("a home does not buy from itself", "name another provider, or none")
+        everybody = params.get("open") is True
+        if everybody and provider is not None:
+            raise UsageError("either everybody is asked, or one provider", "leave out --open, or --provider")
+        patience = read_seconds(params.get("wait_seconds"), "wait_seconds")
         purchase = await self.buyer.buy(
             prompt,
+            params=read_params(params.get("params")),
             bid=Msat(_whole(params, "bid_msats", 1, MAX_MSAT)),
             max_tokens=_whole(params, "max_tokens", 1, 1_000_000),
             model=model,
             provider=provider,
+            open_market=everybody,
         )
         if params.get("wait") is not True:
             return job_json(purchase)
         with self.buyer.watch(purchase.id) as words:
             async with trio.open_nursery() as nursery:
+                nursery.cancel_scope.deadline = trio.current_time() + patience
                 nursery.start_soon(_tell_words, purchase.id, words, notify)
-                done = await self._follow(self.buyer, purchase, notify)
+                await self._follow(self.buyer, purchase, notify)
                 nursery.cancel_scope.cancel()
-        return done
+        record = self.buyer.records.load(self.store, purchase.id) or purchase
+        return {**job_json(record), "history": self._history(record.id)}
 
-    async def _follow(self, buyer: Buyer, purchase: Purchase, notify: Notify) -> dict[str, Any]:
+    async def _follow(self, buyer: Buyer, purchase: Purchase, notify: Notify) -> None:
         """A ``job`` notification for every change of state, until the end."""
         with self.store.listen(f"purchases:{purchase.id}") as changed:
             shown = None
@@ -133,19 +149,22 @@ class Verbs:
                     shown = record.state
                     await notify("job", job_json(record))
                 if record.state in PURCHASE.final:
-                    return {**job_json(record), "history": self._history(record.id)}
+                    return
                 await changed.receive()
 
     async def job_list(self, params: Mapping[str, Any], notify: Notify) -> list[dict[str, Any]]:
-        """Those that were submitted by hand; ``agents``: the thoughts of agents too."""
-        limit = _whole({"limit": 20, **params}, "limit", 1, 10_000)
-        whose = "1 = 1" if params.get("agents") is True else "owner = ''"
-        records = purchase_records(self.store).where(self.store, f"{whose} ORDER BY created_at DESC LIMIT ?", (limit,))
-        return [job_json(record) for record in records]
+        """Those that were submitted by hand, and fit; see ``jobs.listed``."""
+        given = {**params, "provider": _public_key(params.get("provider"))}
+        return [job_json(record) for record in listed(self.store, given)]
 
     async def job_status(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
-        """A purchase by its id, its request's id, or the beginning of either."""
+        """A purchase by its id, its request's id, or the beginning of either; at its end, if that comes within
+        ``wait_seconds``.
+        """
         record = find_purchase(self.store, params.get("id"))
+        if params.get("wait_seconds") is not None:
+            await ended(self.store, record.id, read_seconds(params["wait_seconds"], "wait_seconds"))
+            record = find_purchase(self.store, record.id)
         return {**job_json(record), "history": self._history(record.id)}
 
     async def job_cancel(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
@@ -252,6 +271,9 @@ def job_json(record: Purchase) -> dict[str, Any]:
         "fee_msats": record.fee,
         "payment_hash": record.payment_hash,
         "credit_msats": record.credit,
+        "credit_used_msats": record.credit_used,
+        "open": record.open,
+        "hold_until": record.hold_until,
         "result": record.result_id,
         "prompt": record.prompt,
         "text": record.text,

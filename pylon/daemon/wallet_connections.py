@@ -83,7 +83,7 @@ class ConnectVerbs:
                 return tuple(dict.fromkeys(relay_url(url) for url in wanted))
             except (ValueError, TypeError):
                 raise UsageError("a relay is named by its address", "wss://relay.example") from None
-        found = self.config.relays or tuple(self.relays() or usual_relays(self.config))
+        found = tuple(self.relays() or self.config.relays or usual_relays(self.config))
         found = tuple(url for url in found if not url.endswith(":0"))[:_MOST_RELAYS]
         if not found:
             raise UsageError("nobody knows yet where the wallet can be reached", "name a relay: --relay wss://...")

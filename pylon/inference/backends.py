@@ -5,18 +5,22 @@ looks for it: Ollama on 11434, a llama.cpp server on 8080, Apple's bridge on 114
 tables follow; OpenAI-compatible ones are last unless the preference says otherwise, for they may cost money.
 
 ``llamacpp`` without a table is a server on its port if one answers at the start, else the embedded engine, if a model
-is installed. Whoever names a model file wants the embedded engine.
+is installed: in a child process by ``xllamacpp``, and where that is not installed in this one, by ``llama-cpp-python``.
+Whoever names a model file wants the embedded engine.
 
 What is looked for and not there stays known: an Ollama that is started later is used from then on.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import random
 from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import Protocol
 
 import attrs
 import httpx
@@ -28,6 +32,7 @@ from pylon.errors import ConfigError, InferenceError, ModelMissing
 from pylon.inference.apple_fm import AppleFm
 from pylon.inference.http import is_loopback, loads, open_client, parse_url, plain_address, read_body
 from pylon.inference.llamacpp import EmbeddedLlama
+from pylon.inference.llamacpp_inprocess import InProcessLlama
 from pylon.inference.models import ModelFile, find, from_file, installed, models_directory
 from pylon.inference.ollama import Ollama
 from pylon.inference.openai import OpenAICompatible
@@ -41,11 +46,18 @@ _DETECT = 1.0
 
 _EMBEDDED_QUEUE = 64
 
+EMBEDDED, IN_PROCESS = "embedded", "in this process"
+"""Where the engine is that is nobody else's."""
+
 NAME_THE_MODELS = "name what may be used of it: models = [...] in its [[backends]] table"
 
 
 class Selected:
-    """A backend of which only some models are served. ``context`` fills in what it does not say of them."""
+    """A backend of which only some models are served.
+
+    :param context: what it does not say of them, or says too grandly: some tell what a model was trained for, and not
+        what it is run with.
+    """
 
     def __init__(self, backend: Backend, models: tuple[str, ...], context: int | None) -> None:
         self._backend = backend
@@ -64,7 +76,7 @@ class Selected:
 
     async def models(self) -> list[ModelInfo]:
         return [
-            attrs.evolve(model, context_length=model.context_length or self._context)
+            attrs.evolve(model, context_length=min(filter(None, (model.context_length, self._context)), default=None))
             for model in await self._backend.models()
             if not self._models or model.id in self._models
         ]
@@ -97,12 +109,27 @@ class Unusable:
         return Health(False, self._why)
 
 
+class Engine(Backend, Protocol):
+    """A backend of ours that has to be run."""
+
+    model: ModelFile
+    slots: int
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep it alive until cancelled."""
+        ...
+
+    def running(self) -> AbstractAsyncContextManager[object]:
+        """Alive, and answering, for as long as the block. Raises ``BackendUnavailable``."""
+        ...
+
+
 @attrs.frozen
 class Found:
     """The backends of a home."""
 
     router: Router
-    engine: EmbeddedLlama | None = None
+    engine: Engine | None = None
     """The embedded engine, which somebody must run."""
     engine_missing: ModelMissing | None = None
     """Why there is no embedded engine although one was wanted."""
@@ -135,7 +162,7 @@ async def find_backends(
     Raises ``ConfigError``.
     """
     places: list[Place] = []
-    engine: EmbeddedLlama | None = None
+    engine: Engine | None = None
     missing: ModelMissing | None = None
     for rank, kind in enumerate(_kinds(config)):
         tables = [table for table in config.backends if table.kind == kind]
@@ -150,18 +177,33 @@ async def find_backends(
         places += [_place(table, environ, rank, expected=True) for table in tables]
         if embedded:
             try:
-                engine = EmbeddedLlama(
-                    choose_model(config),
-                    log_path=None if logs is None else logs / "engine.log",
-                    rng=rng,
-                )
+                engine, address = make_engine(choose_model(config), logs, rng)
             except ModelMissing as error:
                 if config.provider.model_file is not None:
                     raise
                 missing = error
             else:
-                places.append(Place(engine, rank, engine.slots, _EMBEDDED_QUEUE, kind="llamacpp", address="embedded"))
+                places.append(Place(engine, rank, engine.slots, _EMBEDDED_QUEUE, kind="llamacpp", address=address))
     return Found(Router(places, default_model=config.default_model), engine, missing)
+
+
+def make_engine(model: ModelFile, logs: Path | None, rng: random.Random | None) -> tuple[Engine, str]:
+    """The embedded engine that can be had here, and what stands for its address. Raises ``ModelMissing`` without any.
+
+    A child process first: what crashes there crashes alone.
+    """
+    if _is_installed("xllamacpp"):
+        return EmbeddedLlama(model, log_path=None if logs is None else logs / "engine.log", rng=rng), EMBEDDED
+    if _is_installed("llama_cpp"):
+        return InProcessLlama(model, rng=rng), IN_PROCESS
+    raise ModelMissing(
+        "no engine is installed that could run a model here",
+        "pip install 'pylon-runtime[llamacpp]', which compiles it, or start Ollama or a llama.cpp server",
+    )
+
+
+def _is_installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
 
 
 def choose_model(config: Config) -> ModelFile:

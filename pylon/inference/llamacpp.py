@@ -22,14 +22,13 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from pathlib import Path
 
-import attrs
 import trio
 
 from pylon.backoff import Backoff
 from pylon.errors import BackendUnavailable, ModelMissing
 from pylon.inference.deadlines import Accepted, collect, enforce
 from pylon.inference.engine import MAX_LINE, Settings
-from pylon.inference.models import ModelFile
+from pylon.inference.models import ModelFile, greeted
 from pylon.inference.openai import OpenAICompatible
 from pylon.inference.port import (
     DEFAULT_DEADLINES,
@@ -38,7 +37,6 @@ from pylon.inference.port import (
     Deadlines,
     Health,
     InferenceRequest,
-    Message,
     ModelInfo,
 )
 
@@ -272,15 +270,9 @@ class EmbeddedLlama:
         accepted()
         async with self._turn:
             client = await self._ready_client()
-            async with aclosing(client.generate(self._greeted(request), accepted)) as chunks:
+            async with aclosing(client.generate(greeted(self.model, request), accepted)) as chunks:
                 async for chunk in chunks:
                     yield chunk
-
-    def _greeted(self, request: InferenceRequest) -> InferenceRequest:
-        entry = self.model.entry
-        if entry is None or entry.system_prompt is None or any(m.role == "system" for m in request.messages):
-            return request
-        return attrs.evolve(request, messages=(Message("system", entry.system_prompt), *request.messages))
 
     def _say(self, state: str, client: OpenAICompatible | None = None, *, loading: bool = False) -> None:
         self._state, self._client, self._loading = state, client, loading

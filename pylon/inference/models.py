@@ -27,6 +27,7 @@ import trio
 
 from pylon.errors import InferenceError, ModelMissing
 from pylon.files import sync_directory
+from pylon.inference.port import InferenceRequest, Message
 
 CATALOGUE_SOURCE = "catalogue"
 FILE_SOURCE = "file"
@@ -108,6 +109,14 @@ class ModelFile:
     @property
     def entry(self) -> CatalogueEntry | None:
         return CATALOGUE.get(self.name) if self.source == CATALOGUE_SOURCE else None
+
+
+def greeted(model: ModelFile, request: InferenceRequest) -> InferenceRequest:
+    """``request`` as this model wants it: with the system message that its entry has, where there is none."""
+    entry = model.entry
+    if entry is None or entry.system_prompt is None or any(turn.role == "system" for turn in request.messages):
+        return request
+    return attrs.evolve(request, messages=(Message("system", entry.system_prompt), *request.messages))
 
 
 @attrs.frozen

@@ -7,12 +7,13 @@ and so does what ends cleanly; of what died the heartbeat stops.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import attrs
 import trio
 
 from protocols import entropy, heartbeat, nip89
+from protocols.job_price import Tariff
 from protocols.keys import SecretKey
 from protocols.nip01 import Event
 from protocols.nip09 import build_deletion
@@ -42,11 +43,31 @@ _MOST_VERSIONS = 50
 """In one deletion; relays keep the newest version, and perhaps have missed a few."""
 
 
+_MOST_MODELS = 256
+"""As many as are read of an announcement."""
+_MODEL_BYTES = 12_000
+"""Their names stand in it twice, and some relays take 64 KiB, some 32."""
+
+
 @attrs.frozen
 class Profile:
     name: str
     about: str
     network: str
+    lud16: str = ""
+    """Where the provider can be zapped; empty: nowhere."""
+
+
+@attrs.frozen
+class _Say:
+    """What an announcement says, besides the profile."""
+
+    models: tuple[str, ...]
+    price: Msat
+    price_in: Msat
+    price_out: Msat
+    tariffs: Mapping[str, Tariff] = attrs.field(hash=False)
+    relays: tuple[str, ...]
 
 
 class Announcer:
@@ -76,7 +97,7 @@ class Announcer:
         self._clock = clock
         self._terms = terms
         self._profile = profile
-        self._said: tuple[Sequence[str], Msat, Sequence[str]] | None = None
+        self._said: _Say | None = None
         self._said_at = 0.0
         self._answered = clock.monotonic()
         """When a model was last there."""
@@ -84,6 +105,10 @@ class Announcer:
         """Whether relays may have an announcement: of an earlier life, where it is not of this one."""
         self._beat_at = float("-inf")
         self._over = False
+
+    def sell_by(self, terms: Terms, profile: Profile) -> None:
+        """Announce these at the next look."""
+        self._terms, self._profile, self._said = terms, profile, None
 
     async def run(self) -> None:
         while True:
@@ -95,9 +120,9 @@ class Announcer:
 
     async def look(self) -> bool:
         """Announce if there is something new to say, and beat if it is time; whether there was something new."""
-        models = sorted({model.id for model in await self._router.models(healthy=True)})
-        price = self._terms.price if self._terms.payments else Msat(0)
-        say = (models, price, sorted(self._pool.urls))
+        there = {model.id: None for model in await self._router.models(healthy=True)}
+        models = _told(there)
+        say = self._say(models)
         monotonic = self._clock.monotonic()
         # When this process began, by the wall: it moves only when the clock is set.
         began = self._clock.now() - monotonic
@@ -113,9 +138,11 @@ class Announcer:
         set_anew = abs(began - self._said_at) >= _CLOCK_JUMP
         new = say != self._said or set_anew
         if new:
-            await self._store.write(lambda tx: self._announce(tx, models, price))
+            await self._store.write(lambda tx: self._announce(tx, say))
             self._stands, self._said, self._said_at = True, say, began
-            log.info("announced %s at %d msats a job", ", ".join(models), price)
+            if len(models) < len(there):
+                log.warning("an announcement holds %d of the %d models that are there", len(models), len(there))
+            log.info("announced %s from %d msats a job", ", ".join(models), say.price)
         if set_anew or monotonic - self._beat_at >= heartbeat.EVERY_SECONDS:
             await self._store.write(self._beat)
             self._beat_at = monotonic
@@ -143,7 +170,18 @@ class Announcer:
         )
         return any(self._pool.is_connected(row["relay"]) for row in rows)
 
-    def _announce(self, tx: Tx, models: Sequence[str], price: Msat) -> None:
+    def _say(self, models: Sequence[str]) -> _Say:
+        terms = self._terms
+        return _Say(
+            models=tuple(models),
+            price=terms.cheapest(models),
+            price_in=terms.price_in if terms.payments else Msat(0),
+            price_out=terms.price_out if terms.payments else Msat(0),
+            tariffs={model: terms.tariff(model) for model in models} if terms.multipliers else {},
+            relays=tuple(sorted(self._pool.urls)),
+        )
+
+    def _announce(self, tx: Tx, say: _Say) -> None:
         instance = _instance(tx)
 
         def build(created_at: int) -> Event:
@@ -151,8 +189,12 @@ class Announcer:
                 self._secret,
                 d=instance,
                 kinds=(JOB_TEXT,),
-                models=tuple(models),
-                price_msats=price,
+                models=say.models,
+                price_msats=say.price,
+                price_in_msats=say.price_in,
+                price_out_msats=say.price_out,
+                tariffs=say.tariffs,
+                lud16=self._profile.lud16,
                 network=self._profile.network,
                 name=self._profile.name,
                 about=self._profile.about,
@@ -201,6 +243,18 @@ class Announcer:
         """Of the announcement and of the heartbeat."""
         me = self._secret.public.hex
         return f"{nip89.KIND}:{me}:{_instance(tx)}", f"{heartbeat.KIND}:{me}:"
+
+
+def _told(names: Iterable[str]) -> list[str]:
+    """As many of the models as an announcement holds that relays take; the preferred backends' come first."""
+    kept: dict[str, None] = {}
+    left = _MODEL_BYTES
+    for name in names:
+        left -= len(name.encode("utf-8", "replace"))
+        if left < 0 or len(kept) == _MOST_MODELS:
+            break
+        kept[name] = None
+    return sorted(kept)
 
 
 def _instance(tx: Tx) -> str:

@@ -1,112 +1,262 @@
-"""Where requests are looked at: each once, refused, taken free or priced; or not heard, where there are too many."""
+"""Where requests are looked at: each once, refused, taken free or priced; or not heard, where there are too many.
+
+What costs little comes first: age and size, then what the store's indexes tell of the customer and of the book
+(``pylon.provider.book``); only a request that there is room for is decrypted, priced, and given a row. Room is looked
+for once more in the transaction that begins the sale, and nothing is asked of the wallet before that.
+"""
 
 from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Callable
+
+import attrs
+import trio
 
 from protocols.keys import SecretKey
 from protocols.nip01 import Event
 from protocols.nip90 import JobInvalid, parse_request
 from pylon.clock import Clock
 from pylon.driver import Driver
+from pylon.errors import BackendUnavailable
 from pylon.inference.router import Router
+from pylon.provider import customers
 from pylon.provider import sale as machine
-from pylon.provider.pricing import Terms, appraise
+from pylon.provider.book import Book, Ration
+from pylon.provider.credits import use_credit
+from pylon.provider.holds import Holds
+from pylon.provider.pricing import Standing, Terms, appraise, served_as
 from pylon.provider.sale import Sale, SaleState
-from pylon.relays.pool import Received
 from pylon.store import cursors, inbox
-from pylon.store.database import Store, Tx
+from pylon.store.database import Reads, Store, Tx
+from pylon.store.records import Step
 
 log = logging.getLogger(__name__)
 
 CONSUMER = "provider"
 _LONGEST_REQUEST = 32_768
 """Bytes of an open request that its result repeats; a relay would not take two copies of a larger one."""
+_MINTING = 4
+"""Invoices that are made at a time: none of them is more urgent than a job that is paid."""
+_MOST_UNMINTED = 256
+"""Sales that wait for their invoice: while there are more, strangers are not heard, for the wallet does not keep up."""
+_TRUSTED = (Standing.TRUSTED, Standing.FREE)
+_SAY_AGAIN = 60.0
+"""Seconds between two lines in the log about requests that are not heard."""
+
+
+@attrs.frozen
+class _Caller:
+    """Who asks, and what is known of the request before it is opened."""
+
+    customer: str
+    standing: Standing
+    known: bool
+    """Has ever paid."""
+    size: int
+
+    @property
+    def trusted(self) -> bool:
+        return self.standing in _TRUSTED
+
+
+class _NoRoom(Exception):
+    """Not now: nothing is written."""
+
+
+class _NoneLeft(Exception):
+    """What was given free is not there any more: nothing is written."""
 
 
 class Desk:
     """Looks at requests, and begins their sales."""
 
     def __init__(
-        self, *, secret: SecretKey, store: Store, router: Router, clock: Clock, terms: Terms, driver: Driver[Sale]
+        self,
+        *,
+        secret: SecretKey,
+        store: Store,
+        router: Router,
+        clock: Clock,
+        terms: Terms,
+        driver: Driver[Sale],
+        holds: Holds,
+        unwanted: Callable[[Event], bool],
     ) -> None:
         self._secret = secret
         self._store = store
         self._router = router
         self._clock = clock
-        self._terms = terms
+        self.terms = terms
         self._driver = driver
+        self._book = Book(terms.max_open, terms.max_open_per_customer)
+        self._ration = Ration()
+        self._minting = trio.CapacityLimiter(_MINTING)
+        self._unheard = 0
+        self._said_at = float("-inf")
+        self._holds = holds
+        self._unwanted = unwanted
 
-    async def deliver(self, received: Received) -> None:
-        event = received.event
+    def is_known(self, customer: str) -> bool:
+        """Whether it has ever paid, or is trusted: then it is no stranger."""
+        if customers.has_paid(self._store, customer):
+            return True
+        return customers.standing_of(self._store, customer, self.terms.standings) in _TRUSTED
+
+    async def deliver(self, event: Event) -> None:
         await inbox.deliver(self._store, CONSUMER, event.id, functools.partial(self.take, event))
+
+    @property
+    def minting(self) -> trio.CapacityLimiter:
+        """Held by whoever makes an invoice."""
+        return self._minting
 
     async def take(self, event: Event) -> None:
         """Look at a request once, however often and from wherever it comes."""
         now = self._clock.now()
-        if not now - self._terms.max_age <= event.created_at <= now + self._terms.max_ahead:
+        if not now - self.terms.max_age <= event.created_at <= now + self.terms.max_ahead:
             return
-        if inbox.seen(self._store, CONSUMER, event.id):
+        size = len(event.content) + sum(len(entry) for tag in event.tags for entry in tag)
+        if size > self.terms.max_request_chars or len(event.tags) > self.terms.max_request_tags:
             return
-        sale, verdict = await self._appraise(event, now)
+        standing = customers.standing_of(self._store, event.pubkey, self.terms.standings)
+        if standing is Standing.BLOCKED or inbox.seen(self._store, CONSUMER, event.id):
+            return
+        caller = _Caller(event.pubkey, standing, customers.has_paid(self._store, event.pubkey), size)
+        if not self._hears(self._store, caller):
+            self._pass_over(event)
+            return
+        await self._hear(event, caller, now)
 
-        def admit(tx: Tx) -> bool:
-            if not self._has_room(tx, sale, verdict):
-                return False
-            cursors.advance(tx, CONSUMER, min(event.created_at, int(self._clock.now())))
-            return inbox.take(tx, CONSUMER, event.id, now)
+    # --- room ---------------------------------------------------------------------------------------------------
 
-        await self._driver.begin(sale, verdict, admit)
-
-    def _has_room(self, tx: Tx, sale: Sale, verdict: object) -> bool:
+    def _hears(self, source: Reads, caller: _Caller) -> bool:
         """Whether to hear this request at all. One that is not leaves no trace, so that a flood of them leaves none."""
-        if isinstance(verdict, machine.Refused):
-            refused = tx.one(
-                "SELECT COUNT(*) AS n FROM sales WHERE state = ? AND created_at > ?",
-                (SaleState.REFUSED.value, self._clock.now() - 60.0),
-            )
-            return refused is None or refused["n"] < self._terms.refusals_per_minute
-        states = (SaleState.PRICED.value, SaleState.QUOTED.value, SaleState.WORKING.value)
-        count = tx.one(
-            "SELECT COUNT(*) AS n, COALESCE(SUM(customer = ?), 0) AS mine FROM sales WHERE state IN (?, ?, ?)",
-            (sale.customer, *states),
-        )
-        if count is None or (count["n"] < self._terms.max_open and count["mine"] < self._terms.max_open_per_customer):
+        if caller.trusted:
             return True
-        log.warning("too many open sales: request %s is not heard", sale.id[:16])
-        return False
+        total, mine = customers.open_sales(source, caller.customer)
+        at = self._clock.monotonic()
+        if not caller.known and (self._ration.is_gone(at) or self._minting.statistics().tasks_waiting > _MOST_UNMINTED):
+            return False
+        return self._book.hears(
+            total=total, mine=mine, size=caller.size, known=caller.known, rationed=self._ration.is_short(at)
+        )
 
-    async def _appraise(self, event: Event, now: float) -> tuple[Sale, object]:
+    def _make_room(self, tx: Tx, caller: _Caller) -> Step[Sale] | None:
+        """Room for a sale of this caller; the step of the one that was pushed out for it. Raises ``_NoRoom``."""
+        if not self._hears(tx, caller):
+            raise _NoRoom
+        total, _ = customers.open_sales(tx, caller.customer)
+        if not self._book.is_full(total):
+            return None
+        oldest = customers.oldest_unpaid(tx, self._clock.now() - self._book.young)
+        if oldest is not None:
+            return self._driver.advance_in(tx, oldest, machine.InvoiceExpired())
+        if caller.trusted or caller.known:
+            return None
+        raise _NoRoom
+
+    def _may_refuse(self, tx: Tx) -> bool:
+        """Whether one more refusal is said, and written down."""
+        refused = tx.one(
+            "SELECT COUNT(*) AS n FROM sales WHERE state = ? AND created_at > ?",
+            (SaleState.REFUSED.value, self._clock.now() - 60.0),
+        )
+        return refused is None or refused["n"] < self.terms.refusals_per_minute
+
+    def _pass_over(self, event: Event) -> None:
+        self._unheard += 1
+        if self._clock.monotonic() - self._said_at >= _SAY_AGAIN:
+            log.warning(
+                "%d requests were not heard, for there are too many; the last was %s", self._unheard, event.id[:16]
+            )
+            self._unheard, self._said_at = 0, self._clock.monotonic()
+
+    # --- a sale begins --------------------------------------------------------------------------------------------
+
+    async def _hear(self, event: Event, caller: _Caller, now: float) -> None:
+        given = customers.free_left(self._store, caller.customer, self.terms.free_per_day, now) > 0
+        while True:
+            sale, verdict = await self._appraise(event, now, free=given or caller.standing is Standing.FREE)
+            takes_one = given and caller.standing is not Standing.FREE and isinstance(verdict, machine.Free)
+            begin = functools.partial(self._begin, event, caller, sale, verdict, takes_one, now)
+            try:
+                steps = await self._store.write(begin)
+            except _NoRoom:
+                self._pass_over(event)
+                return
+            except _NoneLeft:
+                given = False
+                continue
+            for step in steps:
+                self._driver.acted(step)
+            if not (caller.trusted or caller.known):
+                self._ration.take(self._clock.monotonic())
+            return
+
+    def _begin(
+        self, event: Event, caller: _Caller, sale: Sale, verdict: object, takes_one: bool, now: float, tx: Tx
+    ) -> list[Step[Sale] | None]:
+        """Write all that a request causes; the steps that it makes. Raises ``_NoRoom`` or ``_NoneLeft``."""
+        if self._unwanted(event) or not inbox.take(tx, CONSUMER, event.id, now):
+            return []
+        pushed = None
+        if not isinstance(verdict, machine.Refused):
+            pushed = self._make_room(tx, caller)
+        elif not self._may_refuse(tx):
+            raise _NoRoom
+        if takes_one and not customers.take_free(tx, caller.customer, self.terms.free_per_day, now):
+            raise _NoneLeft
+        cursors.advance(tx, CONSUMER, min(event.created_at, int(self._clock.now())))
+        verdict = use_credit(tx, caller.customer, verdict, self.terms.unit)
+        return [pushed, self._driver.begin_in(tx, sale, verdict)]
+
+    async def _appraise(self, event: Event, now: float, *, free: bool) -> tuple[Sale, object]:
+        """The sale as it would begin, and its first input: refused, free, or priced."""
         sale = Sale(id=event.id, customer=event.pubkey, kind=event.kind, created_at=now)
         try:
             job = parse_request(event, self._secret)
+            schema = job.json_schema
         except JobInvalid as error:
             return sale, machine.Refused(str(error))
         served = await self._router.models()
         models = [model.id for model in served]
-        context = next((model.context_length for model in served if job.model in (None, model.id)), None)
-        prompt = job.prompt
-        try:
-            schema = job.json_schema
-        except JobInvalid as error:
-            return sale, machine.Refused(str(error))
-        verdict = appraise(job, self._terms, prompt=prompt, models=models, context=context, now=now)
+        default = await self._default()
+        model = served_as(job.model, models, default)
+        verdict = appraise(
+            job,
+            attrs.evolve(self.terms, payments=False) if free else self.terms,
+            prompt=job.prompt,
+            models=models,
+            default=default,
+            context=next((info.context_length for info in served if info.id == model), None),
+            now=now,
+        )
         if isinstance(verdict, machine.Refused):
             return sale, verdict
+        if isinstance(verdict, machine.Priced):
+            verdict = await self._holds.agree(job, verdict)
         repeated = "" if job.encrypted else event.to_json()
         taken = Sale(
             id=event.id,
             customer=event.pubkey,
             kind=event.kind,
             created_at=now,
-            prompt=prompt or "",
+            prompt=job.prompt or "",
             encrypted=job.encrypted,
-            model=job.model or "",
-            max_tokens=job.max_tokens or self._terms.default_tokens,
+            model=model or "",
+            max_tokens=job.max_tokens or self.terms.default_tokens,
             temperature=job.number("temperature", 0.0, 2.0),
             top_p=job.number("top_p", 0.0, 1.0),
             json_schema=schema,
             request=repeated if len(repeated.encode()) <= _LONGEST_REQUEST else "",
         )
         return taken, verdict
+
+    async def _default(self) -> str:
+        """The model that answers where a job names none."""
+        try:
+            return (await self._router.resolve("")).model
+        except BackendUnavailable:
+            return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import random
 
@@ -15,34 +16,60 @@ from pylon.provider import sale as machine
 from pylon.provider.pricing import Terms
 from pylon.provider.sale import Sale, SaleState
 from pylon.provider.sales import LATE_PAYMENT
-from pylon.store import claims
+from pylon.store import claims, credits
 from pylon.store.database import Store, Tx
 from pylon.store.records import Step
 from pylon.together import handle_together
-from pylon.wallets.port import Direction, Payment, PaymentState, Wallet
+from pylon.wallets.port import Direction, IssuedInvoice, Payment, PaymentState, Wallet
 
 log = logging.getLogger(__name__)
 
 _JUST_EXPIRED = 600.0
 """Seconds after its expiry for which an invoice is asked about at every poll."""
-_WALLET_SECONDS = 20.0
+WALLET_SECONDS = 20.0
 """How long a wallet may take to make an invoice, or to look one up."""
 _FIRST_WAIT = 1.0
 _LONGEST_WAIT = 60.0
+_ASKED = (SaleState.QUOTED.value, SaleState.HELD.value)
+_ASKED_LATELY = tuple(
+    state.value
+    for state in (
+        SaleState.EXPIRED,
+        SaleState.CANCELLED,
+        SaleState.FAILED,
+        SaleState.SERVED,
+        SaleState.DELIVERED,
+    )
+)
+_HOLDING = (SaleState.HELD, SaleState.SETTLING, SaleState.CANCELLING)
+_ENDED_UNPAID = (SaleState.EXPIRED, SaleState.CANCELLED)
 _POLL_SECONDS = 30.0
 """Wallets may miss telling us of a payment; open invoices are asked about this often."""
 
 
 async def mint(wallet: Wallet | None, terms: Terms, sale: Sale) -> machine.Minted | machine.MintFailed:
-    """The invoice of a sale. Its key is the request's id: minting again after a crash gives the same invoice."""
+    """The invoice of a sale, for what its price leaves to pay; a hold invoice where it has a preimage.
+
+    Its key is the request's id: minting again after a crash gives the same invoice.
+    """
     if wallet is None:
         return machine.MintFailed("no wallet is open")
     try:
-        with trio.fail_after(_WALLET_SECONDS):
-            invoice = await wallet.receive(sale.price, f"Pylon job {sale.id[:16]}", terms.invoice_seconds, key=sale.id)
+        words, seconds = f"Pylon job {sale.id[:16]}", terms.invoice_seconds
+        with trio.fail_after(WALLET_SECONDS):
+            if sale.preimage is None:
+                invoice = await wallet.receive(sale.asked, words, seconds, key=sale.id)
+            else:
+                invoice = await wallet.hold(sale.asked, words, seconds, sale.id, hash_of(sale.preimage))
     except WalletError as error:
         return machine.MintFailed(f"no invoice can be made: {error.message}")
-    return machine.Minted(invoice.bolt11, invoice.payment_hash, invoice.expires_at)
+    until = None if sale.preimage is None else invoice.expires_at + terms.hold_seconds
+    return machine.Minted(invoice.bolt11, invoice.payment_hash, invoice.expires_at, until)
+
+
+def hash_of(preimage: str) -> str:
+    """The payment hash of a preimage, both hex."""
+    return hashlib.sha256(bytes.fromhex(preimage)).hexdigest()
 
 
 class Payments:
@@ -57,6 +84,8 @@ class Payments:
         self._clock = clock
         self._rng = rng
         self._driver = driver
+        self._gone: set[str] = set()
+        """Sales whose hold was not there at the last look."""
 
     async def watch(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Claim what comes in. A wallet that is not there, or ends its events, is listened to again later."""
@@ -78,8 +107,14 @@ class Payments:
             await trio.sleep(wait * (0.75 + 0.5 * self._rng.random()))
 
     async def _take_payment(self, payment: Payment) -> None:
-        if payment.direction is Direction.RECEIVED and payment.state is PaymentState.SETTLED:
+        if payment.direction is not Direction.RECEIVED:
+            return
+        if payment.state is PaymentState.SETTLED:
             await self.claim(payment.payment_hash, payment.amount, payment.preimage)
+        else:
+            # It is held, or was given back: the invoice tells.
+            for sale in list(self._driver.records.where(self._store, "payment_hash = ?", (payment.payment_hash,))):
+                await self.claim_if_paid(sale)
 
     async def poll(self) -> None:
         while True:
@@ -90,19 +125,67 @@ class Payments:
                 log.warning("cannot ask about open invoices: %s", brief(error))
 
     async def _claim_all_paid(self, lately: float) -> None:
-        """Whatever was paid while nobody listened; what expired lately may have been paid in its last moment."""
-        condition = "state = ? OR (state = ? AND expires_at > ?)"
-        states = (SaleState.QUOTED.value, SaleState.EXPIRED.value)
-        for sale in list(self._driver.records.where(self._store, condition, (*states, self._clock.now() - lately))):
+        """Whatever was paid while nobody listened.
+
+        What has expired lately may have been paid in its last moment, or the wallet may not have told the truth of it;
+        and what was done on trust may be paid by now.
+        """
+        condition = (
+            "state IN (?, ?) OR (expires_at > ? AND state IN (?, ?, ?, ?, ?)"
+            " AND NOT EXISTS (SELECT 1 FROM claims WHERE sale_id = sales.id))"
+        )
+        params = (*_ASKED, self._clock.now() - lately, *_ASKED_LATELY)
+        for sale in list(self._driver.records.where(self._store, condition, params)):
             await self.claim_if_paid(sale)
 
+    async def look(self, payment_hash: str) -> IssuedInvoice | None:
+        """What the wallet says of an invoice of ours."""
+        with trio.fail_after(WALLET_SECONDS):
+            return await self._wallet.lookup_invoice(payment_hash)
+
     async def claim_if_paid(self, sale: Sale) -> None:
+        """Ask the wallet, and claim what was paid, or take note of what is held."""
         if sale.payment_hash is None:
             return
-        with trio.fail_after(_WALLET_SECONDS):
-            invoice = await self._wallet.lookup_invoice(sale.payment_hash)
-        if invoice is not None and invoice.received > 0:
+        invoice = await self.look(sale.payment_hash)
+        if invoice is None:
+            return
+        if invoice.received > 0:
             await self.claim(sale.payment_hash, invoice.received)
+        elif sale.preimage is not None:
+            await self._look_at_hold(sale, invoice)
+
+    async def _look_at_hold(self, sale: Sale, invoice: IssuedInvoice) -> None:
+        if invoice.held > 0 and not invoice.cancelled:
+            self._gone.discard(sale.id)
+            await self._take_hold(sale.id, invoice)
+        elif sale.state is SaleState.HELD:
+            # Once may be a moment between two; a wallet that says so twice, or that it is cancelled, means it.
+            if invoice.cancelled or sale.id in self._gone:
+                self._gone.discard(sale.id)
+                await self._driver.advance(sale.id, machine.HoldGone())
+            else:
+                self._gone.add(sale.id)
+
+    async def _take_hold(self, sale_id: str, invoice: IssuedInvoice) -> None:
+        """Work for what is held; or give it back, where nobody will work for it any more."""
+
+        def job(tx: Tx) -> tuple[Step[Sale] | None, bool]:
+            sale = self._driver.records.load(tx, sale_id)
+            if sale is None:
+                return None, False
+            step = self._driver.advance_in(tx, sale_id, machine.Held(invoice.held, self._credit(tx, sale)))
+            return step, step is None and sale.state not in _HOLDING
+
+        step, unwanted = await self._store.write(job)
+        self._driver.acted(step)
+        if unwanted:
+            with trio.fail_after(WALLET_SECONDS):
+                await self._wallet.cancel(invoice.payment_hash)
+
+    def _credit(self, tx: Tx, sale: Sale) -> Msat:
+        """What may make up for the credit that was given back when the sale ended unpaid."""
+        return credits.available(tx, sale.customer) if sale.state in _ENDED_UNPAID else Msat(0)
 
     async def claim(self, payment_hash: str, amount: Msat, preimage: str | None = None) -> None:
         """Claim a payment once, for the sale whose invoice it paid; claim, entry and state in one transaction.
@@ -127,6 +210,9 @@ class Payments:
                 )
             ):
                 return None
-            return self._driver.advance_in(tx, row["id"], machine.Paid(amount))
+            sale = self._driver.records.load(tx, row["id"])
+            assert sale is not None, "its row is there"
+            by_hold = sale.preimage is not None and payment_hash == sale.payment_hash
+            return self._driver.advance_in(tx, sale.id, machine.Paid(amount, self._credit(tx, sale), by_hold))
 
         self._driver.acted(await self._store.write(job))

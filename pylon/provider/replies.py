@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import TypedDict
 
 from protocols.keys import SecretKey
 from protocols.nip01 import Event
@@ -18,6 +19,11 @@ _QUOTE_GRACE = 600
 """Seconds that a quote outlives its invoice: a relay whose clock is ahead must not refuse it."""
 
 
+class _Bill(TypedDict, total=False):
+    amount_msats: int
+    bolt11: str
+
+
 def compose(secret: SecretKey, sale: Sale, effect: Effect, now: int) -> Event:
     """The event of an outbox effect. What is owed is never forgotten, and neither is a result.
 
@@ -28,12 +34,18 @@ def compose(secret: SecretKey, sale: Sale, effect: Effect, now: int) -> Event:
         case SaleEffect.PUBLISH_QUOTE:
             return feedback(
                 status=FeedbackStatus.PAYMENT_REQUIRED,
-                amount_msats=sale.price,
+                amount_msats=sale.asked,
                 bolt11=sale.bolt11,
+                credit_used_msats=sale.credit_used or None,
+                hold_until=None if sale.preimage is None else int(sale.held_until or now),
                 expiration=int(sale.expires_at or now) + _QUOTE_GRACE,
             )
         case SaleEffect.PUBLISH_PROCESSING:
-            return feedback(status=FeedbackStatus.PROCESSING, expiration=now + _PROCESSING_LIFE)
+            return feedback(
+                status=FeedbackStatus.PROCESSING,
+                credit_used_msats=sale.credit_used or None,
+                expiration=now + _PROCESSING_LIFE,
+            )
         case SaleEffect.PUBLISH_DEBT:
             return feedback(status=FeedbackStatus.ERROR, message=public_reason(sale), credit_msats=sale.owed)
         case SaleEffect.PUBLISH_REFUSAL:
@@ -47,8 +59,17 @@ def compose(secret: SecretKey, sale: Sale, effect: Effect, now: int) -> Event:
                 text=sale.result or "",
                 encrypt=sale.encrypted,
                 created_at=now,
+                **_bill(sale),
+                credit_used_msats=sale.credit_used or None,
             )
     raise ValueError(f"{effect} publishes nothing")
+
+
+def _bill(sale: Sale) -> _Bill:
+    """What a result that is not paid for asks for."""
+    if not sale.on_trust or sale.bolt11 is None or sale.paid >= sale.asked:
+        return {}
+    return {"amount_msats": sale.asked, "bolt11": sale.bolt11}
 
 
 def compose_partial(secret: SecretKey, sale: Sale, text: str, now: int) -> Event:

@@ -25,8 +25,10 @@ def sale_records(store: Store) -> RecordTable[Sale]:
             "customer": sale.customer,
             "model": sale.model,
             "price_msats": sale.price,
+            "paid_msats": sale.paid,
             "payment_hash": sale.payment_hash,
             "expires_at": sale.expires_at,
+            "held_until": sale.held_until,
             "attempts": sale.attempts,
         },
     )
@@ -36,6 +38,8 @@ def due(sale: Sale) -> float | None:
     """When it needs attention by itself, Unix seconds; ``None``: it does not."""
     if sale.state is SaleState.QUOTED and sale.expires_at is not None:
         return sale.expires_at + _EXPIRY_GRACE
+    if sale.state is SaleState.HELD:
+        return sale.held_until
     if sale.state is SaleState.SERVED:
         return sale.created_at + LATE_PAYMENT + _UNDELIVERED
     return None

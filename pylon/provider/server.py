@@ -11,6 +11,7 @@ import random
 
 import trio
 
+from protocols import nip09
 from protocols.keys import SecretKey
 from protocols.nip01 import Event, Filter
 from protocols.nip90 import JOB_TEXT
@@ -19,14 +20,20 @@ from pylon.driver import Driver
 from pylon.inference.port import DEFAULT_DEADLINES, Deadlines
 from pylon.inference.router import Router
 from pylon.machine import Effect
+from pylon.money import Msat
+from pylon.provider import cancellations, customers
 from pylon.provider import sale as machine
+from pylon.provider.cancellations import Cancellations
 from pylon.provider.deliveries import Deliveries, take_back
 from pylon.provider.desk import CONSUMER, Desk
+from pylon.provider.forgetting import keep_few
+from pylon.provider.holds import Holds
 from pylon.provider.payments import Payments, mint
 from pylon.provider.pricing import Terms
 from pylon.provider.replies import compose
 from pylon.provider.sale import Sale, SaleEffect, SaleState
 from pylon.provider.sales import due, sale_records
+from pylon.provider.waiting import WaitingRoom
 from pylon.provider.work import Work
 from pylon.relays.pool import RelayPool
 from pylon.store import cursors, ledger
@@ -36,6 +43,8 @@ from pylon.together import handle_together
 from pylon.wallets.port import Wallet
 
 _OVERLAP = 900
+_OF_PAID_JOBS = (SaleEffect.PUBLISH_PROCESSING, SaleEffect.PUBLISH_RESULT, SaleEffect.PUBLISH_DEBT)
+"""What no flood of quotes may delay; nor the quotes of customers who have paid before."""
 
 
 class Provider:
@@ -70,14 +79,20 @@ class Provider:
             store,
             clock,
             rng,
-            handlers={SaleEffect.MINT_INVOICE: self._mint, SaleEffect.INFER: work.infer},
+            handlers={
+                SaleEffect.MINT_INVOICE: self._mint,
+                SaleEffect.INFER: work.infer,
+                SaleEffect.SETTLE_HOLD: self._settle_hold,
+                SaleEffect.CANCEL_HOLD: self._cancel_hold,
+            },
             compose=lambda tx, sale, effect: [self._compose(sale, effect)],
             book=self._book,
             due=due,
             attend=self._attend,
             relays=lambda record: pool.urls,
+            abandons=(SaleEffect.INFER,),
+            urgent=lambda tx, sale, effect: effect in _OF_PAID_JOBS or customers.has_paid(tx, sale.customer),
         )
-        self.desk = Desk(secret=secret, store=store, router=router, clock=clock, terms=terms, driver=self._driver)
         self.deliveries = Deliveries(store=store, pool=pool, clock=clock, driver=self._driver)
         self.payments = (
             None
@@ -86,6 +101,31 @@ class Provider:
                 store=store, wallet=wallet, wallet_name=wallet_name, clock=clock, rng=rng, driver=self._driver
             )
         )
+        self.holds = Holds(
+            store=store,
+            wallet=wallet,
+            payments=self.payments,
+            terms=terms,
+            clock=clock,
+            rng=rng,
+            driver=self._driver,
+        )
+        self.cancellations = Cancellations(store=store, driver=self._driver)
+        self.desk = Desk(
+            secret=secret,
+            store=store,
+            router=router,
+            clock=clock,
+            terms=terms,
+            driver=self._driver,
+            holds=self.holds,
+            unwanted=self.cancellations.unwanted,
+        )
+        self._waiting: WaitingRoom[Event] = WaitingRoom(self.desk.is_known)
+
+    def sell_by(self, terms: Terms) -> None:
+        """Sell by new terms from the next request on; what was quoted stays quoted."""
+        self.terms = self.desk.terms = self.holds.terms = terms
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Resume open sales, then take requests until cancelled."""
@@ -93,18 +133,40 @@ class Provider:
         since = cursors.since(self._store, CONSUMER, _OVERLAP)
         if since is None:
             since = int(self._clock.now() - self.terms.max_age)
-        async with self._pool.subscribe([Filter(kinds=[JOB_TEXT], tags={"p": [me]})], since=since) as requests:
+        filters = [Filter(kinds=[JOB_TEXT], tags={"p": [me]}), cancellations.FILTER]
+        async with self._pool.subscribe(filters, since=since) as heard:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._driver.run)
                 if self.payments is not None:
                     await nursery.start(self.payments.watch)
                     nursery.start_soon(self.payments.poll)
+                    nursery.start_soon(self.holds.watch)
                 nursery.start_soon(self.deliveries.watch)
+                nursery.start_soon(handle_together, self._waiting, self._hear)
+                nursery.start_soon(keep_few, self._store, self._clock, self.terms)
                 task_status.started()
-                await handle_together(requests, self.desk.deliver)
+                async for received in heard:
+                    for event in (received.event, *heard.drain()):
+                        if event.kind != nip09.KIND or self.cancellations.concern(event):
+                            self._waiting.put(event.pubkey, event)
+
+    async def _hear(self, event: Event) -> None:
+        if event.kind == nip09.KIND:
+            await self.cancellations.take(event)
+        else:
+            await self.desk.deliver(event)
 
     async def _mint(self, sale: Sale) -> object:
-        return await mint(self._wallet, self.terms, sale)
+        if self.desk.is_known(sale.customer):
+            return await mint(self._wallet, self.terms, sale)
+        async with self.desk.minting:
+            return await mint(self._wallet, self.terms, sale)
+
+    async def _settle_hold(self, sale: Sale) -> object | None:
+        return await self.holds.settle(sale)
+
+    async def _cancel_hold(self, sale: Sale) -> object | None:
+        return await self.holds.give_back(sale)
 
     def _compose(self, sale: Sale, effect: Effect) -> Event:
         return compose(self._secret, sale, effect, int(self._clock.now()))
@@ -112,10 +174,12 @@ class Provider:
     async def _attend(self, sale: Sale) -> object | None:
         """An invoice's time is over: expired, unless the wallet knows better. A wallet that cannot tell: later.
 
-        Or the time of a result that no relay has taken.
+        Or the time of a result that no relay has taken, or of a job for which money is held.
         """
         if sale.state is SaleState.SERVED:
             return machine.Undeliverable()
+        if sale.state is SaleState.HELD:
+            return machine.HoldOverdue()
         if self.payments is not None:
             await self.payments.claim_if_paid(sale)
         return machine.InvoiceExpired()
@@ -125,13 +189,19 @@ class Provider:
         if step.before.state is SaleState.SERVED and step.after.state in (SaleState.OWED, SaleState.FAILED):
             take_back(tx, step.after.id, self._clock.now())
         before, after = step.before, step.after
-        if (before.paid, before.earned, before.owed) == (after.paid, after.earned, after.owed):
+        if _money(before) == _money(after):
             return
         ledger.sale_moved(
             tx,
             cause=after.id,
+            customer=after.customer,
+            credit=(before.credit_used, after.credit_used),
             paid=(before.paid, after.paid),
             earned=(before.earned, after.earned),
             owed=(before.owed, after.owed),
             at=self._clock.now(),
         )
+
+
+def _money(sale: Sale) -> tuple[Msat, ...]:
+    return sale.paid, sale.earned, sale.owed, sale.credit_used

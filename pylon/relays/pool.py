@@ -19,6 +19,7 @@ from protocols.nip01 import Event, EventInvalid, Filter, event_id, newer
 from pylon.clock import Clock
 from pylon.errors import RelayError
 from pylon.relays.connection import Connection, RelayStatus, Verdict
+from pylon.relays.information import Inform
 from pylon.relays.subscription import Received, Subscription
 from pylon.relays.transport import Connect
 
@@ -41,8 +42,11 @@ class RelayPool:
         clock: Clock,
         rng: random.Random,
         signer: SecretKey | None = None,
+        inform: Inform | None = None,
     ) -> None:
+        """``inform`` brings the NIP-11 documents, whose limits are held; without it none are known."""
         self._connect = connect
+        self._inform = inform
         self._clock = clock
         self._rng = rng
         self._signer = signer
@@ -105,6 +109,9 @@ class RelayPool:
         connection = self._connections.get(url)
         return connection is not None and connection.connected
 
+    def any_connected(self) -> bool:
+        return any(connection.connected for connection in self._connections.values())
+
     # --- reading ----------------------------------------------------------------------------------------------
 
     @asynccontextmanager
@@ -138,13 +145,14 @@ class RelayPool:
         async with self.subscribe(filters, relays=relays) as subscription:
             with trio.move_on_after(timeout):
                 # Read as it comes: what waits in the subscription is bounded, what a relay has stored is not.
-                while not self._all_stored(subscription) and len(kept) < _FETCHED:
+                while not self.all_stored(subscription) and len(kept) < _FETCHED:
                     await subscription.progress.wait()
                     _merge(kept, subscription.drain())
             _merge(kept, subscription.drain())
         return sorted(kept.values(), key=lambda event: (-event.created_at, event.id))
 
-    def _all_stored(self, subscription: Subscription) -> bool:
+    def all_stored(self, subscription: Subscription) -> bool:
+        """Whether all connected relays have sent what they had stored for it; not while none is connected."""
         asked = [
             url for url, connection in self._connections.items() if connection.connected and subscription.wants(url)
         ]
@@ -185,6 +193,7 @@ class RelayPool:
             admit=self._admit,
             changed=self._tell,
             signer=self._signer,
+            inform=self._inform,
         )
 
     def _start(self, connection: Connection) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import email.utils
 import errno
 import logging
 import signal
@@ -168,7 +169,7 @@ async def _respond(
     content_type: bytes = b"text/plain; charset=utf-8",
     bodiless: bool = False,
 ) -> None:
-    headers = [*_CORS, (b"Connection", b"close")]
+    headers = [*_CORS, (b"Connection", b"close"), (b"Date", email.utils.formatdate(usegmt=True).encode())]
     if status != 204:
         headers += [(b"Content-Type", content_type), (b"Content-Length", str(len(body)).encode())]
     if status == 405:

@@ -13,7 +13,7 @@ import attrs
 
 from pylon.errors import SealError
 from pylon.money import Msat, format_msat
-from pylon.store import claims, intents, ledger
+from pylon.store import claims, credits, intents, ledger
 from pylon.store.database import Store
 from pylon.store.intents import Intent, TargetForm
 from pylon.store.ledger import Account
@@ -76,12 +76,33 @@ def _arithmetic(store: Store) -> Iterator[Problem]:
         for account in (Account.UNEARNED, Account.OWED):
             if found[account.value] < 0:
                 yield Problem(subject, f"{account.value} is below zero: {_amount(found[account.value])}")
+    used = {
+        row["cause"]: row["n"]
+        for row in store.read(
+            "SELECT cause, SUM(CASE WHEN debit = 'owed' THEN msats ELSE -msats END) AS n FROM entries"
+            " WHERE owner = '' AND kind LIKE 'credit_%' GROUP BY cause"
+        )
+    }
     for row in store.read(
-        "SELECT DISTINCT cause FROM entries WHERE owner = '' AND debit = 'wallet' AND credit = 'unearned'"
+        "SELECT DISTINCT cause FROM entries WHERE owner = '' AND (debit = 'unearned' OR credit = 'unearned')"
     ):
-        totals = ledger.sale_totals(store, row["cause"])
-        if not totals.balanced or min(totals.unearned, totals.earned, totals.owed) < 0:
+        totals, credit = ledger.sale_totals(store, row["cause"]), used.get(row["cause"], 0)
+        if not totals.balanced or min(totals.unearned, totals.earned, totals.owed + credit, credit) < 0:
             yield Problem(f"sale {row['cause']}", "its entries do not add up")
+    yield from _credits(store)
+
+
+def _credits(store: Store) -> Iterator[Problem]:
+    """What is owed to each customer is what the entries say, and never less than nothing."""
+    kept = {credit.customer: credit.owed for credit in credits.listed(store)}
+    told = credits.derived(store)
+    for customer in sorted(kept.keys() | told.keys()):
+        owed = told.get(customer, 0)
+        if owed != kept.get(customer, 0) or owed < 0:
+            yield Problem(
+                f"customer {customer[:16]}",
+                f"{_amount(kept.get(customer, 0))} are noted as owed, by the entries it is {_amount(owed)}",
+            )
 
 
 def _payments_made(store: Store) -> Iterator[Problem]:

@@ -7,7 +7,9 @@ Rules
    unique. The same entry again changes nothing; another one under the same name is refused. What one owner of a home
    pays to another is booked twice, once by each.
 3. A payment received is *unearned*; a stored result makes it *earned*; a failure makes it *owed*; paying it out
-   clears the debt. So always ``paid = earned + owed + paid_out + unearned``.
+   clears the debt. So always ``paid = earned + owed + paid_out + unearned``. What is owed to a customer from other
+   sales may pay for one (*credit*): it is unearned again, and stands against that sale's own debts, which may be below
+   zero for that. Over all sales of a customer what is owed never is (``pylon.store.credits``).
 4. What Pylon did not cause (deposits, another app on the same wallet) is booked against *outside*; what was there
    before the books began against *brought_forward*. A withdrawal is the operator's: it goes outside, and is not spent.
 """
@@ -22,6 +24,7 @@ import attrs
 
 from pylon.errors import StoreError
 from pylon.money import MAX_MSAT, Msat
+from pylon.store import credits
 from pylon.store.database import Reads, Tx
 from pylon.store.intents import PURCHASE, WITHDRAWAL
 
@@ -128,14 +131,20 @@ def sale_moved(
     tx: Tx,
     *,
     cause: str,
+    customer: str = "",
     paid: tuple[Msat, Msat],
     earned: tuple[Msat, Msat],
     owed: tuple[Msat, Msat],
     at: float,
+    credit: tuple[Msat, Msat] = (Msat(0), Msat(0)),
 ) -> None:
     """Book one step of a sale from its amounts (before, after), whichever way they moved.
 
-    Raises ``StoreError`` where the ledger does not arrive at the amounts after the step.
+    :param customer: whose debts move with it (hex).
+    :param credit: what of the customer's credit pays for it.
+
+    Raises ``StoreError`` where the ledger does not arrive at the amounts after the step, and where more credit would be
+    used than there is.
     """
     if paid[1] < paid[0]:
         raise StoreError(f"sale {cause}: what was paid cannot become less")
@@ -149,17 +158,33 @@ def sale_moved(
     # What is taken back goes through unearned, before it is given to another account.
     move("earned_reversed", (earned[1], earned[0]), Account.EARNED, Account.UNEARNED)
     move("owed_reversed", (owed[1], owed[0]), Account.OWED, Account.UNEARNED)
+    if credit[1] != credit[0]:
+        # Used, given back, and used again: the same totals may come twice.
+        row = tx.one(
+            "SELECT COUNT(*) AS n FROM entries WHERE owner = '' AND cause = ? AND kind LIKE 'credit_%'", (cause,)
+        )
+        nth = 1 if row is None else row["n"] + 1
+        move(f"credit_{nth}", credit, Account.OWED, Account.UNEARNED)
+        move(f"credit_returned_{nth}", (credit[1], credit[0]), Account.UNEARNED, Account.OWED)
     move("earned", earned, Account.UNEARNED, Account.EARNED)
     move("owed", owed, Account.UNEARNED, Account.OWED)
+    credits.move(tx, customer, (owed[1] - owed[0]) - (credit[1] - credit[0]), at)
     totals = sale_totals(tx, cause)
-    if (totals.paid, totals.earned, totals.owed + totals.paid_out) != (paid[1], earned[1], owed[1]):
+    if (totals.paid, totals.earned, totals.owed + totals.paid_out) != (paid[1], earned[1], owed[1] - credit[1]):
         raise StoreError(f"sale {cause}: the ledger does not follow the record", "run `pylon books --check`")
 
 
 def debt_paid_out(tx: Tx, cause: str, payment_hash: str, msats: int, fee: int, at: float) -> bool:
-    """What was owed went back to the customer; we bear the fee. ``cause`` is the intent's."""
+    """What was owed went back to the customer; we bear the fee. ``cause`` is the intent's (``credits.payout_cause``).
+
+    More than is owed by now (the wallet had said that it failed, and the credit was used meanwhile) is our loss.
+    """
     new = _paid(tx, cause, "refund", payment_hash, Account.REFUNDS, msats, fee, at)
-    post(tx, cause, f"paid_out:{payment_hash}", Account.OWED, Account.PAID_OUT, msats, at)
+    customer = credits.customer_of(cause)
+    cleared = min(msats, credits.owed(tx, customer))
+    if new and cleared > 0:
+        post(tx, cause, f"paid_out:{payment_hash}", Account.OWED, Account.PAID_OUT, cleared, at)
+        credits.move(tx, customer, -cleared, at)
     return new
 
 

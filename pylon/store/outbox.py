@@ -86,8 +86,11 @@ def add(
     *,
     at: float,
     expires_at: float | None = None,
+    urgent: bool = False,
 ) -> int:
     """Queue a signed event for these relays; returns how many deliveries are new and pending.
+
+    One that is ``urgent`` goes out before all that is not and waits.
 
     An event that is here already gets the relays that are missing, and stays as it is otherwise. ``effect`` and
     ``subject`` say what it is for (``sale.publish_result``, the sale's id); ``acknowledge`` gives them back.
@@ -112,7 +115,7 @@ def add(
         done = tx.execute(
             "INSERT INTO deliveries (event_id, relay, state, attempts, next_at, message)"
             " VALUES (?, ?, 'pending', 0, ?, '') ON CONFLICT (event_id, relay) DO NOTHING",
-            (event.id, relay, at),
+            (event.id, relay, 0.0 if urgent else at),
         )
         if done.rowcount == 1:
             added.append(relay)

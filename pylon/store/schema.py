@@ -12,7 +12,10 @@ import attrs
 
 from pylon.errors import StoreError
 from pylon.store.schema_agents import AGENTS
+from pylon.store.schema_credits import CREDITS
+from pylon.store.schema_desk import DESK
 from pylon.store.schema_nwc import NWC
+from pylon.store.schema_purchases import PURCHASES
 from pylon.store.schema_purse import PURSE
 from pylon.store.schema_zaps import ZAPS
 
@@ -168,6 +171,9 @@ MIGRATIONS: tuple[Migration, ...] = (
     Migration("m004_zaps", ZAPS),
     Migration("m005_purse", PURSE),
     Migration("m006_wallet_connect", NWC),
+    Migration("m007_purchases", PURCHASES),
+    Migration("m008_credits", CREDITS),
+    Migration("m009_desk", DESK),
 )
 
 

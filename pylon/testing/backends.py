@@ -1,8 +1,8 @@
 """Servers of recorded shape: fake inference servers that speak as the real ones do, quirks included. **No model.**
 
-``OllamaServer``, ``AppleFmServer`` and ``OpenAIServer`` listen on 127.0.0.1; ``manners`` says how they behave. Shapes
-are those of Ollama's ``docs/api.md`` and ``api/types.go``, of the FM bridge's ``Types.swift`` and handlers, and of
-llama.cpp's server.
+``OllamaServer``, ``LlamaCppServer``, ``AppleFmServer`` and ``OpenAIServer`` listen on 127.0.0.1; ``manners`` says how
+they behave. Shapes are those of Ollama's ``docs/api.md`` and ``api/types.go``, of the FM bridge's ``Types.swift`` and
+handlers, and of llama.cpp's server.
 """
 
 from __future__ import annotations
@@ -313,6 +313,46 @@ class OpenAIServer(FakeServer):
 
     async def _event(self, exchange: Exchange, value: dict[str, Any]) -> None:
         await exchange.send(b"data: " + json.dumps({"object": "chat.completion.chunk", **value}).encode() + b"\n\n")
+
+
+class LlamaCppServer(OpenAIServer):
+    """A llama.cpp server (``llama-server``).
+
+    Everything but ``/health`` answers 503 while the model loads. It refuses nobody: with all its slots at work it is
+    silent, whoever waits. A prompt that is longer than ``context`` is refused by a code of its own, and what goes wrong
+    in the middle of an answer stands in its stream as an ``error`` event. An ``old`` one tells of its context only what
+    the model was trained for.
+    """
+
+    def __init__(self, answer: str = "Paris is the capital", models: Sequence[str] = ("m",), **options: Any) -> None:
+        super().__init__(answer, models, **options)
+        self.context = 4096
+        self.old = False
+
+    async def _route(self, asked: Asked, exchange: Exchange) -> None:
+        if self.manners is Manners.LOADING and asked.path != "/health":
+            await self._health(exchange)
+            return
+        await super()._route(asked, exchange)
+
+    def _model(self, name: str) -> dict[str, Any]:
+        meta = {"vocab_type": 2, "n_vocab": 49_152, "n_ctx": self.context, "n_ctx_train": 131_072, "n_embd": 576}
+        if self.old:
+            del meta["n_ctx"]
+        return {**super()._model(name), "meta": meta}
+
+    async def _chat(self, body: dict[str, Any], exchange: Exchange) -> None:
+        count = sum(len(message["content"].split()) for message in body["messages"])
+        if count > self.context:
+            self.prompts.append(body)
+            said = f"request ({count} tokens) exceeds the available context size ({self.context} tokens)"
+            error = {"code": 400, "message": said, "type": "exceed_context_size_error", "n_prompt_tokens": count}
+            await exchange.reply({"error": {**error, "n_ctx": self.context}}, 400)
+        elif self.manners is Manners.BUSY:
+            self.prompts.append(body)
+            await exchange.hang()
+        else:
+            await super()._chat(body, exchange)
 
 
 class AppleFmServer(OpenAIServer):

@@ -34,6 +34,7 @@ from protocols.keys import is_hex
 from protocols.nip47 import ConnectionUri, Nip47Invalid, Notification
 from protocols.nip47_methods import (
     CANCEL_HOLD_INVOICE,
+    HOLD_INVOICE_ACCEPTED,
     HOLD_METHODS,
     LIST_TRANSACTIONS,
     MAKE_HOLD_INVOICE,
@@ -372,12 +373,13 @@ class NwcWallet:
 
     async def _heard(self, notification: Notification) -> None:
         """A notification: what was sent settles a row, what was received is told to who listens."""
-        if notification.type not in (PAYMENT_RECEIVED, PAYMENT_SENT):
+        if notification.type not in (PAYMENT_RECEIVED, PAYMENT_SENT, HOLD_INVOICE_ACCEPTED):
             return
         sent = notification.type == PAYMENT_SENT
         default = TransactionType.OUTGOING if sent else TransactionType.INCOMING
+        state = TransactionState.ACCEPTED if notification.type == HOLD_INVOICE_ACCEPTED else TransactionState.SETTLED
         try:
-            entry = attrs.evolve(Transaction.read(notification.body, default), state=TransactionState.SETTLED)
+            entry = attrs.evolve(Transaction.read(notification.body, default), state=state)
             payment = await self._payment_of(attrs.evolve(entry, type=default))
         except Nip47Invalid as error:
             log.warning("a notification of the wallet cannot be read: %s", error)

@@ -174,7 +174,11 @@ class Payment:
 
 
 class PaymentEvents(Protocol):
-    """Payments as they settle or fail. May repeat itself, may miss what happened while nobody listened."""
+    """Payments as they settle or fail. May repeat itself, may miss what happened while nobody listened.
+
+    Wallets that can tell also name what waits at a hold invoice of ours (received, pending), and what was given back
+    from there (received, failed); ``lookup_invoice`` knows in any case.
+    """
 
     def __aiter__(self) -> AsyncIterator[Payment]: ...
 

@@ -333,15 +333,24 @@ class LedgerFile(LedgerConnection):
             return int(self._db.execute("SELECT coalesce(max(seq), 0) FROM news").fetchone()[0])
 
     def news(self, wallet: str, after: int) -> list[tuple[int, Payment]]:
-        """Payments of this wallet that have settled or failed after the news of that number."""
+        """Payments of this wallet that have settled or failed after the news of that number.
+
+        And those of others that wait at a hold invoice of it, or were given back from there: as received ones.
+        """
         with self._errors():
             rows = self._db.execute(
-                "SELECT max(n.seq) AS seq, p.* FROM news n JOIN payments p ON p.id = n.payment"
-                " WHERE n.wallet = ? AND n.seq > ? AND p.wallet = n.wallet AND p.state <> 'pending'"
+                "SELECT max(n.seq) AS seq, p.wallet <> n.wallet AS incoming, p.* FROM news n"
+                " JOIN payments p ON p.id = n.payment WHERE n.wallet = ? AND n.seq > ?"
+                " AND iif(p.wallet = n.wallet, p.state <> 'pending', p.held OR p.state = 'failed')"
                 " GROUP BY p.id ORDER BY 1",
                 (wallet, after),
             ).fetchall()
-        return [(row["seq"], _payment(row)) for row in rows]
+        return [
+            (row["seq"], attrs.evolve(_payment(row), direction=Direction.RECEIVED, fee=Msat(0), key=""))
+            if row["incoming"]
+            else (row["seq"], _payment(row))
+            for row in rows
+        ]
 
     def changed_wallets(self, after: int) -> tuple[int, list[str]]:
         """Wallets that the news after that number are about, in order of their last, and the number of the last news.

@@ -11,7 +11,9 @@ from protocols.nip01 import sign_event
 from protocols.nip89 import AnnouncementInvalid, parse_announcement
 from protocols.nip90 import (
     FEEDBACK,
+    FeedbackStatus,
     JobInvalid,
+    build_feedback,
     build_request,
     build_result,
     parse_feedback,
@@ -130,6 +132,46 @@ def test_a_result_reaches_its_customer(built):
         assert text not in event.content or len(text) < 4
         with pytest.raises(JobInvalid):
             parse_result(event, None)
+
+
+@pytest.mark.parametrize(
+    ("tags_", "credit_used", "hold_until"),
+    [
+        ([], None, None),
+        ([["credit_used", "1_500"], ["hold", "1800000000"]], 1_500, 1_800_000_000),
+        ([["credit_used", "-1"], ["hold", "soon"]], None, None),
+        ([["credit_used"], ["hold", "9" * 40]], None, None),
+    ],
+)
+def test_what_a_quote_says_of_debts_and_of_holding(tags_, credit_used, hold_until):
+    said = [["status", "payment-required"], ["e", "ab" * 32], ["p", OTHER.public.hex], *tags_]
+    read = parse_feedback(sign_event(SECRET, kind=FEEDBACK, tags=said, created_at=1))
+    assert (read.credit_used_msats, read.hold_until) == (credit_used, hold_until)
+
+
+def test_a_quote_and_a_result_say_what_they_were_told():
+    quote = build_feedback(
+        SECRET,
+        request="ab" * 32,
+        customer=OTHER.public.hex,
+        status=FeedbackStatus.PAYMENT_REQUIRED,
+        credit_used_msats=7,
+        hold_until=1_800_000_000,
+        created_at=1,
+    )
+    read = parse_feedback(quote)
+    assert (read.credit_used_msats, read.hold_until) == (7, 1_800_000_000)
+    result = build_result(
+        SECRET,
+        request="ab" * 32,
+        request_kind=5050,
+        customer=OTHER.public.hex,
+        text="words",
+        encrypt=True,
+        created_at=1,
+        credit_used_msats=7,
+    )
+    assert parse_result(result, OTHER).credit_used_msats == 7
 
 
 def test_an_open_result_repeats_the_request():

@@ -123,7 +123,7 @@ def test_what_init_writes_shows_the_real_defaults(write):
 
 def leaf_paths(table, prefix=()):
     for name, value in table.items():
-        yield from leaf_paths(value, (*prefix, name)) if isinstance(value, dict) else [(*prefix, name)]
+        yield from leaf_paths(value, (*prefix, name)) if value and isinstance(value, dict) else [(*prefix, name)]
 
 
 def test_simnet_says_that_it_is_no_money():
@@ -445,3 +445,30 @@ class TestBackends:
     def test_what_is_no_list_of_tables(self, write, text):
         with pytest.raises(ConfigError, match="backends"):
             load(write(text), environ={})
+
+
+def test_prices_and_customers_of_the_provider(write):
+    npub = "npub180cvv07tjdrrgpa0j7j7tmnyl2yr6yr7l8j4s3evf6u64th6gkwsyjh6w6"
+    text = f"""
+[provider]
+price_out_msats = 2_000
+trusted = ["{npub}", "{"AB" * 32}"]
+[provider.multipliers]
+"llama3.2:3b" = 2
+big = 1.5
+"""
+    provider = load(write(text), environ={}).config.provider
+    assert provider.price_out_msats == 2_000
+    assert provider.trusted == ("3bf0c63fcb93463407af97a5e5ee64fa883d107ef9e558472c4eb9aaaefa459d", "ab" * 32)
+    assert provider.multipliers == (("llama3.2:3b", 2.0), ("big", 1.5))
+    environ = {"PYLON_PROVIDER_MULTIPLIERS": '{"m": 3}', "PYLON_PROVIDER_BLOCKED": "ab" * 32}
+    provider = load(write(text), environ=environ).config.provider
+    assert (provider.multipliers, provider.blocked) == ((("m", 3.0),), ("ab" * 32,))
+
+
+@pytest.mark.parametrize(
+    "line", ["trusted = ['nobody']", "multipliers = {a = -1}", "multipliers = {a = 'b'}", "multipliers = ['a']"]
+)
+def test_wrong_prices_and_customers_are_named(write, line):
+    with pytest.raises(ConfigError, match=f"provider.{line.split()[0]}"):
+        load(write(f"[provider]\n{line}\n"), environ={})

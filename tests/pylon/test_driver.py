@@ -33,7 +33,12 @@ class Stage:
         self.store, self.clock = store, clock
         self.records = sale_records(store)
         self.done = []
-        self.handlers = {SaleEffect.MINT_INVOICE: self.mint, SaleEffect.INFER: self.infer}
+        self.handlers = {
+            SaleEffect.MINT_INVOICE: self.mint,
+            SaleEffect.INFER: self.infer,
+            SaleEffect.SETTLE_HOLD: self.settle,
+            SaleEffect.CANCEL_HOLD: self.cancel,
+        }
         self.attend = self.expire
         self.driver = Driver(
             self.records,
@@ -46,6 +51,7 @@ class Stage:
             due=lambda sale: sale.expires_at if sale.state is SaleState.QUOTED else None,
             attend=lambda sale: self.attend(sale),
             relays=lambda record: ["ws://a"],
+            abandons=(SaleEffect.INFER,),
         )
 
     async def mint(self, sale):
@@ -55,6 +61,14 @@ class Stage:
     async def infer(self, sale):
         self.done.append("infer")
         return machine.Answered("words")
+
+    async def settle(self, sale):
+        self.done.append("settle")
+        return machine.Paid(sale.held, by_hold=True)
+
+    async def cancel(self, sale):
+        self.done.append("cancel")
+        return machine.HoldGone()
 
     async def expire(self, sale):
         self.done.append("expire")
@@ -365,4 +379,47 @@ async def test_while_the_store_is_broken_no_event_is_put_aside(autojump_clock, t
 
 
 def test_the_stage_covers_each_effect_that_is_done():
-    assert {SaleEffect.MINT_INVOICE, SaleEffect.INFER} == set(SALE.effects()) - SALE.outbox
+    handled = {SaleEffect.MINT_INVOICE, SaleEffect.INFER, SaleEffect.SETTLE_HOLD, SaleEffect.CANCEL_HOLD}
+    assert handled == set(SALE.effects()) - SALE.outbox
+
+
+@pytest.mark.parametrize("later", [0.0, 3.0])
+async def test_what_nobody_wants_any_more_is_cut_off(autojump_clock, tmp_path, clock, later):
+    """Also where it has not begun yet; and what a state that is left has in hand harms no other record's."""
+    async with staged(tmp_path, clock) as stage:
+        ended = []
+
+        async def infer(sale):
+            try:
+                await trio.sleep(60)
+                return machine.Answered("words")
+            finally:
+                ended.append((sale.id[-1], trio.current_time()))
+
+        stage.handlers[SaleEffect.INFER] = infer
+        async with running(stage):
+            await stage.begin(1, machine.Free())
+            await stage.begin(2, machine.Free())
+            await trio.sleep(later)
+            began = trio.current_time()
+            assert await stage.driver.advance(f"{1:064x}", machine.Cancelled()) is not None
+            await trio.sleep(1)
+            assert ended in ([], [("1", began)])
+            await trio.sleep(100)
+        assert [name for name, _ in ended][-1] == "2"
+        assert (stage.state(1), stage.state(2)) == (SaleState.CANCELLED, SaleState.SERVED)
+
+
+async def test_an_attempt_that_is_repeated_is_not_cut_off(autojump_clock, tmp_path, clock):
+    async with staged(tmp_path, clock) as stage:
+        answers = [machine.AttemptFailed("no"), machine.Answered(""), machine.Answered("words")]
+
+        async def infer(sale):
+            await trio.sleep(1)
+            return answers.pop(0)
+
+        stage.handlers[SaleEffect.INFER] = infer
+        async with running(stage):
+            await stage.begin(1, machine.Free())
+            await trio.sleep(10)
+        assert (answers, stage.state()) == ([], SaleState.SERVED)

@@ -6,6 +6,8 @@
 ``answered_truly``    an answer is the chosen provider's own, for this very prompt; nothing from strangers
 ``strangers_unpaid``  no stranger has received anything
 ``result_or_debt``    a sale that was paid has ended in a published result, or in a debt of all that it held
+``held_ends``         what was held has been taken for a result, or given back; nothing is held at the end
+``credit``            what is owed to a customer is what its jobs have left of it, and never less than nothing
 ``one_result``        at most one result event was published for a request
 ``books``             paid = earned + owed + paid out + unearned, and ledger, claims, records and wallet agree
 ``moves_on``          nothing is left unfinished once everybody lives and nothing goes wrong
@@ -26,7 +28,7 @@ from pylon.compute.purchases import purchase_records
 from pylon.daemon import books
 from pylon.provider.sale import SALE, Sale, SaleState
 from pylon.provider.sales import sale_records
-from pylon.store import ledger
+from pylon.store import credits, ledger
 from pylon.store.database import Store
 from pylon.testing.sim.node import Node
 from pylon.testing.sim.stranger import WORDS
@@ -61,6 +63,8 @@ def broken(world: World) -> Iterator[str]:
     yield from _purchases(world, purchases)
     yield from _sales(world, sales)
     yield from _both_sides(purchases, sales)
+    yield from _visits(world, sales)
+    yield from _holds(world, sales)
     yield from _conserved(world)
     for node in (*world.sellers, world.buyer):
         assert node.store is not None
@@ -125,7 +129,7 @@ def _sales(world: World, sales: Mapping[str, tuple[Node, Sale]]) -> Iterator[str
             yield f"moves_on: {label} is unfinished"
         if sale.unearned:
             yield f"result_or_debt: {label} still holds {sale.unearned} msats"
-        if sale.paid and sale.state not in (SaleState.DELIVERED, SaleState.OWED):
+        if (sale.paid or sale.credit_used) and sale.state not in (SaleState.DELIVERED, SaleState.OWED):
             yield f"result_or_debt: {label} was paid"
         if sale.state is SaleState.DELIVERED and not results.get(sale.id):
             yield f"result_or_debt: {label} is on no relay"
@@ -140,6 +144,49 @@ def _both_sides(purchases: list[Purchase], sales: Mapping[str, tuple[Node, Sale]
             if sale is None or sale.paid != purchase.paid:
                 received = None if sale is None else sale.paid
                 yield f"both_sides: purchase {purchase.id[:8]} paid {purchase.paid}, its provider has {received}"
+
+
+def _visits(world: World, sales: Mapping[str, tuple[Node, Sale]]) -> Iterator[str]:
+    """What the visitor's wallet has sent is what its sales were paid, each for its own."""
+    sent = {payment.payment_hash: payment.amount for payment in _settled(world.payments["visitor"])}
+    known: set[str] = set()
+    for errand in world.visitor.errands:
+        _, sale = sales.get(errand.request.id, (None, None))
+        known |= errand.paid
+        paid = sum(sent.get(payment_hash, 0) for payment_hash in errand.paid)
+        if paid != (0 if sale is None else sale.paid):
+            yield f"both_sides: visit {errand.request.id[:8]} paid {paid}, its sale was paid {sale and sale.paid}"
+    for payment_hash in sent.keys() - known:
+        yield f"charged_once: the visitor's payment {payment_hash[:8]} is for nothing that it asked for"
+
+
+def _holds(world: World, sales: Mapping[str, tuple[Node, Sale]]) -> Iterator[str]:
+    results = {event.tag("e") for event in world.relay.events(Filter(kinds=[6050]))}
+    payments = {
+        payment.payment_hash: payment
+        for payment in itertools.chain.from_iterable(world.payments.values())
+        if payment.direction is Direction.SENT
+    }
+    owed: dict[tuple[str, str], int] = {}
+    for seller, sale in sales.values():
+        account = (seller.name, sale.customer)
+        owed[account] = owed.get(account, 0) + sale.owed - sale.credit_used
+        payment = payments.get(sale.payment_hash or "")
+        if sale.preimage is None or payment is None:
+            continue
+        label = f"{seller.name}'s sale {sale.id[:8]} ({sale.state.value})"
+        if payment.state is PaymentState.PENDING:
+            yield f"held_ends: {label} still holds {payment.amount} msats"
+        taken = payment.state is PaymentState.SETTLED
+        if taken and sale.id not in results and sale.owed < sale.paid:
+            yield f"held_ends: {label} was taken, and nothing was delivered"
+        if not taken and sale.earned:
+            yield f"held_ends: {label} has earned what was given back"
+    for (name, customer), msats in owed.items():
+        seller = next(seller for seller in world.sellers if seller.name == name)
+        assert seller.store is not None, "it lives"
+        if msats < 0 or msats != credits.owed(seller.store, customer):
+            yield f"credit: {name} owes {customer[:8]} {msats}, and notes {credits.owed(seller.store, customer)}"
 
 
 def _conserved(world: World) -> Iterator[str]:

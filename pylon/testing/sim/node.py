@@ -203,14 +203,30 @@ def _limits(budget: Budget) -> Limits:
 
 
 class SellerNode(Node):
-    def __init__(self, name: str, setting: Setting, rng: random.Random, price: Msat, backend: ScriptedBackend) -> None:
+    """A home that sells. ``chance`` draws on what terms."""
+
+    def __init__(
+        self,
+        name: str,
+        setting: Setting,
+        rng: random.Random,
+        price: Msat,
+        backend: ScriptedBackend,
+        chance: random.Random,
+    ) -> None:
         super().__init__(name, setting, rng)
         self.price = price
         self.backend = backend
+        self.terms = Terms(
+            min_price=price,
+            invoice_seconds=120,
+            on_trust=chance.random() < 0.15,
+            pay_on_delivery=chance.random() < 0.85,
+            hold_seconds=chance.choice([30, 300, 1_800]),
+        )
 
     async def populate(self, nursery: trio.Nursery, store: Store, pool: RelayPool, wallet: MortalWallet) -> None:
-        router = Router([self.backend])
-        terms = Terms(min_price=self.price, invoice_seconds=120)
+        router, terms = Router([self.backend]), self.terms
         provider = Provider(
             secret=self.secret,
             store=store,

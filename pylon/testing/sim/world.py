@@ -26,6 +26,7 @@ from pylon.testing.relay import Faults, MemoryRelay, network, open_memory_relay
 from pylon.testing.sim import invariants
 from pylon.testing.sim.node import BuyerNode, Customer, Node, SellerNode, Setting, current
 from pylon.testing.sim.stranger import Stranger
+from pylon.testing.sim.visitor import Visitor
 from pylon.wallets.port import Payment, PaymentState
 from pylon.wallets.simnet import Fault, FaultKind, SimnetLedger
 
@@ -112,6 +113,7 @@ class World:
         self.balances: dict[str, Msat] = {}
         self.sellers: list[SellerNode] = []
         self.buyer: BuyerNode
+        self.visitor: Visitor
         self.relay: MemoryRelay
         self.ledger: SimnetLedger
 
@@ -137,15 +139,19 @@ class World:
                 name = f"seller{number}"
                 backend = ScriptedBackend(self._script(name), name=name)
                 price = sats(rng.randint(1, 30))
-                self.sellers.append(SellerNode(name, setting, random.Random(rng.random()), price, backend))
+                terms = random.Random(f"terms of {name} of seed {self.told.seed}")
+                self.sellers.append(SellerNode(name, setting, random.Random(rng.random()), price, backend, terms))
             stranger = Stranger(self.relay, random.Random(rng.random()), self.clock, self.ledger)
             for customer in self.buyer.customers:
                 await customer.wallet.fund(FUNDS)
+            self.visitor = self._open_visitor()
+            await self.visitor.wallet.fund(FUNDS)
             self._plan()
             async with trio.open_nursery() as nursery:
                 for node in (*self.sellers, self.buyer):
                     nursery.start_soon(self._keep_alive, node)
                 nursery.start_soon(stranger.run)
+                nursery.start_soon(self.visitor.run, trio.current_time() + TROUBLE_SECONDS)
                 nursery.start_soon(self._make_trouble)
                 await self._shop()
                 self.trouble = False
@@ -153,6 +159,17 @@ class World:
                 await self._until_settled()
                 await self._account(stranger)
                 nursery.cancel_scope.cancel()
+
+    def _open_visitor(self) -> Visitor:
+        chance = random.Random(f"visitor of seed {self.told.seed}")
+        return Visitor(
+            self.relay,
+            self.ledger.wallet("visitor", chance.randbytes(32)),
+            [seller.secret.public for seller in self.sellers],
+            chance,
+            self.clock,
+            prompt=lambda number: f"visit {number} of seed {self.told.seed}",
+        )
 
     # --- what goes wrong --------------------------------------------------------------------------------------
 
@@ -280,6 +297,7 @@ class World:
             self.payments[name] = await wallet.payments()
             self.balances[name] = (await wallet.balance()).settled
         self.payments["stranger"] = await stranger.wallet.payments()
+        self.payments["visitor"] = await self.visitor.wallet.payments()
         for record in self.purchases():
             self.told.purchases += 1
             name = record.state.value

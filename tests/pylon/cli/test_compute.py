@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import json
 import threading
-from contextlib import contextmanager
+import time
+from contextlib import asynccontextmanager, contextmanager
 
 import pytest
 import trio
 
+from protocols.heartbeat import build_heartbeat
+from protocols.keys import SecretKey
+from protocols.nip19 import encode_npub
+from protocols.nip89 import build_announcement
+from pylon.clock import SystemClock
 from pylon.config_backends import DEFAULT_URLS
+from pylon.relays.relay import open_relay
+from pylon.relays.server import serve_relay
 from pylon.testing.backends import OllamaServer, OpenAIServer
 
 SECRET = "sk-very-secret"
@@ -21,6 +29,8 @@ def nobody(tmp_path, monkeypatch):
     monkeypatch.setenv("PYLON_MODELS", str(tmp_path / "models"))
     for kind in DEFAULT_URLS:
         monkeypatch.setitem(DEFAULT_URLS, kind, "http://127.0.0.1:1/v1")
+    monkeypatch.setenv("PYLON_RELAYS", "")
+    monkeypatch.setenv("PYLON_RELAY_BIND", "127.0.0.1:0")
 
 
 @contextmanager
@@ -58,6 +68,26 @@ def serving(*servers):
         thread.join(5)
 
 
+@contextmanager
+def relay_of(*events):
+    """A relay with these events, on a real socket."""
+    urls = []
+
+    class Served:
+        @asynccontextmanager
+        async def running(self):
+            async with open_relay(clock=SystemClock()) as relay, trio.open_nursery() as nursery:
+                for event in events:
+                    relay.publish(event)
+                bound = await nursery.start(serve_relay, relay, "127.0.0.1", 0)
+                urls.append(f"ws://127.0.0.1:{bound[0][1]}")
+                yield
+                nursery.cancel_scope.cancel()
+
+    with serving(Served()):
+        yield urls[0]
+
+
 def test_nothing_there_needs_no_identity(pylon, home):
     code, out, err = pylon("compute")
     assert code == 0
@@ -83,7 +113,8 @@ def test_what_is_there(pylon, home):
     assert f"[OK] gpu ({ollama.http.address})  version 0.33.2, 2 models" in out
     assert "         a  4,096 tokens" in out
     assert "Default model: a (llama3.2 is not there)" in out
-    assert report["pylon"] == {"running": False}
+    assert report["pylon"] == {"running": False, "status": None}
+    assert report["cloud_providers"] == []
     assert [(row["name"], row["available"], row["models"]) for row in report["local_backends"]] == [
         ("gpu", True, ["a", "b"]),
         ("apple_fm", False, []),
@@ -107,15 +138,113 @@ def test_a_daemon_is_asked(pylon, daemon):
         "models": ["llama3.2:latest"], "context_lengths": {}, "active": 1, "waiting": 2, "max_concurrent": 1,
     }  # fmt: skip
     report = {
-        "pylon": {"running": True}, "local_backends": [row], "default_model": "llama3.2",
-        "default_model_used": "llama3.2:latest", "embedded_missing": None,
+        "pylon": {"running": True, "status": {}}, "local_backends": [row], "default_model": "llama3.2",
+        "default_model_used": "llama3.2:latest", "embedded_missing": None, "network": "simnet", "cloud_providers": [],
+        "swarm_providers": None, "swarm_relays": None,
     }  # fmt: skip
     with daemon({"result": report}) as asked:
-        _, out, err = pylon("compute")
-    assert asked[0]["method"] == "compute"
+        _, out, err = pylon("compute", "--no-swarm")
+    assert (asked[0]["method"], asked[0]["params"]) == ("compute", {"swarm": False})
+    assert "Swarm" not in out
     assert "[OK] gpu (http://gpu:11434)  fine, 1 under way, 2 waiting\n         llama3.2:latest\n" in out
     assert "Default model: llama3.2:latest\n" in out
     assert err == ""
+
+
+def test_a_service_elsewhere_is_in_the_cloud(pylon, home):
+    """By its address: the same kind on this machine is a backend of one's own."""
+    home.prepare()
+    home.config.write_text(
+        '[[backends]]\nkind = "openai"\nname = "far"\nurl = "http://192.0.2.1:1/v1"\n'
+        '[[backends]]\nkind = "openai"\nname = "near"\nurl = "http://127.0.0.1:1/v1"\n'
+        '[[backends]]\nkind = "openai"\nname = "paid"\nurl = "https://api.openai.com/v1"\nkey_env = "NO_KEY"\n'
+    )
+    report = json.loads(pylon("compute", "--json", "--no-swarm")[1])
+    assert [row["name"] for row in report["cloud_providers"]] == ["far", "paid"]
+    assert report["cloud_providers"][1]["detail"] == "the variable NO_KEY with its API key is not set"
+    assert "near" in [row["name"] for row in report["local_backends"]]
+    out = pylon("compute", "--no-swarm")[1]
+    assert "Cloud providers:\n  [--] far (http://192.0.2.1:1/v1)" in out
+
+
+SELLER = {
+    "name": "GPU\n\x1b[31m in the cellar", "npub": "npub1" + "q" * 58, "pubkey": "00" * 32, "models": list("abcde"),
+    "price_msats": 1_500, "network": "simnet", "payable": True, "announced_at": 1, "last_heard_at": 1,
+    "health": "alive", "own": None,
+}  # fmt: skip
+
+
+def swarm_text(sellers, relays=({"url": "ws://a", "connected": True},)):
+    from pylon.cli.compute import _text
+
+    return _text(
+        {
+            "local_backends": [], "cloud_providers": [], "default_model": "m", "default_model_used": None,
+            "network": "simnet", "swarm_providers": sellers, "swarm_relays": list(relays),
+        }
+    )  # fmt: skip
+
+
+def test_who_sells_is_listed(pylon, daemon):
+    rows = [
+        SELLER,
+        SELLER | {"health": "silent", "name": "", "models": [], "price_msats": None, "own": True},
+        SELLER | {"health": "unknown"},
+        SELLER | {"network": "mainnet", "payable": False},
+    ]
+    out = swarm_text(rows, [{"url": "ws://a", "connected": True}, {"url": "ws://b", "connected": False}])
+    assert "Swarm providers on simnet, at 1 of 2 relays:\n" in out
+    assert "  [OK] GPU \x1b[31m in the cellar (npub1qqqqqqqqqqq…)  1.5 sat  heard " in out
+    assert "         a, b, c and 2 more\n" in out
+    assert "  [--] unnamed (npub1qqqqqqqqqqq…)  no price  heard " in out
+    assert out.count("(this home)") == 1
+    assert "  [??] " in out
+    assert out.endswith("  1 more on other networks")
+    report = {
+        "local_backends": [], "cloud_providers": [], "default_model": "m", "default_model_used": None, "network": "x",
+        "swarm_providers": [SELLER], "swarm_relays": [{"url": "ws://a", "connected": True}], "embedded_missing": None,
+    }  # fmt: skip
+    with daemon({"result": report}) as asked:
+        _, out, _ = pylon("compute")
+    assert asked[0]["params"] == {"swarm": True}
+    assert "\x1b" not in out
+
+
+def test_a_long_list_is_cut():
+    out = swarm_text([SELLER] * 30)
+    assert out.count("[OK]") == 20
+    assert out.endswith("and 10 more: pylon compute --json")
+    assert swarm_text([]).endswith("at 1 of 1 relay:\n  none")
+
+
+def test_unknown_is_not_nobody():
+    down = [{"url": "ws://a", "connected": False}]
+    assert swarm_text([], down).endswith("Swarm providers: unknown, no relay answers (ws://a)")
+    assert swarm_text([], []).endswith("Swarm providers: unknown, no relay is configured")
+    assert "Swarm" not in swarm_text(None)
+
+
+def test_the_relays_are_asked_without_an_identity(pylon, home, monkeypatch):
+    """A relay of another home's, over a real socket; and it takes no longer than it may."""
+    seller = SecretKey(b"\x05" * 32)
+    now = int(time.time())
+    said = build_announcement(
+        seller, d="x", kinds=[5050], models=["qwen"], price_msats=2_000, network="simnet", name="Bob", about="",
+        created_at=now - 2_000,
+    )  # fmt: skip
+    beat = build_heartbeat(seller, d="x", created_at=now - 60)
+    with relay_of(said, beat) as url:
+        monkeypatch.setenv("PYLON_RELAYS", f"{url},ws://127.0.0.1:1")
+        monkeypatch.setenv("PYLON_NETWORK", "simnet")
+        code, out, _ = pylon("compute", "--json")
+    assert code == 0
+    report = json.loads(out)
+    (row,) = report["swarm_providers"]
+    assert (row["npub"], row["name"], row["models"]) == (encode_npub(seller.public), "Bob", ["qwen"])
+    assert (row["price_msats"], row["payable"], row["health"], row["own"]) == (2_000, True, "alive", None)
+    assert (row["announced_at"], row["last_heard_at"]) == (now - 2_000, now - 60)
+    assert sorted(relay["connected"] for relay in report["swarm_relays"]) == [False, True]
+    assert not home.mnemonic.exists()
 
 
 def test_a_mistake_in_the_tables_is_named(pylon, home):

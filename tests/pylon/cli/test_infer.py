@@ -71,6 +71,17 @@ def test_what_is_asked(pylon, daemon):
     assert "cut at 9 tokens" in err
 
 
+def test_what_else_is_asked(pylon, daemon, type_in):
+    with daemon({"result": DONE}) as asked:
+        options = ["--top-p", "0.5", "--seed", "7", "--stop", "x", "--stop", "y"]
+        assert pylon("infer", "--prompt", "why?", *options)[0] == 0
+    assert asked[0]["params"] == {**ASKED, "top_p": 0.5, "seed": 7, "stop": ["x", "y"]}
+    type_in(b"why, from stdin?")
+    with daemon({"result": DONE}) as asked:
+        assert pylon("infer", "--prompt", "-")[0] == 0
+    assert asked[0]["params"]["prompt"] == "why, from stdin?"
+
+
 def test_what_was_bought_says_what_it_has_cost(pylon, daemon):
     paid = {**DONE, "job": "ab" * 16, "paid_msats": 5_000, "fee_msats": 0}
     with daemon(*words("so it is"), {"result": paid}) as asked:
@@ -116,6 +127,17 @@ def test_errors_are_the_daemons(pylon, daemon):
     assert "error: no" in err
 
 
+@pytest.mark.parametrize("stop", ["nobody", "b", "zzz", "knows all"])
+def test_stop_cuts_whatever_the_backend_does(pylon, backend, stop):
+    whole = "so it is, but nobody knows"
+    backend(whole)
+    code, out, _ = pylon("infer", "why?", "--stop", stop, "--json")
+    assert code == 0
+    assert json.loads(out)["text"] == whole.partition(stop)[0]
+    assert json.loads(out)["finish_reason"] == "stop"
+    assert pylon("infer", "why?", "--stop", stop)[1] == whole.partition(stop)[0] + "\n"
+
+
 def test_without_a_daemon_ones_own_backend_answers(pylon, backend, home):
     """No identity is wanted for it, and none is made."""
     made = backend("so it is")
@@ -134,7 +156,16 @@ def test_a_backend_that_fails(pylon, backend):
     assert "it broke" in err
 
 
-@pytest.mark.parametrize("arguments", [["  "], ["why?", "--max-tokens", "0"], ["why?", "--temperature", "3"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["  "],
+        ["why?", "--max-tokens", "0"],
+        ["why?", "--temperature", "3"],
+        ["a", "--prompt", "b"],
+        ["a", "--top-p", "0"],
+    ],
+)
 def test_what_makes_no_sense(pylon, backend, arguments):
     backend("x")
     assert pylon("infer", *arguments)[0] == 2

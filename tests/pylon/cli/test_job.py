@@ -11,6 +11,7 @@ import pytest
 
 from pylon.cli import job as module
 from pylon.cli.main import run
+from pylon.compute.purchase import PURCHASE, PurchaseState
 
 ID = "0123456789abcdef" * 2
 DONE = {
@@ -46,6 +47,35 @@ def test_without_waiting_the_id_is_all(pylon, daemon):
     assert asked[0]["params"] == {
         "prompt": "why?", "model": "m", "max_tokens": 16, "bid_msats": 25_000, "provider": None, "wait": False
     }  # fmt: skip
+
+
+def test_what_else_a_request_asks_for(pylon, daemon):
+    with daemon({"result": {**DONE, "state": "seeking"}}) as asked:
+        arguments = ["--param", "temperature=0.5", "--param", "note=a=b", "--param", "empty="]
+        assert pylon("job", "submit", "why?", "--no-wait", *arguments)[0] == 0
+    assert asked[0]["params"]["params"] == [["temperature", "0.5"], ["note", "a=b"], ["empty", ""]]
+    assert asked[0]["params"]["wait"] is False
+
+
+def test_waiting_has_an_end(pylon, daemon):
+    """The job has not: it is said where it goes on."""
+    with daemon(step("seeking"), step("paid"), {"result": {**DONE, "state": "paid", "text": None}}) as asked:
+        code, out, err = pylon("job", "submit", "why?", "--timeout", "90s")
+    assert (asked[0]["params"]["wait"], asked[0]["params"]["wait_seconds"]) == (True, 90)
+    assert (code, out) == (1, "")
+    assert f"job {ID[:16]} is paid after 90 s: there is no answer yet" in err
+    assert f"it goes on in the daemon; pylon job results {ID[:16]}" in err
+
+
+def test_nobody_would_see_to_it(simnet, home):
+    code, out, err = simnet("job", "submit", "why?", "--no-wait", "--json")
+    assert (code, out) == (3, "")
+    assert json.loads(err)["error"]["code"] == "not_running"
+
+
+def test_the_states_are_all_of_them():
+    assert set(module.STATES) == {state.value for state in PurchaseState} - {"new"}
+    assert set(module.ENDS) == {state.value for state in PURCHASE.final}
 
 
 def test_waiting_tells_each_step_on_stderr_and_the_answer_on_stdout(pylon, daemon):
@@ -157,6 +187,17 @@ def test_a_prompt_from_stdin(pylon, daemon, type_in):
     assert asked[0]["params"]["prompt"] == "why äöü?\n"
 
 
+def test_a_prompt_that_is_piped(pylon, daemon, type_in, terminal):
+    type_in(b"why?")
+    with daemon({"result": DONE}) as asked:
+        assert pylon("job", "submit")[0] == 0
+    assert asked[0]["params"]["prompt"] == "why?"
+    terminal()
+    code, _, err = pylon("job", "submit")
+    assert code == 2
+    assert "there is no prompt" in err
+
+
 @pytest.mark.parametrize(
     ("typed", "words"),
     [(b"", "empty"), (b" \n\t", "empty"), (b"a" * 32_001, "32,001 characters"), (b"a" * (2 << 20), "characters")],
@@ -182,7 +223,11 @@ def test_a_prompt_of_stray_bytes_is_a_usage_error(simnet, type_in, home):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("job", "submit"), ("job", "submit", "x", "--bid", "0"), ("job", "submit", "x", "--bid", "-5"),
+        ("job", "submit", "x", "--param", "hot"), ("job", "submit", "x", "--param", "=1"),
+        ("job", "submit", "x", "--timeout", "soon"), ("job", "submit", "x", "--no-wait", "--timeout", "5"),
+        ("job", "list", "--state", "merry"), ("job", "list", "--since", "2999-01-01"),
+        ("job", "results", "ab", "--timeout"),
+        ("job", "submit", "x", "--bid", "0"), ("job", "submit", "x", "--bid", "-5"),
         ("job", "submit", "x", "--bid", "1.5"), ("job", "submit", "x", "--max-tokens", "0"),
         ("job", "submit", "x", "--max-tokens", "many"), ("job", "submit", "two", "words"), ("job", "list", "-l", "0"),
         ("job", "status"), ("job", "nonsense"), ("job",), ("wallet",), ("models",),
@@ -261,6 +306,27 @@ def test_list(simnet, daemon):
     assert second.endswith("no")
 
 
+def test_a_list_of_some(simnet, daemon):
+    with daemon({"result": [DONE]}) as asked:
+        arguments = [
+            "--state",
+            "lost",
+            "--state",
+            "failed",
+            "--since",
+            "2026-01-01",
+            "--provider",
+            "bb" * 32,
+            "--agents",
+        ]
+        assert simnet("job", "list", *arguments)[0] == 0
+    assert asked[0]["params"] == {
+        "limit": 20, "states": ["lost", "failed"], "since": 1_767_225_600.0, "provider": "bb" * 32, "agents": True
+    }  # fmt: skip
+    assert simnet("job", "list", "--state", "lost")[:2] == (0, "no jobs like that\n")
+    assert simnet("job", "list", "--provider", "nobody")[0] == 2
+
+
 def test_status(simnet, daemon):
     history = [{"at": 1.0, "from_state": "new", "input": "Begun", "to_state": "seeking"}]
     with daemon({"result": {**DONE, "history": history}}):
@@ -323,6 +389,13 @@ def test_results_are_the_text_alone(pylon, daemon):
     assert (asked[0]["method"], asked[0]["params"]) == ("job.status", {"id": ID[:8]})
     with daemon({"result": DONE}):
         assert json.loads(pylon("job", "results", ID, "--json")[1]) == DONE
+
+
+def test_results_are_waited_for(pylon, daemon, simnet):
+    with daemon({"result": DONE}) as asked:
+        assert pylon("job", "results", ID, "--timeout", "5m")[:2] == (0, "because\n")
+    assert asked[0]["params"] == {"id": ID, "wait_seconds": 300}
+    assert simnet("job", "results", "abcd", "--timeout", "5m")[0] == 1, "where nothing would change it is not waited"
 
 
 @pytest.mark.parametrize(

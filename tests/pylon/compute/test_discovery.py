@@ -1,159 +1,17 @@
-"""Whom a buyer asks, and in which order."""
+"""Who is there, as the relays tell it."""
 
 from __future__ import annotations
 
-import hypothesis.strategies as st
-import pytest
+from contextlib import asynccontextmanager
+
 import trio
-from hypothesis import given
 
 from protocols.heartbeat import build_heartbeat
 from protocols.nip01 import sign_event
-from protocols.nip89 import Announcement
-from pylon.compute.discovery import ANNOUNCEMENT, Market, Offer, announcements, rank, why_none
-from pylon.money import Msat, max_fee, sats
+from protocols.nip09 import build_deletion
+from pylon.compute.discovery import ANNOUNCEMENT, Market
+from pylon.money import sats
 from tests.pylon.market import Home, open_actor, open_home
-
-NAMES = [f"{number:02x}" * 32 for number in range(6)]
-BID = Msat(10_000)
-
-
-def announced(provider=NAMES[0], price=5_000, network="simnet", models=("m",), created_at=1):
-    return Announcement(provider, "d", (5050,), tuple(models), price, network, "", "", created_at)
-
-
-def ranked(found, bid=BID, model=None, network="simnet", excluded=(), wanted=None, distrusted=()):
-    return rank(found, bid=bid, model=model, network=network, excluded=excluded, wanted=wanted, distrusted=distrusted)
-
-
-announcements_ = st.builds(
-    announced,
-    st.sampled_from(NAMES),
-    st.one_of(st.none(), st.integers(0, 20_000), st.just(10**17)),
-    st.sampled_from(["simnet", "mainnet", ""]),
-    st.lists(st.sampled_from(["m", "n"]), max_size=2),
-    st.integers(0, 2**53),
-)
-names = st.lists(st.sampled_from(NAMES), max_size=3)
-
-
-@given(
-    st.lists(announcements_, max_size=12),
-    st.sampled_from([None, "m", "n", "o"]),
-    names,
-    st.one_of(st.none(), st.sampled_from(NAMES)),
-    names,
-)
-def test_no_ranking_breaks_the_rules(found, model, excluded, wanted, distrusted):
-    offers = ranked(found, model=model, excluded=excluded, wanted=wanted, distrusted=distrusted)
-    providers = [offer.provider for offer in offers]
-    assert len(providers) == len(set(providers)), "each provider once"
-    assert not set(providers) & set(excluded)
-    assert wanted is None or set(providers) <= {wanted}
-    for offer in offers:
-        assert 0 <= offer.ceiling <= BID, "never above the bid"
-        fits = [
-            a
-            for a in found
-            if a.provider == offer.provider
-            and a.network in ("simnet", "")
-            and (model is None or model in a.models)
-            and (a.price_msats is None or a.price_msats == offer.ceiling)
-        ]
-        assert fits or not any(a.provider == offer.provider for a in found), "never a wrong network or model"
-        assert offer.announced == bool(fits)
-    keys = [(offer.provider in distrusted, offer.ceiling + max_fee(offer.ceiling)) for offer in offers]
-    assert keys == sorted(keys), "cheapest first, the distrusted last"
-
-
-def test_of_equal_prices_the_newest_announcement_comes_first():
-    found = [announced(NAMES[0], created_at=1), announced(NAMES[1], created_at=2)]
-    assert [offer.provider for offer in ranked(found)] == [NAMES[1], NAMES[0]]
-
-
-def test_without_a_price_it_may_ask_the_bid_and_ranks_so():
-    assert ranked([announced(price=None), announced(NAMES[1], price=9_999)]) == [
-        Offer(NAMES[1], Msat(9_999), True),
-        Offer(NAMES[0], BID, True),
-    ]
-
-
-def test_who_is_named_is_asked_unannounced_but_not_against_its_word():
-    assert ranked([], wanted=NAMES[0]) == [Offer(NAMES[0], BID, False)]
-    assert ranked([announced(NAMES[1])], wanted=NAMES[0]) == [Offer(NAMES[0], BID, False)]
-    assert ranked([announced(network="mainnet")], wanted=NAMES[0]) == []
-    assert ranked([announced(price=10_001)], wanted=NAMES[0]) == []
-    assert ranked([], wanted=NAMES[0], excluded=[NAMES[0]]) == []
-
-
-def test_a_cheap_thief_is_asked_last():
-    found = [announced(NAMES[0], price=1), announced(NAMES[1], price=9_000)]
-    assert [offer.provider for offer in ranked(found, distrusted=[NAMES[0]])] == [NAMES[1], NAMES[0]]
-
-
-# --- why nobody fits ------------------------------------------------------------------------------------------
-
-OWN = "ee" * 32
-A, B, C = NAMES[:3]
-
-
-def why(found, bid=BID, model=None, network="simnet", tried=(), wanted=None):
-    return why_none(found, bid=bid, model=model, network=network, tried=tried, own=OWN, wanted=wanted)
-
-
-@pytest.mark.parametrize(
-    ("found", "changes", "says"),
-    [
-        ([], {}, "no provider announces itself on the relays"),
-        ([announced(OWN)], {}, "no provider announces itself on the relays"),
-        ([announced(price=25_000), announced(B, price=30_500)], {}, "the cheapest asks 25 sat, the bid is 10 sat"),
-        ([announced(), announced(B, models=("n",))], {"model": "x"}, "nobody serves model 'x' (served: 'm', 'n')"),
-        ([announced(models=())], {"model": "x"}, "nobody serves model 'x' (served: none)"),
-        ([announced(models=tuple("abcdefgh"))], {"model": "x"}, "'a', 'b', 'c', 'd', 'e' and 3 more)"),
-        ([announced(OWN, models=("x",))], {"model": "x"}, "no provider announces itself on the relays"),
-        ([announced(network="mainnet")], {}, "nobody sells on simnet (announced: 'mainnet')"),
-        ([announced(), announced(B)], {"tried": (A, B)}, "all 2 that fit were tried"),
-        ([announced(), announced(B)], {"tried": (A, B, C)}, "all 3 that fit were tried"),
-        ([announced()], {"tried": (A,)}, "the only one that fits was tried"),
-        ([], {"tried": (A,)}, "the only one that fits was tried"),
-        (
-            [announced(), announced(B, price=12_000)],
-            {"tried": (A,)},
-            "the only one that fits was tried; the cheapest other asks 12 sat, the bid is 10 sat",
-        ),
-        ([announced(), announced(B, price=12_000)], {"wanted": B}, "the cheapest asks 12 sat, the bid is 10 sat"),
-        ([announced()], {"wanted": A, "tried": (A,)}, "the only one that fits was tried"),
-        ([], {"wanted": A, "tried": (A,)}, "the provider that was named was tried, and announces nothing"),
-        ([announced(OWN)], {"wanted": OWN}, "the provider that was named is the buyer, and nobody buys from itself"),
-    ],
-)
-def test_why_nobody_fits(found, changes, says):
-    assert says in why(found, **changes)
-
-
-@given(
-    st.lists(announcements_, max_size=12),
-    st.sampled_from([None, "m", "o"]),
-    st.lists(st.sampled_from(NAMES), max_size=3, unique=True),
-    st.one_of(st.none(), st.sampled_from([*NAMES, OWN])),
-)
-def test_whenever_nobody_fits_something_true_is_said(found, model, tried, wanted):
-    if ranked(found, model=model, excluded=(*tried, OWN), wanted=wanted):
-        return
-    words = why(found, model=model, tried=tried, wanted=wanted)
-    assert len(words) < 600
-    if "tried" in words:
-        assert tried
-    if "asks" in words:
-        assert any(a.price_msats is not None and a.price_msats > BID and a.provider not in tried for a in found)
-    if "serves" in words:
-        assert not any(model in a.models for a in found if a.network in ("simnet", "") and wanted in (None, a.provider))
-
-
-def test_strangers_names_command_no_terminal():
-    words = why([announced(models=("\x1b]0;title\x07 \u202e" + "x" * 500,))], model="x")
-    assert words.isprintable()
-    assert len(words) < 200
 
 
 async def test_nonsense_announcements_are_left_out(autojump_clock, market):
@@ -165,7 +23,7 @@ async def test_nonsense_announcements_are_left_out(autojump_clock, market):
         )
     home: Home = await open_home(market)
     async with home.opened() as (_store, pool):
-        found = await announcements(pool, 5050, 3.0)
+        found = await Market(pool, market.clock, 5050, 3.0).ask()
     assert {entry.price_msats for entry in found} == {sats(3), None}
 
 
@@ -216,3 +74,139 @@ async def test_nobody_beats_for_another(autojump_clock, market):
     beat(other)
     async with home.opened() as (_store, pool):
         assert await Market(pool, market.clock, 5050, 3.0).ask() == []
+
+
+# --- kept live --------------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def living(home):
+    """A market that is kept live, and its pool; ``fetched`` counts the questions put to relays."""
+    async with home.opened() as (_store, pool), trio.open_nursery() as nursery:
+        await pool.connected()
+        original, fetched = pool.fetch, []
+
+        async def fetch(filters, timeout, relays=None):
+            fetched.append(filters)
+            return await original(filters, timeout, relays)
+
+        pool.fetch = fetch
+        market = Market(pool, home.market.clock, 5050, 3.0)
+        await nursery.start(market.run)
+        yield market, pool, fetched
+        nursery.cancel_scope.cancel()
+
+
+def names(found):
+    return {entry.provider for entry in found}
+
+
+async def test_while_somebody_buys_nothing_need_be_asked(autojump_clock, market):
+    one, other = await open_actor(market, "one"), await open_actor(market, "other")
+    home = await open_home(market)
+    one.announce()
+    async with living(home) as (buyers, pool, fetched):
+        assert buyers.remembered() == []
+        assert names(await buyers.ask()) == {one.hex}
+        assert fetched == [], "the subscription has brought it"
+        other.announce()
+        await trio.sleep(0.1)
+        assert names(buyers.remembered()) == {one.hex, other.hex}
+        other.announce(price=sats(2), created_at=market.now + 1)
+        await trio.sleep(0.1)
+        assert sats(2) in {entry.price_msats for entry in buyers.remembered()}
+        taken_back(one)
+        await trio.sleep(0.1)
+        assert names(buyers.remembered()) == {other.hex}
+        await trio.sleep(500)
+        assert names(buyers.remembered()) == {other.hex}
+        assert fetched == []
+        assert len(pool._subscriptions) == 1
+        await trio.sleep(200)
+        assert len(pool._subscriptions) == 0, "nobody buys any more"
+        assert buyers.remembered() == []
+        assert names(await buyers.ask()) == {other.hex}
+        assert len(pool._subscriptions) == 1
+
+
+def taken_back(actor):
+    place = f"{ANNOUNCEMENT}:{actor.hex}:it"
+    actor.market.relay.publish(build_deletion(actor.secret, addresses=[place], created_at=actor.market.now + 1))
+
+
+async def test_beats_are_heard_as_they_come_and_missed_as_they_do_not(autojump_clock, market):
+    beating, quiet = await open_actor(market, "beating"), await open_actor(market, "quiet")
+    home = await open_home(market)
+    beating.announce()
+    quiet.announce()
+    beat(beating)
+    async with living(home) as (buyers, _pool, fetched):
+        await buyers.ask()
+        for _ in range(6):
+            await trio.sleep(300)
+            beat(beating)
+            buyers.want()
+        await trio.sleep(0.1)
+        assert names(buyers.remembered()) == {beating.hex, quiet.hex}
+        assert len(fetched) == 1, "once it was asked whether the quiet one has ever beaten"
+        for _ in range(4):
+            await trio.sleep(300)
+            buyers.want()
+        assert names(buyers.remembered()) == {quiet.hex}
+        beat(beating)
+        await trio.sleep(0.1)
+        assert names(buyers.remembered()) == {beating.hex, quiet.hex}
+        assert len(fetched) == 1
+
+
+async def test_a_relay_that_goes_away_is_not_taken_for_the_present(autojump_clock, market):
+    seller = await open_actor(market, "seller")
+    home = await open_home(market)
+    seller.announce()
+    async with living(home) as (buyers, _pool, _fetched):
+        await buyers.ask()
+        assert buyers.remembered()
+        market.relay.faults.refuse_connections = True
+        market.relay.disconnect_all()
+        await trio.sleep(10)
+        assert buyers.remembered() == []
+        market.relay.faults.refuse_connections = False
+        await trio.sleep(120)
+        assert names(buyers.remembered()) == {seller.hex}
+
+
+async def test_where_nothing_is_known_the_relays_are_asked_afresh(autojump_clock, market):
+    """A relay that forgets to tell us what is new: the question finds it."""
+    home, seller = await open_home(market), await open_actor(market, "seller")
+    async with living(home) as (buyers, pool, fetched):
+        assert await buyers.ask() == []
+        for subscription in list(pool._subscriptions.values()):
+            subscription.deliver = lambda *_: True
+        seller.announce()
+        await trio.sleep(1)
+        assert buyers.remembered() == []
+        assert names(await buyers.ask()) == {seller.hex}
+        assert len(fetched) == 1
+
+
+async def test_a_purchase_finds_its_provider_without_asking(autojump_clock, market):
+    home, seller = await open_home(market), await open_actor(market, "seller")
+    seller.announce()
+    async with home.buying() as (buyer, store):
+        first = await buyer.buy("first", bid=sats(20), max_tokens=16)
+        seller.answer(await seller.request(), "words")
+        await buyer.finished(first.id)
+        await trio.sleep(60)
+        market.relay.faults.delay = (1.0, 1.0)
+        await trio.sleep(3)
+
+        async def never(*_args, **_changes):
+            raise AssertionError("a relay is asked")
+
+        buyer._pool.fetch = never
+        began = trio.current_time()
+        second = await buyer.buy("second", bid=sats(20), max_tokens=16)
+        with store.listen(f"purchases:{second.id}") as changed:
+            while buyer.records.load(store, second.id).provider is None:
+                await changed.receive()
+        assert trio.current_time() - began < 0.1

@@ -219,7 +219,7 @@ async def test_one_listens_only_while_something_is_expected(autojump_clock, mark
     async with home.buying() as (buyer, _):
 
         def heard():
-            return buyer._replies.subscriptions()
+            return buyer._listening._replies.subscriptions()
 
         assert heard() == 0
         first = await buyer.buy("one", **ASK, owner=alice.hex)
@@ -263,7 +263,7 @@ async def test_a_late_answer_is_heard_the_next_time(autojump_clock, market, part
         await seller.quote(request)
         assert (await bought(buyer, lost)).state is PurchaseState.LOST
         await trio.sleep(1)
-        assert buyer._replies.subscriptions() == 0
+        assert buyer._listening._replies.subscriptions() == 0
         seller.answer(request, "sorry, it took a while")
         await trio.sleep(later)
         seller.announce()
@@ -365,7 +365,7 @@ async def test_twenty_agents_and_a_real_provider(autojump_clock, market):
             assert intents.spent_in(store, agent.hex) == spent
         assert books.report(store, None).problems == ()
         await trio.sleep(1)
-        assert buyer._replies.subscriptions() == 0
+        assert buyer._listening._replies.subscriptions() == 0
 
 
 # --- the operator's hand ------------------------------------------------------------------------------------------

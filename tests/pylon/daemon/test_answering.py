@@ -133,6 +133,8 @@ async def test_a_host_without_a_backend_answers_nothing(make):
 SENSELESS = [
     {"prompt": " "}, {"prompt": 5}, {"prompt": "x" * 200_000}, {"prompt": "\ud800"}, {"model": 5}, {"max_tokens": 0},
     {"max_tokens": True}, {"temperature": 3}, {"temperature": "hot"}, {"market": True},
+    {"top_p": 0}, {"top_p": 2}, {"top_p": True}, {"seed": -1}, {"seed": 1.5}, {"seed": True}, {"stop": "x"},
+    {"stop": [""]}, {"stop": ["x"] * 17}, {"stop": [5]}, {"stop": ["x" * 10_000]},
     {"market": True, "bid_msats": 0},
 ]  # fmt: skip
 

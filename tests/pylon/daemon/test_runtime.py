@@ -27,6 +27,7 @@ from pylon.money import sats
 from pylon.paths import Home
 from pylon.testing.backend import ScriptedBackend
 from pylon.testing.backends import OllamaServer, OpenAIServer
+from tests.pylon.market import until
 
 PROMPT, ANSWER = "why-is-the-sky-so-blue?", "nobody-has-ever-known"
 GGUF = b"GGUF" + (3).to_bytes(4, "little") + bytes(2_000_000)
@@ -121,12 +122,17 @@ async def test_all_backends_of_a_home_are_announced_and_shown(make):
             report = await verb(runtime, "compute")
             assert [row["models"] for row in report["local_backends"]] == [["llama3.2:latest"], ["qwen"]]
             assert report["default_model_used"] == "llama3.2:latest"
+            assert report["swarm_providers"] is None
+            assert (report["pylon"]["running"], report["pylon"]["status"]["provider_active"]) == (True, True)
             announced = None
             while announced is None:
                 rows = runtime.store.read("SELECT event FROM outbox WHERE subject = 'announcement'")
                 announced = next((Event.from_json(row["event"]) for row in rows), None)
                 await trio.sleep(0.05)
             assert sorted(parse_announcement(announced).models) == ["llama3.2:latest", "qwen"]
+            await until(lambda: runtime.store.read("SELECT 1 FROM deliveries WHERE state = 'accepted'"), 5)
+            (seller,) = (await verb(runtime, "compute", swarm=True))["swarm_providers"]
+            assert (seller["npub"], seller["own"], seller["health"]) == (runtime.identity.npub, True, "alive")
 
 
 async def test_both_without_a_model_buys_and_says_why_it_sells_nothing(make):

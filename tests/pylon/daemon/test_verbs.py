@@ -7,7 +7,7 @@ import pytest
 import trio
 
 from protocols.nip19 import encode_npub
-from protocols.nip90 import FeedbackStatus
+from protocols.nip90 import FeedbackStatus, parse_request
 from pylon.config import Config
 from pylon.daemon.verbs import MAX_PROMPT_CHARS, Verbs, check_prompt
 from pylon.daemon.wallet_money import MAX_FUNDING, WALLET_VERBS
@@ -109,6 +109,74 @@ async def test_without_waiting_it_is_written_down_and_goes_on(verbs):
     assert len(await call(verbs, "job.list", limit=3)) == 3
 
 
+async def test_what_else_is_asked_for_travels_with_the_request(market, verbs, autojump_clock):
+    seller = await open_actor(market, "seller")
+    seller.announce()
+    params = [["temperature", "0.5"], ["json_schema", '{"type":"object"}']]
+    await call(verbs, "job.submit", **ASK, params=params)
+    asked = parse_request(await seller.request(), seller.secret)
+    said = {"max_tokens": "16", "temperature": "0.5", "json_schema": '{"type":"object"}'}
+    assert {**asked.params} == {**said, "pay_on_delivery": "true"}
+
+
+async def test_waiting_has_an_end_and_the_job_has_not(market, verbs, autojump_clock):
+    seller = await open_actor(market, "seller")
+    seller.announce()
+    began = trio.current_time()
+    done = await call(verbs, "job.submit", **ASK, wait=True, wait_seconds=2)
+    assert trio.current_time() - began < 5
+    assert done["state"] == "requested"
+    assert [step["to_state"] for step in done["history"]] == ["seeking", "requested"]
+    request = await seller.request()
+    answers = []
+
+    async def wait():
+        answers.append(await call(verbs, "job.status", id=done["id"], wait_seconds=30))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        await seller.quote(request)
+        await trio.sleep(1)
+        assert answers == []
+        seller.answer(request, "words")
+    assert (answers[0]["state"], answers[0]["text"]) == ("answered", "words")
+    began = trio.current_time()
+    assert (await call(verbs, "job.status", id=done["id"], wait_seconds=30))["state"] == "answered"
+    assert trio.current_time() - began < 1
+    for wrong in (-1, "5", True):
+        with pytest.raises(UsageError):
+            await call(verbs, "job.status", id=done["id"], wait_seconds=wrong)
+
+
+async def test_a_list_of_some(market, verbs, home, autojump_clock):
+    """By state, by provider, by time; and agents' thoughts only where they are asked for."""
+    sellers = [await open_actor(market, name) for name in ("one", "two")]
+    for seller in sellers:
+        await call(verbs, "job.submit", **ASK, provider=seller.hex)
+    for seller in sellers:
+        await seller.request()
+    middle = market.clock.now() + 0.5
+    await trio.sleep(1)
+    last = await call(verbs, "job.submit", **ASK, provider=sellers[0].hex)
+    await call(verbs, "job.cancel", id=last["id"])
+
+    async def listed(**params):
+        return [(row["provider"] or "", row["state"]) for row in await call(verbs, "job.list", **params)]
+
+    assert len(await listed()) == 3
+    assert [state for _, state in await listed(states=["failed"])] == ["failed"]
+    assert [state for _, state in await listed(states=["requested", "seeking"])] == ["requested", "requested"]
+    assert await listed(provider=encode_npub(sellers[1].secret.public)) == [(sellers[1].hex, "requested")]
+    assert len(await listed(since=middle)) == 1
+    assert await listed(since=middle, states=["requested"]) == []
+    for wrong in (
+        {"states": []}, {"states": ["merry"]}, {"states": "failed"}, {"provider": "x"}, {"since": -1}, {"since": "x"},
+        {"limit": 0}, {"states": [[]]},
+    ):  # fmt: skip
+        with pytest.raises(UsageError):
+            await listed(**wrong)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -116,6 +184,12 @@ async def test_without_waiting_it_is_written_down_and_goes_on(verbs):
         {"prompt": "a" * (MAX_PROMPT_CHARS + 1)}, {"bid_msats": 0}, {"bid_msats": -5}, {"bid_msats": 1.5},
         {"bid_msats": "5"}, {"bid_msats": True}, {"bid_msats": None}, {"bid_msats": 10**30}, {"max_tokens": 0},
         {"max_tokens": 10**9}, {"max_tokens": None}, {"model": ""}, {"model": 7}, {"model": {}}, {"provider": ""},
+        {"params": "x"}, {"params": [["a"]]}, {"params": [["a", 1]]}, {"params": [["", "x"]]},
+        {"params": [["a b", "x"]]},
+        {"params": [["a", "x" * 5_000]]}, {"params": [["a", "1"], ["a", "2"]]}, {"params": [["a", "\udce9"]]},
+        {"params": [["model", "m"]]}, {"params": [["max_tokens", "5"]]}, {"params": [["pay_on_delivery", "true"]]},
+        {"params": [[f"p{n}", ""] for n in range(33)]}, {"params": [["json_schema", "{"]]},
+        {"wait_seconds": -1}, {"wait_seconds": "5"}, {"wait_seconds": True}, {"wait_seconds": float("inf")},
         {"provider": "nonsense"}, {"provider": 5}, {"provider": "00" * 32}, {"provider": "npub1" + "q" * 58},
     ],
     ids=lambda changes: repr(changes)[:40],

@@ -1,7 +1,8 @@
 """A child that behaves like ``pylon.inference.engine`` without a model; the file given as model says how.
 
 The settings' ``model`` is a JSON file: ``{"die": "at once" | "loading"}``, ``{"error": text}``, ``{"hang": true}``,
-``{"stubborn": true}`` or ``{}``. A request whose prompt is ``die`` kills the process in the middle of its answer.
+``{"stubborn": true}`` or ``{}``. A request whose prompt is ``die`` kills the process in the middle of its answer,
+``wait`` is silent in its middle, ``lie`` gets what is no answer.
 """
 
 import json
@@ -42,6 +43,9 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "text/event-stream")
         self.end_headers()
         *_, last = request["messages"]
+        if last["content"] == "lie":
+            self.wfile.write(b'data: {"status": "success", "output": "no answer"}\n\ndata: 7\n\n')
+            return
         self.say(" ".join(m["role"] for m in request["messages"]))
         if last["content"] == "die":
             os.kill(os.getpid(), signal.SIGKILL)

@@ -111,6 +111,16 @@ async def test_a_child_that_dies_in_the_middle(engine):
         assert f"pid {embedded.pid}" in (await embedded.complete(ask())).text
 
 
+async def test_a_child_that_lies(engine):
+    """It says that it is well, and what it sends is no answer."""
+    embedded = engine()
+    async with embedded.running():
+        with pytest.raises(BackendUnavailable, match="broke off"):
+            await embedded.complete(ask("lie"))
+        assert (await embedded.health()).ok
+        assert (await embedded.complete(ask())).text.startswith("user pid")
+
+
 async def test_all_requests_under_way_fail(engine):
     embedded = engine()
     embedded._turn = trio.Semaphore(3)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import attrs
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
+from protocols import bolt11
+from protocols.job_price import estimate_tokens
 from protocols.nip90 import JobRequest
-from pylon.money import Msat
-from pylon.provider.pricing import Terms, appraise
+from pylon.money import MAX_MSAT, Msat
+from pylon.provider.pricing import Terms, appraise, served_as
 from pylon.provider.sale import Free, Priced, Refused
 from tests.pylon.market import open_actor, open_home
 
@@ -135,3 +139,92 @@ def test_what_no_context_can_hold_is_refused_before_it_is_paid(prompt, max_token
     found = appraise(job, TERMS, prompt=prompt, models=("m1",), context=4_096, now=NOW)
     assert isinstance(found, Priced if fits else Refused)
     assert isinstance(appraise(job, TERMS, prompt=prompt, models=("m1",), now=NOW), Priced), "not said: not refused"
+
+
+# --- by tokens ------------------------------------------------------------------------------------------------
+
+AMOUNTS = st.integers(0, MAX_MSAT).map(Msat)
+TOKENS = st.integers(0, 10**9)
+TERMS_BY_TOKENS = st.builds(
+    Terms,
+    min_price=AMOUNTS,
+    price_in=AMOUNTS,
+    price_out=AMOUNTS,
+    multipliers=st.dictionaries(st.sampled_from(["m1", "m2"]), st.fractions(0, 10_000)),
+    unit=st.sampled_from([Msat(1), Msat(1_000), Msat(7)]),
+)
+
+
+@given(TERMS_BY_TOKENS, st.sampled_from(["m1", "m2", "m3"]), TOKENS, TOKENS, TOKENS, TOKENS)
+def test_more_tokens_never_cost_less_and_no_job_less_than_the_minimum(terms, model, few_in, few_out, more_in, more_out):
+    cost = terms.cost(model, few_in, few_out)
+    assert cost >= terms.min_price
+    assert cost % terms.unit == 0
+    assert cost <= terms.cost(model, few_in + more_in, few_out + more_out)
+    assert terms.cheapest([model]) <= terms.cost(model, few_in + 1, few_out + 1)
+    assert attrs.evolve(terms, payments=False).cost(model, few_in, few_out) == 0
+
+
+@given(TERMS_BY_TOKENS, st.text(max_size=200), st.one_of(st.none(), st.integers(1, 10**6)))
+def test_a_quote_is_the_cost_of_the_prompt_and_of_the_longest_answer(terms, prompt, max_tokens):
+    terms = attrs.evolve(terms, max_tokens=10**6)
+    found = verdict(attrs.evolve(JOB, max_tokens=max_tokens), terms, prompt, ("m1",))
+    if not prompt.strip():
+        assert isinstance(found, Refused)
+        return
+    cost = terms.cost("m1", estimate_tokens(prompt), max_tokens or terms.default_tokens)
+    if cost == 0:
+        assert found == Free()
+    elif cost > MAX_MSAT:
+        assert isinstance(found, Refused)
+    else:
+        assert found == Priced(cost)
+
+
+@given(st.text(max_size=100), st.text(max_size=100))
+def test_a_longer_prompt_has_no_fewer_tokens(text, more):
+    assert estimate_tokens(text) <= estimate_tokens(text + more)
+    assert estimate_tokens(text) <= len(text.encode("utf-8", "replace"))
+    assert (estimate_tokens(text) > 0) == bool(text)
+
+
+def test_prices_as_people_set_them():
+    terms = Terms(
+        Msat(1_000), price_in=Msat(100), price_out=Msat(2_000), multipliers={"big": Fraction(5, 2)}, unit=Msat(1_000)
+    )
+    assert terms.cost("small", 500, 256) == 1_000, "the minimum, for 562 msats of tokens"
+    assert terms.cost("small", 4_000, 1_000) == 3_000, "2,400 msats, rounded up once"
+    assert terms.cost("big", 4_000, 1_000) == 6_000
+    assert terms.cost("big", 1, 1) == 3_000, "two and a half times the minimum"
+    assert terms.cost("big:latest", 1, 1) == 3_000
+    assert terms.cheapest(["big"]) == 3_000
+    assert terms.cheapest(["big", "small"]) == 1_000
+    assert Terms(Msat(0), price_out=Msat(1)).cost("m", 0, 1) == 1, "a fraction of a msat is one"
+
+
+@pytest.mark.parametrize(
+    ("asked", "default", "found"),
+    [
+        (None, "m2", "m2"),
+        (None, "m9", "m1"),
+        (None, "", "m1"),
+        ("m2", "m1", "m2"),
+        ("m3", "m1", "m3:latest"),
+        ("m9", "m1", None),
+    ],
+)
+def test_the_model_that_is_priced_is_the_one_that_answers(asked, default, found):
+    assert served_as(asked, ["m1", "m2", "m3:latest"], default) == found
+
+
+async def test_the_amount_that_is_told_is_that_of_the_invoice(autojump_clock, market):
+    home, customer = await open_home(market), await open_actor(market, "customer")
+    terms = Terms(Msat(1_500), price_in=Msat(10_001), price_out=Msat(333), unit=Msat(1_000))
+    async with home.selling(terms=terms):
+        for prompt, max_tokens in (("think", 16), ("think " * 500, 1_000)):
+            quote = await customer.told(
+                customer.ask(home.secret, prompt=prompt, max_tokens=max_tokens), "payment-required"
+            )
+            _, amount, invoice = quote.tags_named("amount")[0]
+            assert int(amount) == terms.cost("", estimate_tokens(prompt), max_tokens)
+            assert bolt11.decode(invoice).amount_msats == int(amount)

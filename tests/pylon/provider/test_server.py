@@ -178,24 +178,6 @@ async def test_what_the_wallet_said_stays_at_home(autojump_clock, market):
         assert "canary" not in event.to_json()
 
 
-async def test_a_flood_of_requests_leaves_a_bounded_trace(autojump_clock, market):
-    home, crowd = await open_home(market), [await open_actor(market, f"c{n}", funds=0) for n in range(5)]
-    terms = Terms(PRICE, max_open=20, max_open_per_customer=6)
-    async with home.selling(terms=terms) as (_provider, store):
-        for number in range(100):
-            crowd[0].ask(home.secret, prompt=f"{number}")
-        await trio.sleep(20)
-        assert store.one("SELECT COUNT(*) AS n FROM sales")["n"] == 6
-        for number in range(100):
-            crowd[1 + number % 4].ask(home.secret, prompt=f"{number}")
-        await trio.sleep(20)
-        assert store.one("SELECT COUNT(*) AS n FROM sales")["n"] == 20
-        assert store.one("SELECT COUNT(*) AS n FROM inbox")["n"] == 20
-        await trio.sleep(700)
-        request = crowd[0].ask(home.secret, prompt="when the quotes have expired")
-        await crowd[0].told(request, "payment-required")
-
-
 async def test_a_flood_of_nonsense_is_not_answered_for_ever(autojump_clock, market):
     home, stranger = await open_home(market), await open_actor(market, "stranger", funds=0)
     async with home.selling() as (_provider, store):

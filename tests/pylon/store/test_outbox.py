@@ -405,3 +405,15 @@ async def test_the_deliverer_of_a_relay_is_woken(store):
         assert other.statistics().current_buffer_used == 0
     assert [delivery.relay for delivery in outbox.due(store, A)] == [A]
     assert ALICE in outbox.due(store, A)[0].event
+
+
+def test_what_is_urgent_goes_out_before_what_waits():
+    with transaction() as tx:
+        made = [make_event(content=f"{number}") for number in range(4)]
+        for number, event in enumerate(made):
+            queue(tx, event, at=NOW + number, urgent=number == 3)
+        ids = [event.id for event in made]
+        assert [delivery.event_id for delivery in outbox.due(tx, A, now=NOW + 9)] == [ids[3], *ids[:3]]
+        # An attempt that came to nothing waits like any other.
+        outbox.postpone(tx, ids[3], A, "no answer", NOW + 9)
+        assert [delivery.event_id for delivery in outbox.due(tx, A, now=NOW + 9)] == ids[:3]

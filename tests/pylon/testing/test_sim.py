@@ -11,11 +11,15 @@ from collections.abc import Iterator
 
 import attrs
 import pytest
+import trio
 
-from pylon.compute import buyer, purchase, purchases
+from pylon.compute import buyer, paying, purchase, purchases, understanding
 from pylon.machine import Arrow, Machine
-from pylon.provider import sale, sales, server
-from pylon.testing.sim import invariants
+from pylon.money import Msat
+from pylon.provider import credits as credit_use
+from pylon.provider import holds, payments, sale, sales, server
+from pylon.store import ledger
+from pylon.testing.sim import invariants, node
 from pylon.testing.sim.world import simulate
 from pylon.wallets import purse
 
@@ -107,13 +111,13 @@ def test_a_sale_that_forgets_paid_jobs_at_a_restart_is_noticed(monkeypatch):
 
 def test_a_purchase_that_takes_unknown_for_failed_is_noticed(monkeypatch):
     """The classic: a payment that timed out is taken for failed, and the next provider is paid too."""
-    real = buyer.Purse.send
+    real = paying.Purse.send
 
     async def send(self, intent):
         outcome = await real(self, intent)
-        return buyer.Failed(outcome.reason) if isinstance(outcome, buyer.Unknown) else outcome
+        return paying.Failed(outcome.reason) if isinstance(outcome, paying.Unknown) else outcome
 
-    monkeypatch.setattr(buyer.Purse, "send", send)
+    monkeypatch.setattr(paying.Purse, "send", send)
     seed, broken = _first_broken()
     print(f"found by seed {seed}: {broken[0]}")
     assert any(problem.startswith("charged_once") for problem in broken)
@@ -125,7 +129,7 @@ def test_a_purchase_that_pays_above_the_ceiling_is_noticed(monkeypatch):
     assert isinstance(rows[0], Arrow)
     bad = _replaced(purchase.PURCHASE, purchase.PurchaseState.REQUESTED, purchase.Quoted, guard=lambda *_: True)
     monkeypatch.setattr(purchases, "PURCHASE", bad)
-    monkeypatch.setattr(buyer, "check_quote", _careless)
+    monkeypatch.setattr(understanding, "check_quote", _careless)
     monkeypatch.setattr(server.Provider, "_mint", _mint_double)
     seed, broken = _first_broken()
     print(f"found by seed {seed}: {broken[0]}")
@@ -189,6 +193,125 @@ def test_an_answer_from_a_stranger_would_be_noticed(monkeypatch):
     seed, broken = _first_broken()
     print(f"found by seed {seed}: {broken[0]}")
     assert any(problem.startswith(("answered_truly", "strangers_unpaid", "both_sides")) for problem in broken)
+
+
+def _sells(monkeypatch, state, message, change) -> tuple[int, list[str]]:
+    """The first seed that notices this change of every arrow of a pair."""
+    table = dict(sale.SALE.table)
+    table[state, message] = [change(arrow) for arrow in table[state, message]]
+    monkeypatch.setattr(sales, "SALE", attrs.evolve(sale.SALE, table=table))
+    seed, broken = _first_broken()
+    print(f"found by seed {seed}: {broken[0]}")
+    return seed, broken
+
+
+def test_a_hold_that_a_failure_does_not_give_back_is_noticed(monkeypatch):
+    """The payer's money stands still for hours, for nothing."""
+
+    def forget(arrow):
+        gone = arrow.to is sale.SaleState.CANCELLING
+        return attrs.evolve(arrow, to=sale.SaleState.FAILED, effects=()) if gone else arrow
+
+    _, broken = _sells(monkeypatch, sale.SaleState.HELD, sale.Cancelled, forget)
+    assert any(problem.startswith(("held_ends", "result_or_debt")) for problem in broken)
+
+
+def test_a_hold_that_is_taken_for_nothing_is_noticed(monkeypatch):
+    """Settled where it should have been given back: what was taken is owed, or it is a theft."""
+
+    def keep(arrow):
+        return attrs.evolve(arrow, update=lambda record, message: attrs.evolve(record, paid=message.amount))
+
+    def take(arrow):
+        gone = arrow.to is sale.SaleState.CANCELLING
+        return (
+            attrs.evolve(arrow, to=sale.SaleState.SETTLING, effects=(sale.SaleEffect.SETTLE_HOLD,)) if gone else arrow
+        )
+
+    table = dict(sale.SALE.table)
+    for message in (sale.Cancelled, sale.AttemptFailed, sale.HoldOverdue):
+        table[sale.SaleState.HELD, message] = [take(arrow) for arrow in table[sale.SaleState.HELD, message]]
+    row = table[sale.SaleState.SETTLING, sale.Paid]
+    table[sale.SaleState.SETTLING, sale.Paid] = [keep(arrow) for arrow in row]
+    monkeypatch.setattr(sales, "SALE", attrs.evolve(sale.SALE, table=table))
+    seed, broken = _first_broken()
+    print(f"found by seed {seed}: {broken[0]}")
+    assert any(problem.startswith(("result_or_debt", "books", "held_ends")) for problem in broken)
+
+
+def test_a_settlement_that_a_restart_forgets_is_noticed(monkeypatch):
+    resume = {state: effects for state, effects in sale.SALE.resume.items() if state is not sale.SaleState.SETTLING}
+    monkeypatch.setattr(sales, "SALE", attrs.evolve(sale.SALE, resume=resume))
+    monkeypatch.setattr(holds.Holds, "settle", _die_first(holds.Holds.settle))
+    seed, broken = _first_broken()
+    print(f"found by seed {seed}: {broken[0]}")
+    assert any(problem.startswith(("moves_on", "held_ends")) for problem in broken)
+
+
+def _die_first(settle):
+    async def settle_or_die(self, record):
+        if not self._doubted:
+            self._doubted.add("once")
+            node.current.get().kill("as it settled")
+            raise node.Killed
+        return await settle(self, record)
+
+    return settle_or_die
+
+
+def test_a_settlement_that_is_unknown_and_taken_for_failed_is_noticed(monkeypatch):
+    """The customer pays, and is told that it failed."""
+    real = holds.Holds.settle
+
+    async def settle(self, record):
+        await real(self, record) if self._rng.random() < 0.5 else await self._wallet.settle(record.preimage)
+        return sale.HoldGone()
+
+    monkeypatch.setattr(holds.Holds, "settle", settle)
+    monkeypatch.setattr(payments.Payments, "watch", _hear_nothing)
+    monkeypatch.setattr(payments, "_ASKED_LATELY", ("expired",) * 5)
+    seed, broken = _first_broken()
+    print(f"found by seed {seed}: {broken[0]}")
+    assert any(problem.startswith(("both_sides", "held_ends", "books")) for problem in broken)
+
+
+async def _hear_nothing(self, *, task_status=trio.TASK_STATUS_IGNORED):
+    task_status.started()
+    await trio.sleep_forever()
+
+
+def test_credit_that_does_not_come_back_is_noticed(monkeypatch):
+    def keep(arrow):
+        return attrs.evolve(arrow, update=lambda record, _: record)
+
+    _, broken = _sells(monkeypatch, sale.SaleState.QUOTED, sale.Cancelled, keep)
+    assert broken
+
+
+def test_credit_that_is_used_and_not_taken_is_noticed(monkeypatch):
+    """The classic: one debt pays for every next job."""
+    monkeypatch.setattr(ledger.credits, "move", lambda tx, customer, msats, at: None)
+    monkeypatch.setattr(credit_use.credits, "available", _owed_ever)
+    seed, broken = _first_broken()
+    print(f"found by seed {seed}: {broken[0]}")
+    assert any(problem.startswith(("credit", "books")) for problem in broken)
+
+
+def _owed_ever(source, customer):
+    row = source.one(
+        "SELECT SUM(e.msats) AS n FROM entries e JOIN sales s ON s.id = e.cause"
+        " WHERE e.credit = 'owed' AND s.customer = ?",
+        (customer,),
+    )
+    return Msat(row["n"] or 0)
+
+
+def test_a_paid_job_that_its_customer_can_cancel_is_noticed(monkeypatch):
+    def always(arrow):
+        return attrs.evolve(arrow, guard=lambda *_: True)
+
+    _, broken = _sells(monkeypatch, sale.SaleState.WORKING, sale.Cancelled, always)
+    assert any(problem.startswith("result_or_debt") for problem in broken)
 
 
 def test_each_seller_has_an_answer_of_its_own():

@@ -27,7 +27,7 @@ from pylon.errors import (
     WrongNetwork,
 )
 from pylon.money import Msat, sats
-from pylon.wallets.port import Addresses, Can, PaymentState, TargetKind
+from pylon.wallets.port import Addresses, Can, Direction, PaymentState, TargetKind
 from pylon.wallets.simnet import Fault, FaultKind, FeeModel, Side, SimnetLedger, SimnetWallet
 from pylon.wallets.simnet_address import bitcoin_address, bitcoin_owner, read_target, spark_address
 from pylon.wallets.simnet_file import APPLICATION_ID, SCHEMA_VERSION
@@ -164,15 +164,27 @@ class TestHolding:
                     heard = {await anext(changes), await anext(changes)}
         assert heard == {alice.node_pubkey, bob.node_pubkey}
 
-    async def test_only_its_settlement_is_an_event(self, alice, bob):
+    async def test_its_arrival_and_its_settlement_are_events(self, alice, bob):
         with trio.fail_after(5):
             async with bob.events() as events:
                 await alice.pay(await hold(bob), max_fee=FEE_CAP, idempotency_key=key("1"))
-                await trio.sleep(1)
+                waits = await anext(aiter(events))
                 await bob.settle(PREIMAGE)
                 heard = await anext(aiter(events))
-        assert (heard.payment_hash, heard.amount, heard.state) == (HASH, AMOUNT, PaymentState.SETTLED)
+        for payment, state in ((waits, PaymentState.PENDING), (heard, PaymentState.SETTLED)):
+            assert (payment.payment_hash, payment.amount, payment.state) == (HASH, AMOUNT, state)
+            assert payment.direction is Direction.RECEIVED
+        assert waits.preimage is None
         assert await bob.payments() == [heard]
+
+    async def test_what_was_given_back_is_an_event(self, alice, bob):
+        with trio.fail_after(5):
+            async with bob.events() as events:
+                await alice.pay(await hold(bob), max_fee=FEE_CAP, idempotency_key=key("1"))
+                await bob.cancel(HASH)
+                heard = await anext(aiter(events))
+        assert (heard.payment_hash, heard.direction, heard.state) == (HASH, Direction.RECEIVED, PaymentState.FAILED)
+        assert await bob.payments() == []
 
 
 class TestAddresses:

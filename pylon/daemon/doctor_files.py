@@ -1,0 +1,254 @@
+"""``pylon doctor``: what lies on the disk. Nothing here wants a passphrase, and nothing but a ``fix`` writes."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import secrets
+import shutil
+import sqlite3
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import trio
+
+from pylon import identity
+from pylon.api.token import token_path
+from pylon.daemon.doctor import Finding, Patient, failed, passed, warned
+from pylon.daemon.nwc_home import uri_file
+from pylon.daemon.process import hold_home, read_pid
+from pylon.paths import Home
+from pylon.store.schema import APPLICATION_ID, MIGRATIONS
+
+_FEW_BYTES, _TOO_FEW_BYTES = 500 << 20, 50 << 20
+_LARGE_LOG = 256 << 20
+"""A write-ahead log that a running daemon should have folded back long ago."""
+_MOST_TOLD = 5
+
+
+async def config(patient: Patient) -> Sequence[Finding]:
+    """Whether a daemon could start with it."""
+    file = patient.home.config
+    if patient.config_error is not None:
+        return [
+            failed("config", problem, f"pylon config set KEY VALUE, or edit {file}")
+            for problem in patient.config_error.message.splitlines()
+        ]
+    assert patient.loaded is not None, "loaded, or wrong"
+    loaded = patient.loaded
+    found = [warned("config", warning, f"pylon config show; edit {file}") for warning in loaded.warnings]
+    found += [warned("config", warning, "pylon config unset data_dir") for warning in patient.home.warnings]
+    where = str(file) if file.exists() else f"no {file}: the defaults hold"
+    return [passed("config", f"{where}; network {loaded.config.network}"), *found]
+
+
+async def who(patient: Patient) -> Sequence[Finding]:
+    """The identity, and the key that its records are sealed with."""
+    home = patient.home
+    if not home.mnemonic.exists():
+        if home.restoring.exists():
+            return [failed("identity", "a restore was interrupted", "pylon identity restore again")]
+        return [failed("identity", f"there is no {home.mnemonic}", "pylon init; pylon identity restore, from a backup")]
+    found = identity.find(home)
+    if not home.data_key.exists() and (found.sealed or home.database.exists()):
+        remedy = "restore keys/data.key from your backup: pylon identity restore FILE"
+        return [failed("identity", f"{home.data_key} is not there, and records are sealed with it", remedy)]
+    findings = [passed("identity", f"{found.public.npub}" + (", behind a passphrase" if found.protected else ""))]
+    real = patient.loaded is not None and patient.loaded.config.network == "mainnet"
+    if real and not found.protected:
+        findings.append(
+            warned("identity", "no passphrase guards a wallet with real money", "pylon identity passphrase")
+        )
+    return findings
+
+
+async def modes(patient: Patient) -> Sequence[Finding]:
+    """Who may read what."""
+    home = patient.home
+    if not home.root.exists():
+        return [passed("permissions", f"{home.root} is not there yet")]
+    nwc = None if patient.loaded is None else uri_file(home, patient.loaded.config)
+    found = [finding for path, secret in _private(home, nwc) if (finding := _mode(path, secret)) is not None]
+    if not found:
+        return [passed("permissions", "nobody else can read this home")]
+    if len(found) > _MOST_TOLD:
+        rest = found[_MOST_TOLD:]
+        told = warned("permissions", f"and {len(rest)} more", "pylon doctor --fix", functools.partial(_all, rest))
+        return [*found[:_MOST_TOLD], told]
+    return found
+
+
+def _all(findings: Sequence[Finding]) -> None:
+    for finding in findings:
+        if finding.fix is not None:
+            finding.fix()
+
+
+def _private(home: Home, nwc: Path | None) -> Iterator[tuple[Path, bool]]:
+    """What others must not read, and whether it holds a secret."""
+    secrets_ = [home.mnemonic, token_path(home), *home.data.glob(f"{home.mnemonic.name}.*")]
+    if home.keys.is_dir():
+        secrets_ += list(home.keys.iterdir())
+    if nwc is not None:
+        secrets_.append(nwc)
+    yield from ((path, True) for path in dict.fromkeys(secrets_))
+    yield from ((path, True) for path in (home.root, home.data, home.keys) if path.is_dir())
+    others = [home.config, home.simnet, home.relay_database, home.database, home.logs, home.spark]
+    others += [home.database.with_name(home.database.name + end) for end in ("-wal", "-shm")]
+    if home.logs.is_dir():
+        others += list(home.logs.iterdir())
+    yield from ((path, False) for path in others)
+
+
+def _mode(path: Path, secret: bool) -> Finding | None:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    if hasattr(os, "getuid") and found.st_uid != os.getuid():
+        return failed(
+            "permissions", f"{path} belongs to user {found.st_uid}, not to you", f"chown {os.getuid()} {path}"
+        )
+    mode = stat.S_IMODE(found.st_mode)
+    wanted = 0o700 if stat.S_ISDIR(found.st_mode) else 0o600
+    if not mode & 0o077 and mode & wanted == wanted:
+        return None
+    what = f"{path} is open to others (mode {mode:04o})" if mode & 0o077 else f"{path} is closed to you ({mode:04o})"
+    tell = failed if secret or not mode & 0o077 else warned
+    return tell(
+        "permissions", what, f"chmod {wanted:o} {path}; or pylon doctor --fix", functools.partial(path.chmod, wanted)
+    )
+
+
+async def disk(patient: Patient) -> Sequence[Finding]:
+    """Room, and whether it can be written."""
+    data = patient.home.data
+    there = next(path for path in (data, *data.parents) if path.exists())
+    usage = shutil.disk_usage(there)
+    free = f"{usage.free / (1 << 30):,.1f} GiB free of {usage.total / (1 << 30):,.1f}"
+    findings = []
+    if usage.free < _TOO_FEW_BYTES:
+        findings.append(failed("disk", f"{there} is full: {free}", "make room; paid work stops until there is"))
+    elif usage.free < _FEW_BYTES:
+        findings.append(warned("disk", f"{there} is nearly full: {free}", "make room"))
+    if data.exists():
+        trouble = await trio.to_thread.run_sync(_cannot_write, data, abandon_on_cancel=True)
+        if trouble:
+            remedy = f"make {data} writable for you: mount it for writing, chown, chmod"
+            findings.append(failed("disk", f"{data} cannot be written: {trouble}", remedy))
+    return findings or [passed("disk", free)]
+
+
+def _cannot_write(directory: Path) -> str:
+    """Why not; or nothing."""
+    probe = directory / f".doctor.{secrets.token_hex(4)}"
+    try:
+        descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            os.write(descriptor, b"x" * 4_096)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+            probe.unlink()
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
+# --- the process ------------------------------------------------------------------------------------------------------
+
+
+async def process(patient: Patient) -> Sequence[Finding]:
+    """Whether a daemon runs, and what one that died has left."""
+    home = patient.home
+    if patient.running:
+        if patient.silence:
+            pid = read_pid(home)
+            remedy = "pylon stop -f" if pid is None else f"pylon stop -f; or kill {pid}; then see logs/pylon.log"
+            return [failed("daemon", f"it listens, and does not answer: {patient.silence}", remedy)]
+        findings = [passed("daemon", f"it runs (pid {patient.says().get('daemon', {}).get('pid')})")]
+        findings += [
+            failed("daemon", f"{child.get('name')} is {child.get('state')}: {child.get('last_error')}", "pylon status")
+            for child in patient.says().get("children", [])
+            if child.get("state") == "quarantined"
+        ]
+        off = patient.says().get("daemon", {}).get("provider_off")
+        if off:
+            findings.append(warned("daemon", f"nothing is sold: {off}", "pylon compute; pylon models pull"))
+        return findings
+    if not home.data.is_dir():
+        return [passed("daemon", "none runs")]
+    if patient.holder is not None:
+        told = f"process {patient.holder} holds this home, and does not listen (yet)"
+        return [warned("daemon", told, "pylon status, soon; pylon stop -f if it stays so")]
+    left = _left(home)
+    if left:
+        names = " and ".join(path.name for path in left)
+        remedy = "pylon doctor --fix; the next start also replaces them"
+        return [warned("daemon", f"none runs, and one that died has left {names}", remedy, lambda: _sweep(home))]
+    return [passed("daemon", "none runs")]
+
+
+def _left(home: Home) -> list[Path]:
+    return [path for path in (home.socket, home.pid) if os.path.lexists(path)]
+
+
+def _sweep(home: Home) -> None:
+    """Remove what a dead daemon has left, as the one who holds the home."""
+    with hold_home(home):
+        for path in (home.socket, home.pid):
+            path.unlink(missing_ok=True)
+
+
+# --- the database -----------------------------------------------------------------------------------------------------
+
+
+async def database(patient: Patient) -> Sequence[Finding]:
+    """Whether it is whole, and of a version that this Pylon knows."""
+    path = patient.home.database
+    if not path.exists():
+        return [passed("database", "made at the first start")]
+    return await trio.to_thread.run_sync(_look_into, path, abandon_on_cancel=True)
+
+
+_BACKUP = "stop the daemon, move pylon.db away, and pylon identity restore FILE from your backup"
+
+
+def _look_into(path: Path) -> Sequence[Finding]:
+    try:
+        with contextlib.closing(read_only(path)) as database:
+            whole = database.execute("PRAGMA quick_check(3)").fetchall()
+            if whole != [("ok",)]:
+                return [failed("database", f"{path} is damaged: {str(whole[0][0])[:200]}", _BACKUP)]
+            if database.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+                return [failed("database", f"{path} is no database of Pylon's", "name another home with --home")]
+            strays = database.execute("PRAGMA foreign_key_check").fetchmany(3)
+            applied = {row[0] for row in database.execute("SELECT name FROM _sqlite_migrations")}
+    except sqlite3.OperationalError as error:
+        return [failed("database", f"{path} cannot be read: {error}", "check its owner and mode, and who else has it")]
+    except sqlite3.DatabaseError as error:
+        return [failed("database", f"{path} is damaged: {error}", _BACKUP)]
+    known = {migration.name for migration in MIGRATIONS}
+    if applied - known:
+        remedy = "upgrade Pylon, or restore the backup made before the upgrade"
+        return [
+            failed("database", f"{path} was made by a newer Pylon: {', '.join(sorted(applied - known))[:200]}", remedy)
+        ]
+    if strays:
+        return [failed("database", f"{path}: rows of {strays[0][0]} refer to what is not there", _BACKUP)]
+    log = path.with_name(path.name + "-wal")
+    size = f"{path.stat().st_size / (1 << 20):,.1f} MiB, {len(applied)} migrations"
+    if known - applied:
+        size += f", {len(known - applied)} more at the next start"
+    findings = [passed("database", f"whole, {size}")]
+    if log.exists() and log.stat().st_size > _LARGE_LOG:
+        told = f"its write-ahead log has {log.stat().st_size / (1 << 20):,.0f} MiB"
+        findings.append(warned("database", told, "restart the daemon: pylon stop; pylon start"))
+    return findings
+
+
+def read_only(path: Path) -> sqlite3.Connection:
+    """The database as it is, whoever else has it open; nothing is written, and nothing is migrated."""
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5.0)

@@ -1,0 +1,109 @@
+"""Asking a relay for its NIP-11 document, by HTTP on the address of its websocket; and, beside, for its time."""
+
+from __future__ import annotations
+
+import email.utils
+import logging
+import math
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias
+from urllib.parse import urlsplit
+
+import attrs
+import trio
+
+from protocols.nip11 import MEDIA_TYPE, InformationInvalid, RelayInformation
+from pylon.clock import Clock
+from pylon.errors import RelayError, brief
+
+log = logging.getLogger(__name__)
+
+ANSWER_SECONDS = 5.0
+MAX_BYTES = 262_144
+
+
+@attrs.frozen
+class Answered:
+    """What a relay has said of itself."""
+
+    information: RelayInformation
+    ahead: float | None
+    """Seconds by which the relay's clock is ahead of ours, to about a second; ``None`` where it did not tell its time.
+    Less than two seconds is nothing: a date has no fractions."""
+
+
+Inform: TypeAlias = Callable[[str], Awaitable[RelayInformation | None]]
+"""The document of a relay's address; ``None`` where there is none to be had. Never raises for what a relay does."""
+
+
+def http_address(url: str) -> str:
+    """``wss://relay/path`` -> ``https://relay/path`` (NIP-11)."""
+    scheme, separator, rest = url.partition("://")
+    return {"ws": "http", "wss": "https"}.get(scheme, scheme) + separator + rest
+
+
+async def fetch_information(url: str, *, clock: Clock, timeout: float = ANSWER_SECONDS) -> Answered:
+    """Raises ``RelayError`` where the relay has no such document, or does not answer in time."""
+    import httpx
+
+    host = urlsplit(url).hostname or ""
+    near = host in ("localhost", "127.0.0.1", "::1")
+    received = bytearray()
+    try:
+        with trio.fail_after(timeout):
+            # Reading all certificates takes long, and on this machine there are none to check. A proxy in the
+            # environment is not meant for this machine.
+            async with httpx.AsyncClient(
+                timeout=None, trust_env=not near, verify=url.startswith("wss://") or not near
+            ) as client:
+                headers = {"Accept": MEDIA_TYPE, "Accept-Encoding": "identity", "Connection": "close"}
+                began = clock.now()
+                async with client.stream("GET", http_address(url), headers=headers) as answer:
+                    middle = (began + clock.now()) / 2
+                    date = answer.headers.get("date", "")
+                    if answer.status_code != 200:
+                        raise RelayError(f"{url}: no NIP-11 document (HTTP {answer.status_code})")
+                    # Left by cancelling: httpx has a stack of generators here, and whoever just stops leaves them to
+                    # the collector.
+                    with trio.CancelScope() as scope:
+                        async for chunk in answer.aiter_raw():
+                            received += chunk
+                            if len(received) > MAX_BYTES:
+                                scope.cancel()
+        if len(received) > MAX_BYTES:
+            raise RelayError(f"{url}: its NIP-11 document is too long")
+    except trio.TooSlowError:
+        raise RelayError(f"{url}: no NIP-11 document within {timeout:g} s") from None
+    except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, ValueError) as error:
+        raise RelayError(f"{url}: no NIP-11 document ({type(error).__name__})") from None
+    try:
+        information = RelayInformation.from_json(bytes(received))
+    except InformationInvalid as error:
+        raise RelayError(f"{url}: no NIP-11 document ({error})") from None
+    return Answered(information, _ahead(date, middle))
+
+
+def _ahead(date: str, middle: float) -> float | None:
+    """By how much an HTTP date is ahead of our time; a date stands for the whole of its second."""
+    try:
+        told = email.utils.parsedate_to_datetime(date).timestamp()
+    except (ValueError, TypeError, OverflowError):
+        return None
+    ahead = told + 0.5 - middle
+    return ahead if math.isfinite(ahead) else None
+
+
+def informer(clock: Clock) -> Inform:
+    """``Inform`` by HTTP, for a pool."""
+
+    async def inform(url: str) -> RelayInformation | None:
+        try:
+            return (await fetch_information(url, clock=clock)).information
+        except RelayError:
+            return None
+        except Exception as error:
+            # What one relay answers must not take the others down.
+            log.warning("%s: a fault in asking for its document: %s", url, brief(error))
+            return None
+
+    return inform

@@ -1,0 +1,155 @@
+"""A customer with whims, who talks straight to the relay: holds, pays twice, late or never, cancels, has credit.
+
+It asks the sellers in the world's trouble, and is the seller's other half only: its own books are its wallet's. What it
+has paid, for which request, is what the invariants hold against the sellers.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+import attrs
+import trio
+
+from protocols import bolt11
+from protocols.keys import PublicKey, SecretKey
+from protocols.nip01 import Event, Filter
+from protocols.nip09 import build_deletion
+from protocols.nip90 import FEEDBACK, JOB_TEXT, FeedbackStatus, build_request, parse_feedback, parse_result, result_kind
+from pylon.clock import Clock
+from pylon.errors import PylonError
+from pylon.money import sats
+from pylon.testing.relay import MemoryRelay
+from pylon.wallets.simnet import SimnetWallet
+
+_FEE = sats(10)
+_PATIENCE = 600.0
+"""Seconds for which it looks for answers."""
+
+
+@attrs.define
+class Errand:
+    """One request, and what its customer makes of the answers."""
+
+    request: Event
+    provider: str
+    pays: bool
+    cancels_after: float | None
+    delay: float
+    asked_at: float
+    paid: set[str] = attrs.field(factory=set)
+    """Payment hashes of what was offered and paid, or tried."""
+    cancelled: bool = False
+    acted: set[str] = attrs.field(factory=set)
+    """Events that were answered."""
+    over: bool = False
+    """It is looked at no more."""
+
+
+class Visitor:
+    """See the module. ``chance`` draws its whims."""
+
+    def __init__(
+        self,
+        relay: MemoryRelay,
+        wallet: SimnetWallet,
+        providers: Sequence[PublicKey],
+        chance: random.Random,
+        clock: Clock,
+        *,
+        prompt: Callable[[int], str],
+    ) -> None:
+        self.name = "visitor"
+        self.wallet = wallet
+        self.errands: list[Errand] = []
+        self._relay = relay
+        self._providers = providers
+        self._chance = chance
+        self._clock = clock
+        self._prompt = prompt
+        self._secret = SecretKey(chance.randbytes(32))
+
+    @property
+    def pubkey(self) -> str:
+        return self._secret.public.hex
+
+    async def run(self, until: float) -> None:
+        """Ask now and then before ``until`` (trio's time); look at the answers for ever."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._ask_now_and_then, until)
+            while True:
+                await trio.sleep(1.0)
+                for errand in self.errands:
+                    if not errand.over:
+                        await self._look_after(errand)
+
+    async def _ask_now_and_then(self, until: float) -> None:
+        for number in range(self._chance.randint(2, 12)):
+            await trio.sleep(self._chance.uniform(0.0, 60.0))
+            if trio.current_time() >= until:
+                break
+            self._ask(number, self._somebody())
+        # Once all is well, what is owed by then is of use.
+        await trio.sleep_until(until + 5.0)
+        for number, provider in enumerate(self._providers):
+            self._ask(1_000 + number, provider)
+
+    def _somebody(self) -> PublicKey:
+        """It has its favourite."""
+        return self._chance.choice(self._providers) if self._chance.random() < 0.3 else self._providers[0]
+
+    def _ask(self, number: int, provider: PublicKey) -> None:
+        chance, now = self._chance, int(self._clock.now())
+        request = build_request(
+            self._secret,
+            prompt=self._prompt(number),
+            provider=provider,
+            max_tokens=16,
+            created_at=now,
+            params=[("pay_on_delivery", "true")] if chance.random() < 0.6 else [],
+        )
+        self.errands.append(
+            Errand(
+                request,
+                provider.hex,
+                pays=chance.random() < 0.85,
+                cancels_after=chance.choice([None, None, None, 0.0, 0.5, 3.0, 30.0, 200.0]),
+                delay=chance.choice([0.0, 0.0, 5.0, 60.0, 115.0, 119.0]),
+                asked_at=trio.current_time(),
+            )
+        )
+        self._relay.publish(request)
+
+    async def _look_after(self, errand: Errand) -> None:
+        now = trio.current_time()
+        request = errand.request.id
+        errand.over = now > errand.asked_at + _PATIENCE
+        if not errand.cancelled and errand.cancels_after is not None and now >= errand.asked_at + errand.cancels_after:
+            errand.cancelled = True
+            self._relay.publish(
+                build_deletion(self._secret, ids=[request], kinds=[JOB_TEXT], created_at=int(self._clock.now()))
+            )
+        if not errand.pays or now < errand.asked_at + errand.delay:
+            return
+        kinds = [FEEDBACK, result_kind(JOB_TEXT)]
+        for event in self._relay.events(Filter(kinds=kinds, tags={"e": [request]})):
+            if event.pubkey == errand.provider and event.id not in errand.acted:
+                errand.acted.add(event.id)
+                invoice = self._offer(event)
+                if invoice is not None:
+                    await self._pay(errand, invoice)
+
+    def _offer(self, event: Event) -> str | None:
+        if event.kind != FEEDBACK:
+            return parse_result(event, self._secret).bolt11
+        feedback = parse_feedback(event, self._secret)
+        return feedback.bolt11 if feedback.status is FeedbackStatus.PAYMENT_REQUIRED else None
+
+    async def _pay(self, errand: Errand, invoice: str) -> None:
+        payment_hash = bolt11.decode(invoice).payment_hash
+        errand.paid.add(payment_hash)
+        try:
+            await self.wallet.pay(invoice, max_fee=_FEE, idempotency_key=payment_hash)
+        except PylonError:
+            pass  # it may have gone through all the same: the ledger tells
