@@ -160,14 +160,25 @@ def test_one_phrase_runs_once(world, node):
 # --- signals ----------------------------------------------------------------------------------------------------------
 
 
-def test_hanging_up_does_not_end_it(node):
+def test_hanging_up_reads_the_configuration_again(node):
+    """It does not end it; what is wrong changes nothing, and is said."""
     daemon = node.start("host")
-    for _ in range(3):
+    config = node.home.config.read_text()
+
+    def hang_up(words):
         daemon.process.send_signal(signal.SIGHUP)
-    time.sleep(0.5)
+        until(lambda: any(words in record["event"] for record in node.json_lines("logs")), 10, words)
+
+    node.home.config.write_text(config.replace("relays = []", 'relays = ["ws://127.0.0.1:9"]'))
+    hang_up("in force: relays")
+    assert "ws://127.0.0.1:9" in [relay["url"] for relay in node.ask("status")["relays"]]
+    node.home.config.write_text("relays = 3")
+    hang_up("the configuration was not taken over")
+    node.home.log.rename(node.home.logs / "moved")
+    node.home.config.write_text(config)
+    hang_up("in force: relays")
     assert node.json("status")["daemon"]["pid"] == daemon.pid
-    said = [record["event"] for record in node.json_lines("logs")]
-    assert any("SIGHUP" in event for event in said)
+    assert node.home.log.exists(), "the log was opened anew"
     node.stop()
 
 
