@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "What there is to think with, here, elsewhere and for sale.",
     ),
     "wallet": ("pylon.cli.wallet:wallet", "Balance, invoices and payments."),
+    "provider": ("pylon.cli.provider_desk:provider", "What is sold, to whom, and what is owed."),
     "earnings": ("pylon.cli.earnings:earnings", "What the provider has earned."),
     "models": ("pylon.cli.models:models", "List and fetch models."),
     "books": ("pylon.cli.books:books", "The double-entry books, and their check."),

@@ -19,6 +19,7 @@ from pylon import config as configuration
 from pylon.config import Config, KeyPath, Loaded, ProviderConfig
 from pylon.daemon.answering import answerer_of
 from pylon.daemon.control import Method, Notify
+from pylon.daemon.hosting import HOME_NAME
 from pylon.errors import ConfigError
 from pylon.money import Msat
 from pylon.provider.announce import Profile
@@ -119,6 +120,7 @@ def terms_of(config: Config, unit: Msat) -> Terms:
         multipliers={model: Fraction(str(times)) for model, times in config.provider.multipliers},
         free_per_day=config.provider.free_per_day,
         standings=_standings(config.provider),
+        fetch_urls=config.provider.fetch_urls,
         max_tokens=config.provider.max_tokens,
         default_tokens=config.provider.max_tokens,
         invoice_seconds=int(config.provider.deadlines.payment),
@@ -132,7 +134,13 @@ def _standings(config: ProviderConfig) -> dict[str, Standing]:
 
 def profile_of(config: Config) -> Profile:
     """How a home with this configuration is announced."""
-    return Profile(config.provider.name, config.provider.description, config.network)
+    sells = config.enable_payments and config.api.enabled and config.api.public_name
+    return Profile(
+        config.provider.name,
+        config.provider.description,
+        config.network,
+        lud16=f"{HOME_NAME}@{config.api.public_name}" if sells else "",
+    )
 
 
 def set_log_level(config: Config) -> None:
