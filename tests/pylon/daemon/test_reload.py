@@ -18,7 +18,7 @@ from pylon.api.answerer import LocalAnswerer
 from pylon.api.gateway import MarketAnswerer
 from pylon.clock import SystemClock
 from pylon.config import Config, known_keys, value_at
-from pylon.daemon.reload import LIVE, UNUSED, compare, merged
+from pylon.daemon.reload import LIVE, UNUSED, Reloading, compare, merged
 from pylon.daemon.runtime import open_runtime
 from pylon.daemon.verbs import Verbs
 from pylon.errors import ConfigError
@@ -39,6 +39,10 @@ def as_it_was(monkeypatch, tmp_path):
     monkeypatch.setenv("PYLON_MODELS", str(tmp_path / "models"))
     yield
     logging.getLogger("pylon").setLevel(logging.NOTSET)
+
+
+async def notify(method, data):
+    pass
 
 
 @pytest.fixture
@@ -246,6 +250,17 @@ async def test_flags_and_variables_of_the_start_still_win(home, monkeypatch):
                 "min_price_msats": "PYLON_MIN_PRICE_MSATS",
                 "provider.max_tokens": "--max-tokens",
             }
+            rows = (await Reloading(runtime).config({}, notify))["keys"]
+            assert rows["provider.max_tokens"] == {"value": 77, "source": "flag", "where": "--max-tokens"}
+            assert rows["min_price_msats"]["source"] == "environment"
+            assert rows["network"]["where"] == f"{home.config}:1"
+            running.put("network", "mainnet")
+            rows = (await Reloading(runtime).config({}, notify))["keys"]
+            assert rows["network"] == {"value": "simnet", "source": "start", "where": None}
+            assert rows["spark.api_key"] == {"value": None, "source": "default", "where": None, "set": False}
+            running.home.config.write_text("network = 3")
+            rows = (await Reloading(runtime).config({}, notify))["keys"]
+            assert rows["network"]["value"] == "simnet"
             assert (runtime.provider.terms.price, runtime.provider.terms.max_tokens) == (5000, 77)
 
 
