@@ -358,7 +358,7 @@ class Connection:
         if self._transport is None or subscription.ended:
             return
         self._drop(subscription, pages_only=True)
-        if subscription.id not in self._requests and not self._has_place():
+        if subscription.id not in self._requests and not self._has_place(subscription):
             if not self._queued:
                 told = "%s: it takes %s subscriptions, and no more: what is asked beyond them waits for a place"
                 log.warning(told, self.url, self.limits.max_subscriptions)
@@ -382,10 +382,13 @@ class Connection:
         self._requests[name] = _Request(subscription, filters, trio.current_time(), page, full)
         self.send_soon(frame)
 
-    def _has_place(self) -> bool:
-        """For one more subscription; one is kept for asking further back."""
-        limit = self.limits.subscriptions
-        return limit is None or sum(not request.page for request in self._requests.values()) < limit
+    def _has_place(self, subscription: Subscription) -> bool:
+        """For one more; some places are kept for what is only looked up."""
+        most, standing = self.limits.max_subscriptions, self.limits.subscriptions
+        if most is None or standing is None:
+            return True
+        lasting = sum(not request.page and not request.subscription.fleeting for request in self._requests.values())
+        return len(self._requests) < most and (subscription.fleeting or lasting < standing)
 
     def _ask_queued(self) -> None:
         """What has waited for a place and finds one."""
@@ -395,8 +398,9 @@ class Connection:
         while self._queued_pages and (most is None or len(self._requests) < max(2, most)):
             subscription, rest, page = self._queued_pages.popleft()
             self._ask_page(subscription, rest, page)
-        while self._queued and self._has_place():
-            self.ask(self._queued.pop(next(iter(self._queued))))
+        for subscription in sorted(self._queued.values(), key=lambda each: not each.fleeting):
+            if self._has_place(subscription):
+                self.ask(self._queued.pop(subscription.id))
 
     def forget(self, subscription: Subscription) -> None:
         """Send the CLOSE of all that was asked for it."""
