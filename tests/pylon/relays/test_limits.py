@@ -127,6 +127,21 @@ async def test_what_is_looked_up_finds_a_place_beside_those_that_stay(autojump_c
                 assert trio.current_time() - began < 1
 
 
+async def test_never_more_than_its_number_at_once(autojump_clock):
+    script = Script()
+    async with pooled(script, informs(max_subscriptions=4)) as pool, trio.open_nursery() as nursery:
+        for number in range(1, 6):
+            nursery.start_soon(pool.fetch, [notes(number)], 50)
+        async with pool.subscribe([notes(8)]), pool.subscribe([notes(9)]):
+            for _ in range(20):
+                await trio.sleep(1)
+                assert len(standing(script.link)) <= 4
+                script.link.say("EOSE", standing(script.link)[-1])
+            asked = {frame[2]["kinds"][0] for frame in script.link.reqs()}
+            assert asked == {1, 2, 3, 4, 5, 8, 9}
+        nursery.cancel_scope.cancel()
+
+
 async def test_what_is_too_long_is_refused_here(autojump_clock):
     script = Script()
     async with pooled(script, informs(max_message_length=600)) as pool:
