@@ -404,12 +404,11 @@ class Buyer:
             self._listening.ended(after.owner)
 
     def _use_debt(self, tx: Tx, step: Step[Purchase]) -> None:
-        """What is said to be taken off counts up to what is owed: see ``pylon.compute.debts``."""
-        after = step.after
-        if after.credit_used > step.before.credit_used and after.provider is not None:
-            owed = debts.owed_by(tx, after.owner, after.provider, but=after.id)
-            if after.credit_used > owed:
-                self.records.amend(tx, attrs.evolve(after, credit_used=owed), self._clock.now())
+        """What is said to be taken off counts up to what is owed."""
+        now = self._clock.now()
+        used = debts.use(tx, step.before, step.after, now)
+        if used != step.after.credit_used:
+            self.records.amend(tx, attrs.evolve(step.after, credit_used=used), now)
 
     # --- replies ----------------------------------------------------------------------------------------------
 
