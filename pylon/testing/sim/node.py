@@ -224,6 +224,8 @@ class SellerNode(Node):
             on_trust=chance.random() < 0.15,
             pay_on_delivery=chance.random() < 0.85,
             hold_seconds=chance.choice([30, 300, 1_800]),
+            # So that a debt carries a part of a price, or more than it. Purchases find it dear.
+            price_out=Msat(chance.choice([0, 0, 200_000])),
         )
 
     async def populate(self, nursery: trio.Nursery, store: Store, pool: RelayPool, wallet: MortalWallet) -> None:

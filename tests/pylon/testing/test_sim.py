@@ -299,14 +299,6 @@ async def _hear_nothing(self, *, task_status=trio.TASK_STATUS_IGNORED):
     await trio.sleep_forever()
 
 
-def test_credit_that_does_not_come_back_is_noticed(monkeypatch):
-    def keep(arrow):
-        return attrs.evolve(arrow, update=lambda record, _: record)
-
-    _, broken = _sells(monkeypatch, sale.SaleState.QUOTED, sale.Cancelled, keep)
-    assert broken
-
-
 def test_credit_that_is_used_and_not_taken_is_noticed(monkeypatch):
     """The classic: one debt pays for every next job."""
     monkeypatch.setattr(ledger.credits, "move", lambda tx, customer, msats, at: None)
