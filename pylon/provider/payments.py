@@ -30,6 +30,8 @@ _JUST_EXPIRED = 600.0
 """Seconds after its expiry for which an invoice is asked about at every poll."""
 WALLET_SECONDS = 20.0
 """How long a wallet may take to make an invoice, or to look one up."""
+HOLD_DOUBT = 20.0
+"""Seconds for which a wallet must say that a hold is gone, without saying that it was cancelled, to be believed."""
 _FIRST_WAIT = 1.0
 _LONGEST_WAIT = 60.0
 _ASKED = (SaleState.QUOTED.value, SaleState.HELD.value)
@@ -98,8 +100,8 @@ class Payments:
         self._rng = rng
         self._driver = driver
         self._received = received
-        self._gone: set[str] = set()
-        """Sales whose hold was not there at the last look."""
+        self._gone: dict[str, float] = {}
+        """Sales whose hold was not there at the last looks, and since when."""
 
     async def watch(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Claim what comes in. A wallet that is not there, or ends its events, is listened to again later."""
@@ -147,8 +149,8 @@ class Payments:
         and what was done on trust may be paid by now.
         """
         condition = (
-            "state IN (?, ?) OR (expires_at > ? AND state IN (?, ?, ?, ?, ?)"
-            " AND NOT EXISTS (SELECT 1 FROM claims WHERE sale_id = sales.id))"
+            "id IN (SELECT id FROM sales WHERE state IN (?, ?) UNION ALL SELECT id FROM sales INDEXED BY sales_unpaid"
+            " WHERE paid_msats = 0 AND expires_at > ? AND state IN (?, ?, ?, ?, ?))"
         )
         params = (*_ASKED, self._clock.now() - lately, *_ASKED_LATELY)
         for sale in list(self._driver.records.where(self._store, condition, params)):
@@ -177,15 +179,14 @@ class Payments:
 
     async def _look_at_hold(self, sale: Sale, invoice: IssuedInvoice) -> None:
         if invoice.held > 0 and not invoice.cancelled:
-            self._gone.discard(sale.id)
+            self._gone.pop(sale.id, None)
             await self._take_hold(sale.id, invoice)
         elif sale.state is SaleState.HELD:
-            # Once may be a moment between two; a wallet that says so twice, or that it is cancelled, means it.
-            if invoice.cancelled or sale.id in self._gone:
-                self._gone.discard(sale.id)
+            # A wallet may be a moment behind; one that goes on saying so, or that says cancelled, means it.
+            since = self._gone.setdefault(sale.id, self._clock.monotonic())
+            if invoice.cancelled or self._clock.monotonic() - since >= HOLD_DOUBT:
+                del self._gone[sale.id]
                 await self._driver.advance(sale.id, machine.HoldGone())
-            else:
-                self._gone.add(sale.id)
 
     async def _take_hold(self, sale_id: str, invoice: IssuedInvoice) -> None:
         """Work for what is held; or give it back, where nobody will work for it any more."""
