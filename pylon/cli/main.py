@@ -38,10 +38,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "What there is to think with, here, elsewhere and for sale.",
     ),
     "wallet": ("pylon.cli.wallet:wallet", "Balance, invoices and payments."),
-    "provider": ("pylon.cli.provider:provider", "What is sold, to whom, and what is owed."),
+    "provider": ("pylon.cli.provider_desk:provider", "What is sold, to whom, and what is owed."),
     "earnings": ("pylon.cli.earnings:earnings", "What the provider has earned."),
     "models": ("pylon.cli.models:models", "List and fetch models."),
     "books": ("pylon.cli.books:books", "The double-entry books, and their check."),
+    "completion": ("pylon.cli.completion:completion", "Print the completion script for bash, zsh or fish."),
     "demo": ("pylon.cli.demo:demo", "Let an agent live on this machine, with pretended sats."),
 }
 """Name -> where the command is, and its line in ``pylon --help``."""

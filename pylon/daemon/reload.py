@@ -120,6 +120,7 @@ def terms_of(config: Config, unit: Msat) -> Terms:
         multipliers={model: Fraction(str(times)) for model, times in config.provider.multipliers},
         free_per_day=config.provider.free_per_day,
         standings=_standings(config.provider),
+        fetch_urls=config.provider.fetch_urls,
         max_tokens=config.provider.max_tokens,
         default_tokens=config.provider.max_tokens,
         invoice_seconds=int(config.provider.deadlines.payment),
@@ -284,3 +285,12 @@ def _overridden(loaded: Loaded) -> dict[str, str]:
     return {
         ".".join(key): source.where for key, source in loaded.sources.items() if source.kind in ("environment", "flag")
     }
+
+
+async def read_again(runtime: Runtime) -> None:
+    """What SIGHUP does: the verb ``reload``, with nobody to answer; what comes of it is in the log."""
+
+    async def notify(method: str, params: Any) -> None:
+        pass
+
+    await Reloading(runtime).reload({}, notify)

@@ -22,6 +22,7 @@ from pylon.daemon.compute import ComputeVerbs
 from pylon.daemon.control import Method, Notify
 from pylon.daemon.infer import InferVerbs
 from pylon.daemon.jobs import Cancelling, ended, find_purchase, listed, read_params, read_seconds
+from pylon.daemon.provider_desk import ProviderDesk
 from pylon.daemon.provider_money import ProviderMoney
 from pylon.daemon.relay_check import RelayVerbs
 from pylon.daemon.reload import Reloading
@@ -82,6 +83,7 @@ class Verbs:
             **WalletGuard(self.store, self.clock).table(),
             **self._wallet_verbs(),
             **self._provider_money().table(),
+            **ProviderDesk(self.config, self.store, self.clock, self.runtime).table(),
             **ConnectVerbs(self.config, self.store, self.clock, self._relays).table(),
         }
         if self.agents is not None:

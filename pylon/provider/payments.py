@@ -34,17 +34,9 @@ HOLD_DOUBT = 20.0
 """Seconds for which a wallet must say that a hold is gone, without saying that it was cancelled, to be believed."""
 _FIRST_WAIT = 1.0
 _LONGEST_WAIT = 60.0
-_ASKED = (SaleState.QUOTED.value, SaleState.HELD.value)
-_ASKED_LATELY = tuple(
-    state.value
-    for state in (
-        SaleState.EXPIRED,
-        SaleState.CANCELLED,
-        SaleState.FAILED,
-        SaleState.SERVED,
-        SaleState.DELIVERED,
-    )
-)
+_ASKED_AT_ONCE = 200
+"""Invoices that are asked about at a poll."""
+_BEGINNING = (0.0, "")
 _HOLDING = (SaleState.HELD, SaleState.SETTLING, SaleState.CANCELLING)
 _ENDED_UNPAID = (SaleState.EXPIRED, SaleState.CANCELLED)
 _POLL_SECONDS = 30.0
@@ -102,6 +94,8 @@ class Payments:
         self._received = received
         self._gone: dict[str, float] = {}
         """Sales whose hold was not there at the last looks, and since when."""
+        self._asked = _BEGINNING
+        """End and sale of the last invoice that was asked about: where the next look goes on."""
 
     async def watch(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Claim what comes in. A wallet that is not there, or ends its events, is listened to again later."""
@@ -138,27 +132,40 @@ class Payments:
         while True:
             await trio.sleep(_POLL_SECONDS * (0.75 + 0.5 * self._rng.random()))
             try:
-                await self._claim_all_paid(_JUST_EXPIRED)
+                await self._claim_all_paid(_JUST_EXPIRED, _ASKED_AT_ONCE)
             except Exception as error:
                 log.warning("cannot ask about open invoices: %s", brief(error))
 
-    async def _claim_all_paid(self, lately: float) -> None:
+    async def _claim_all_paid(self, lately: float, most: int | None = None) -> None:
         """Whatever was paid while nobody listened.
 
         What has expired lately may have been paid in its last moment, or the wallet may not have told the truth of it;
         and what was done on trust may be paid by now.
+
+        ``most`` bounds how many invoices are asked about now; the next look goes on where this one ends. So ten
+        thousand quotes that nobody pays cost no more than a few: each is asked about once more when its time is over.
         """
-        condition = (
-            "id IN (SELECT id FROM sales WHERE state IN (?, ?) UNION ALL SELECT id FROM sales INDEXED BY sales_unpaid"
-            " WHERE paid_msats = 0 AND expires_at > ? AND state IN (?, ?, ?, ?, ?))"
-        )
-        params = (*_ASKED, self._clock.now() - lately, *_ASKED_LATELY)
-        for sale in list(self._driver.records.where(self._store, condition, params)):
+        for sale in list(self._driver.records.where(self._store, "state = ?", (SaleState.HELD.value,))):
             await self.claim_if_paid(sale)
         for payment_hash in zaps.unpaid(self._store, self._clock.now() - lately):
             zapped = await self.look(payment_hash)
             if zapped is not None and zapped.received > 0:
                 await self.claim(payment_hash, zapped.received)
+        since, asked = self._clock.now() - lately, 0
+        while most is None or asked < most:
+            rows = self._store.read(
+                "SELECT id, expires_at FROM sales WHERE paid_msats = 0 AND expires_at >= ?1"
+                " AND (expires_at > ?1 OR id > ?2) AND state <> ?3 ORDER BY expires_at, id LIMIT ?4",
+                (*max((since, ""), self._asked), SaleState.HELD.value, _ASKED_AT_ONCE),
+            )
+            for row in rows:
+                for sale in list(self._driver.records.where(self._store, "id = ?", (row["id"],))):
+                    await self.claim_if_paid(sale)
+                self._asked = (row["expires_at"], row["id"])
+            asked += len(rows)
+            if len(rows) < _ASKED_AT_ONCE:
+                self._asked = _BEGINNING
+                return
 
     async def look(self, payment_hash: str) -> IssuedInvoice | None:
         """What the wallet says of an invoice of ours."""

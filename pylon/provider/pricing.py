@@ -61,6 +61,8 @@ class Terms:
     """The longest answer that is sold; a job that names none gets ``default_tokens``."""
     default_tokens: int = 256
     max_prompt_chars: int = 32_000
+    fetch_urls: bool = False
+    """Whether inputs that are addresses are fetched."""
     max_age: float = 3_600.0
     """Seconds after which an unserved request is stale."""
     max_ahead: float = 900.0

@@ -29,6 +29,7 @@ from pylon.provider.deliveries import Deliveries, take_back
 from pylon.provider.desk import CONSUMER, Desk
 from pylon.provider.forgetting import keep_few
 from pylon.provider.holds import Holds
+from pylon.provider.inputs import Inputs
 from pylon.provider.payments import Payments, mint
 from pylon.provider.pricing import Terms
 from pylon.provider.replies import compose
@@ -77,7 +78,9 @@ class Provider:
         self.router = router
         self._clock = clock
         self.terms = terms
-        work = Work(secret=secret, pool=pool, router=router, clock=clock, rng=rng, deadlines=deadlines, slots=slots)
+        self._work = Work(
+            secret=secret, pool=pool, router=router, clock=clock, rng=rng, deadlines=deadlines, slots=slots
+        )
         self.records = sale_records(store)
         self._driver = Driver(
             self.records,
@@ -86,7 +89,7 @@ class Provider:
             rng,
             handlers={
                 SaleEffect.MINT_INVOICE: self._mint,
-                SaleEffect.INFER: work.infer,
+                SaleEffect.INFER: self._work.infer,
                 SaleEffect.SETTLE_HOLD: self._settle_hold,
                 SaleEffect.CANCEL_HOLD: self._cancel_hold,
             },
@@ -131,8 +134,14 @@ class Provider:
             driver=self._driver,
             holds=self.holds,
             unwanted=self.cancellations.unwanted,
+            inputs=Inputs(secret=secret, store=store, pool=pool, records=self.records),
         )
         self._waiting: WaitingRoom[Event] = WaitingRoom(self.desk.is_known)
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that wait for their turn at a backend."""
+        return self._work.waiting
 
     def sell_by(self, terms: Terms) -> None:
         """Sell by new terms from the next request on; what was quoted stays quoted."""
@@ -148,6 +157,7 @@ class Provider:
         async with self._pool.subscribe(filters, since=since) as heard:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._driver.run)
+                await nursery.start(self.desk.run)
                 if self.payments is not None:
                     await nursery.start(self.payments.watch)
                     nursery.start_soon(self.payments.poll)

@@ -14,6 +14,4 @@ SALE_ZAPS = (
     """,
     "CREATE INDEX sale_zaps_expires ON sale_zaps (expires_at)",
     "CREATE INDEX claims_hash ON claims (payment_hash)",
-    # What expired lately and was not paid, among all that ever was sold.
-    "CREATE INDEX sales_unpaid ON sales (expires_at) WHERE paid_msats = 0",
 )
