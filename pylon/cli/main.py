@@ -42,6 +42,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "earnings": ("pylon.cli.earnings:earnings", "What the provider has earned."),
     "models": ("pylon.cli.models:models", "List and fetch models."),
     "books": ("pylon.cli.books:books", "The double-entry books, and their check."),
+    "completion": ("pylon.cli.completion:completion", "Print the completion script for bash, zsh or fish."),
     "demo": ("pylon.cli.demo:demo", "Let an agent live on this machine, with pretended sats."),
 }
 """Name -> where the command is, and its line in ``pylon --help``."""

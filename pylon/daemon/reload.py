@@ -285,3 +285,12 @@ def _overridden(loaded: Loaded) -> dict[str, str]:
     return {
         ".".join(key): source.where for key, source in loaded.sources.items() if source.kind in ("environment", "flag")
     }
+
+
+async def read_again(runtime: Runtime) -> None:
+    """What SIGHUP does: the verb ``reload``, with nobody to answer; what comes of it is in the log."""
+
+    async def notify(method: str, params: Any) -> None:
+        pass
+
+    await Reloading(runtime).reload({}, notify)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 
-from benchmarks import agents, market, report, spark
+from benchmarks import agents, market, report, spark, unpaid
 from benchmarks.__main__ import NAMES
 
 
@@ -23,6 +23,15 @@ def test_three_paid_jobs():
     assert [heading[0].split(",")[0] for heading, _ in table.details] == ["provider", "buyer"]
     assert "3 at once" in report.as_text([table])
     assert json.loads(report.as_json([table]))["benchmarks"][0]["title"] == table.title
+
+
+def test_twenty_unpaid_requests():
+    table = unpaid.run(floods=(20,), many=40, sample=1)
+
+    figures = {figure.name: figure for figure in table.figures}
+    assert {"a paid job behind 20", "a stranger's first job behind 20", "after 40 unpaid requests"} <= figures.keys()
+    assert not [figure for figure in table.figures if "FAILED" in figure.beside]
+    assert figures["events that wait for a relay then"].value == 0
 
 
 def test_twenty_agents():

@@ -273,6 +273,14 @@ class Node:
             self.node,
         )
 
+    def held(self) -> list[dict[str, Any]]:
+        """Which of them have arrived and are held until the work is done."""
+        return _rows(
+            self.world.ledger,
+            "SELECT payment_hash FROM payments WHERE wallet = ? AND direction = 'sent' AND held",
+            self.node,
+        )
+
     def wallet_msats(self) -> int:
         rows = _rows(self.world.ledger, "SELECT msats FROM accounts WHERE account = ?", self.node)
         return int(rows[0]["msats"]) if rows else 0

@@ -1,7 +1,8 @@
 """A party of the market that shares nothing with ours: nostr-sdk signs, seals and speaks to the relay, as a process.
 
-``python sdk_party.py customer|provider RELAY``. It prints its key, and from then on a line of JSON for all that it
-hears; each line of stdin is something to do. What costs money, paying and asking for it, is for who started it.
+``python sdk_party.py customer|provider|bidder RELAY``; a bidder is a provider that looks at requests to everybody. It
+prints its key, and from then on a line of JSON for all that it hears; each line of stdin is something to do. What
+costs money, paying and asking for it, is for who started it.
 
 Customer: ``{"ask": PROMPT, "provider": HEX, "sealed": "nip44" | "nip04" | null, "params": {...}}``, or a request as it
 is: ``{"tags": [...], "content": ...}``.
@@ -41,12 +42,14 @@ class Party:
         self.relay = sdk.RelayUrl.parse(relay)
         self.sealed = {}
 
-    async def open(self, kinds):
+    def wanted(self):
+        return sdk.Filter().kinds([sdk.Kind(kind) for kind in self.kinds]).pubkey(self.keys.public_key())
+
+    async def open(self):
         await self.client.add_relay(self.relay)
         await self.client.connect()
         stream = self.client.notifications()
-        wanted = sdk.Filter().kinds([sdk.Kind(kind) for kind in kinds]).pubkey(self.keys.public_key())
-        await self.client.subscribe(sdk.ReqTarget.auto([wanted]))
+        await self.client.subscribe(sdk.ReqTarget.auto([self.wanted()]))
         print(json.dumps({"key": self.keys.public_key().to_hex()}), flush=True)
         return stream
 
@@ -125,10 +128,18 @@ class Provider(Party):
         return {"job": event.id().to_hex(), "by": event.author().to_hex(), "prompt": prompt, "sealed": is_sealed(event)}
 
 
+class Bidder(Provider):
+    def wanted(self):
+        return sdk.Filter().kinds([sdk.Kind(kind) for kind in self.kinds]).since(sdk.Timestamp.now())
+
+
+PARTIES = {"customer": Customer, "provider": Provider, "bidder": Bidder}
+
+
 async def main():
     sdk.uniffi_set_event_loop(asyncio.get_running_loop())
-    party = {"customer": Customer, "provider": Provider}[sys.argv[1]](sys.argv[2])
-    stream = await party.open(party.kinds)
+    party = PARTIES[sys.argv[1]](sys.argv[2])
+    stream = await party.open()
     listening = asyncio.create_task(party.listen(stream))
     await party.obey()
     listening.cancel()

@@ -1,10 +1,11 @@
 """A daemon dies by SIGKILL at every crash point of both machines, is started again, and nobody loses a millisatoshi.
 
-The points are derived from the machines' tables. Each is reached by the scenario that passes it: a paid job; a refused
-bid (``publish_refusal``); a result that the only relay turns away (``publish_debt``); a restart while a payment is
-still under way (``reconcile``); a job that its owner cancels (``publish_cancellation``). An effect that a table gains
-is reached by a paid job, or fails here until it has a scenario of its own. ``make e2e`` takes a sample of the points,
-``make deep`` all of them.
+The points are derived from the machines' tables. Each is reached by the scenarios that pass it: a job that is paid at
+once or whose payment is held until it is done; a refused bid (``publish_refusal``); a result that the only relay turns
+away (``publish_debt``); a restart while a payment is still under way (``reconcile``); a job that its owner cancels
+(``publish_cancellation``, ``cancel_hold``), or that fails while its payment is held (``cancel_hold``). An effect that a
+table gains is reached by a job, or fails here until it has a scenario of its own. ``make e2e`` takes a sample of it
+all, ``make deep`` has everything.
 """
 
 import time
@@ -12,6 +13,7 @@ import time
 import pytest
 
 from protocols.keys import PublicKey, SecretKey
+from protocols.nip09 import build_deletion
 from protocols.nip90 import FEEDBACK, build_request
 from pylon.compute.purchase import PURCHASE
 from pylon.provider.sale import SALE
@@ -25,46 +27,58 @@ PROMPT = "What happens if you die just now?"
 PENDING_SECONDS = 3.0
 
 SCENARIOS = {
-    "publish_refusal": "refused",
-    "publish_debt": "undelivered",
-    "reconcile": "pending",
-    "publish_cancellation": "cancelled",
+    "publish_refusal": ("refused",),
+    "publish_debt": ("undelivered", "undelivered, held"),
+    "reconcile": ("pending", "pending, held"),
+    "publish_cancellation": ("cancelled",),
+    "settle_hold": ("held",),
+    "cancel_hold": ("withdrawn, held", "failing, held"),
 }
-"""What else than a paid job is needed to pass an effect."""
-
-
-BOTH_SIDES = {"pay", "reconcile", "infer"}
+"""What else than a job, paid or held, is needed to pass an effect."""
+A_JOB = ("paid", "held")
+BOTH_SIDES = {"pay", "reconcile", "infer", "settle_hold"}
 """Effects in which money moves or is earned: the sample has them before and after. Of the others it has one side."""
 
 
-def points():
-    """All of them; those that are not in the sample are ``deep``."""
+def plays():
+    """Every point in each of its scenarios; what is not in the sample is ``deep``."""
+    turn = 0
     for machine in (SALE, PURCHASE):
-        for number, effect in enumerate(machine.effects()):
-            for turn, side in enumerate(("before", "after")):
-                sampled = effect.value in BOTH_SIDES or turn == number % 2
-                yield pytest.param(f"{machine.name}.{effect.value}.{side}", marks=() if sampled else pytest.mark.deep)
+        for effect in machine.effects():
+            found = SCENARIOS.get(effect.value, A_JOB)
+            turn += 1
+            for side_number, side in enumerate(("before", "after")):
+                for number, scenario in enumerate(found):
+                    # Sides and scenarios alternate, from effect to effect and from side to side.
+                    in_turn = number == (turn // 2 + side_number) % len(found)
+                    sampled = in_turn and (effect.value in BOTH_SIDES or side_number == turn % 2)
+                    marks = () if sampled and scenario != "failing, held" else pytest.mark.deep
+                    point = f"{machine.name}.{effect.value}.{side}"
+                    yield pytest.param(point, scenario, marks=marks, id=f"{point}-{scenario}")
 
 
-def test_every_point_is_named():
-    assert [param.values[0] for param in points()] == [*SALE.crash_points(), *PURCHASE.crash_points()]
-
-
-def scenario_of(point):
-    return SCENARIOS.get(point.split(".")[1], "paid")
+def test_every_point_has_a_play():
+    assert {param.values[0] for param in plays()} == {*SALE.crash_points(), *PURCHASE.crash_points()}
 
 
 class Market:
-    def __init__(self, world, relay, point):
+    def __init__(self, world, relay, point, scenario):
         self.world, self.relay, self.point = world, relay, point
+        self.holds = scenario.endswith("held")
+        self.options = ("--fails",) if scenario.startswith("failing") else ()
         self.provider, self.buyer = world.market(relay)
+        self.provider.configure(
+            relays=[relay],
+            top=f"min_price_msats = {PRICE_MSATS}",
+            more=f"[provider]\npay_on_delivery = {str(self.holds).lower()}\n",
+        )
         self.seller_dies = point.startswith(SALE.name + ".")
 
     def start(self, *, armed=True):
         point = self.point if armed else None
         seller, customer = (point, None) if self.seller_dies else (None, point)
         daemons = [
-            self.provider.start("provider", fake=True, crash_at=seller, wait=False),
+            self.provider.start("provider", *self.options, fake=True, crash_at=seller, wait=False),
             self.buyer.start(crash_at=customer, wait=False),
         ]
         for daemon in daemons:
@@ -80,7 +94,7 @@ class Market:
         victim = self.provider if self.seller_dies else self.buyer
         victim.daemon.killed()
         if self.seller_dies:
-            victim.start("provider", fake=True)
+            victim.start("provider", *self.options, fake=True)
         else:
             victim.start()
 
@@ -101,6 +115,14 @@ class Market:
         assert self.provider.wallet_msats() == PRICE_MSATS
         assert self.buyer.check_books()["accounts"]["spent_msats"] == PRICE_MSATS
 
+    def check_nothing_paid(self):
+        assert self.buyer.charges() == []
+        assert self.buyer.wallet_msats() == FUNDS_SATS * 1000
+        assert self.provider.wallet_msats() == 0
+        books = self.provider.check_books()["accounts"]
+        assert (books["earned_msats"], books["owed_msats"], books["unearned_msats"]) == (0, 0, 0)
+        self.buyer.check_books()
+
     def check_answered(self):
         purchase, sale = self.ended()
         assert (purchase["state"], sale["state"]) == ("answered", "delivered")
@@ -113,7 +135,7 @@ class Market:
         return "paid once, answered once"
 
 
-def die_in_a_paid_job(market):
+def die_in_a_job(market):
     market.start()
     market.submit()
     market.die_and_restart()
@@ -191,21 +213,61 @@ def die_in_a_cancellation(market):
     return "told once, nothing paid"
 
 
+def die_when_a_quote_is_withdrawn(market):
+    """A customer who would pay on delivery changes their mind: the invoice that could be held has to end."""
+    market.start()
+    customer = SecretKey.generate()
+    request = build_request(
+        customer,
+        prompt=PROMPT,
+        provider=PublicKey.from_hex(market.provider.pubkey),
+        created_at=int(time.time()),
+        params=[("pay_on_delivery", "true")],
+    )
+    with Stranger(market.relay) as stranger:
+        stranger.publish(request)
+        (quote,) = until(lambda: market.feedback(request.id, "payment-required"), 10, "the quote")
+        assert quote.tag("hold")
+        deletion = build_deletion(customer, ids=[request.id], kinds=[request.kind], created_at=int(time.time()))
+        stranger.publish(deletion)
+    market.die_and_restart()
+    assert market.provider.sale_ended()["state"] == "cancelled"
+    paid = market.buyer.run("wallet", "pay", quote.tags_named("amount")[0][2], "--yes")
+    assert paid.returncode != 0
+    market.check_nothing_paid()
+    return "cancelled once, nothing paid"
+
+
+def die_when_the_work_fails(market):
+    """The payment is held, no attempt comes to an answer, and it goes back to where it came from."""
+    market.start()
+    market.submit()
+    market.die_and_restart()
+    purchase, sale = market.ended()
+    assert (purchase["state"], sale["state"]) == ("failed", "failed")
+    assert market.results(sale["id"]) == []
+    market.check_nothing_paid()
+    return "given back, nothing paid"
+
+
 PLAYS = {
     "cancelled": die_in_a_cancellation,
-    "paid": die_in_a_paid_job,
+    "paid": die_in_a_job,
+    "held": die_in_a_job,
     "pending": die_while_a_payment_is_under_way,
     "undelivered": die_when_the_result_is_turned_away,
     "refused": die_when_the_bid_is_too_low,
+    "withdrawn": die_when_a_quote_is_withdrawn,
+    "failing": die_when_the_work_fails,
 }
 
 
-@pytest.mark.parametrize("point", [*points()])
-def test_killed_at(point, world, shared_relay, figures):
+@pytest.mark.parametrize(("point", "scenario"), [*plays()])
+def test_killed_at(point, scenario, world, shared_relay, figures):
     began = time.monotonic()
-    scenario = scenario_of(point)
-    relay = world.relay("--refuse", "6050") if scenario == "undelivered" else shared_relay
-    market = Market(world, relay, point)
-    outcome = PLAYS[scenario](market)
+    name = scenario.split(",")[0]
+    relay = world.relay("--refuse", "6050") if name == "undelivered" else shared_relay
+    market = Market(world, relay, point, scenario)
+    outcome = PLAYS[name](market)
     stop(market.provider, market.buyer)
-    figures(f"{point:<38} {scenario:<12} {outcome:<28} {time.monotonic() - began:5.1f} s")
+    figures(f"{point:<38} {scenario:<18} {outcome:<28} {time.monotonic() - began:5.1f} s")

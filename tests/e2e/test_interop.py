@@ -166,10 +166,11 @@ def test_we_buy_from_a_provider_made_of_nostr_sdk(amount, world, shared_relay):
     buyer.fund()
     with party("provider", shared_relay) as provider:
         provider.do(announce=PRICE_MSATS)
+        offer = {**bill(shop, PRICE_MSATS), "msats": amount}
         job = buyer.json("job", "submit", "-", "--provider", provider.hex, stdin="What do you sell?")
         asked = provider.hear("job")
         assert (asked["by"], asked["prompt"], asked["sealed"]) == (buyer.pubkey, "What do you sell?", True)
-        sell(shop, provider, asked["job"], amount)
+        provider.do(quote=asked["job"], **offer)
         until(lambda: shop.wallet_msats() == PRICE_MSATS, 20, "the payment")
         provider.do(answer=asked["job"], text="Words of another library, sealed by it.")
         assert buyer.purchase_ended()["state"] == "answered"
@@ -186,8 +187,9 @@ def test_a_provider_made_of_nostr_sdk_that_asks_for_more_is_not_paid(world, shar
     buyer.fund()
     with party("provider", shared_relay) as provider:
         provider.do(announce=PRICE_MSATS)
+        offer = bill(shop, PRICE_MSATS + 1_000)
         buyer.run("job", "submit", "-", "--provider", provider.hex, "--bid", "10", stdin="What do you sell?")
-        sell(shop, provider, provider.hear("job")["job"], str(PRICE_MSATS + 1_000))
+        provider.do(quote=provider.hear("job")["job"], **offer)
         ended = buyer.purchase_ended()
     assert ended["state"] == "failed"
     assert buyer.charges() == []
@@ -195,6 +197,30 @@ def test_a_provider_made_of_nostr_sdk_that_asks_for_more_is_not_paid(world, shar
     buyer.stop()
 
 
-def sell(shop, provider, request, msats):
-    made = shop.json("wallet", "invoice", f"{int(msats)}msat")
-    provider.do(quote=request, msats=msats, bolt11=made["bolt11"])
+def test_we_ask_everybody_and_buy_from_the_cheapest_who_answers(world, shared_relay):
+    """In the open: two bidders made of nostr-sdk quote, one is paid; what the other says is not heard."""
+    shop, buyer = world.node("shop").configure(), world.market(shared_relay)[1]
+    buyer.start()
+    buyer.fund()
+    with party("bidder", shared_relay) as dear, party("bidder", shared_relay) as cheap:
+        # Made before they are asked for: a command takes its time, and quotes are waited for for seconds.
+        offers = [(dear, bill(shop, PRICE_MSATS + 5_000)), (cheap, bill(shop, PRICE_MSATS))]
+        buyer.run("job", "submit", "-", "--open", "--bid", "20", stdin="Who is the cheapest?")
+        for bidder, offer in offers:
+            asked = bidder.hear("job", by=buyer.pubkey)
+            assert (asked["prompt"], asked["sealed"]) == ("Who is the cheapest?", False)
+            bidder.do(quote=asked["job"], **offer)
+        dear.do(answer=asked["job"], text="Me, I said it first!")
+        until(lambda: shop.wallet_msats() == PRICE_MSATS, 20, "the payment")
+        cheap.do(answer=asked["job"], text="I am.")
+        ended = buyer.purchase_ended()
+        assert (ended["state"], ended["provider"]) == ("answered", cheap.hex)
+    assert buyer.json("job", "status", ended["id"])["text"] == "I am."
+    assert [row["msats"] for row in buyer.charges()] == [PRICE_MSATS]
+    assert buyer.check_books()["accounts"]["spent_msats"] == PRICE_MSATS
+    buyer.stop()
+
+
+def bill(shop, msats):
+    """An amount as a provider's quote has it."""
+    return {"msats": str(msats), "bolt11": shop.json("wallet", "invoice", f"{msats}msat")["bolt11"]}
