@@ -26,7 +26,7 @@ def test_three_paid_jobs():
 
 
 def test_twenty_unpaid_requests():
-    table = unpaid.run(floods=(20,), many=40, sample=1)
+    table = unpaid.run(floods=(20,), many=40, sample=1, rest=0.1)
 
     figures = {figure.name: figure for figure in table.figures}
     assert {"a paid job behind 20", "a stranger's first job behind 20", "after 40 unpaid requests"} <= figures.keys()
