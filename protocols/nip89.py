@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
 import orjson
 
+from protocols.job_price import Tariff
 from protocols.keys import SecretKey
 from protocols.nip01 import Event, sign_event
 
@@ -44,8 +45,22 @@ class Announcement:
     """Of 1,000 tokens of the prompt (``price_in`` tag)."""
     price_out_msats: int = 0
     """Of 1,000 tokens of the longest answer that is asked for (``price_out`` tag)."""
+    tariffs: Mapping[str, Tariff] = attrs.field(factory=dict, hash=False)
+    """Of models that are priced by themselves (``model`` tags with three prices behind the name)."""
     lud16: str = ""
     """The lightning address that it can be zapped at."""
+
+    def tariff(self, model: str | None) -> Tariff | None:
+        """What a job costs with this model; with none, with the dearest. ``None``: it does not say."""
+        if self.price_msats is None:
+            return None
+        usual = Tariff(self.price_msats, self.price_in_msats, self.price_out_msats)
+        if model is not None:
+            return self.tariffs.get(model, usual)
+        every = (usual, *self.tariffs.values())
+        return Tariff(
+            max(one.minimum for one in every), max(one.prompt for one in every), max(one.answer for one in every)
+        )
 
 
 def build_announcement(
@@ -61,13 +76,18 @@ def build_announcement(
     created_at: int,
     price_in_msats: int = 0,
     price_out_msats: int = 0,
+    tariffs: Mapping[str, Tariff] | None = None,
     lud16: str = "",
 ) -> Event:
     """A kind 31990 event. ``d`` names this instance for its life; ``created_at`` is in Unix seconds.
 
-    ``price_msats`` is what the cheapest job costs; prices by 1,000 tokens are said where there are any.
+    ``price_msats`` is what the cheapest job costs; prices by 1,000 tokens are said where there are any, and those of
+    models that have prices of their own behind their names.
     """
-    tags = [["d", d], *(["k", str(kind)] for kind in kinds), *(["model", model] for model in models)]
+    tags = [["d", d], *(["k", str(kind)] for kind in kinds)]
+    for model in models:
+        own = (tariffs or {}).get(model)
+        tags.append(["model", model, *(() if own is None else map(str, (own.minimum, own.prompt, own.answer)))])
     tags += [["price", str(price_msats), "msats"], ["network", network]]
     for tag, price in (("price_in", price_in_msats), ("price_out", price_out_msats)):
         if price:
@@ -96,12 +116,23 @@ def parse_announcement(event: Event) -> Announcement:
         price_msats=_price(event, "price"),
         price_in_msats=_price(event, "price_in") or 0,
         price_out_msats=_price(event, "price_out") or 0,
+        tariffs=_tariffs(event),
         lud16=_text(profile.get("lud16")),
         network=(event.tag("network") or "")[:32],
         name=_text(profile.get("name")),
         about=_text(profile.get("about")),
         created_at=event.created_at,
     )
+
+
+def _tariffs(event: Event) -> dict[str, Tariff]:
+    """Others may write what they like behind a model's name: only three prices count."""
+    found: dict[str, Tariff] = {}
+    for tag in event.tags_named("model")[:_MAX_MODELS]:
+        prices = [int(text) for text in tag[2:5] if text.isascii() and text.isdigit() and len(text) <= 19]
+        if len(tag) == 5 and len(prices) == 3 and max(prices) <= _MAX_MSATS:
+            found.setdefault(tag[1][:_MAX_TEXT], Tariff(*prices))
+    return found
 
 
 def _is_small_number(text: str) -> bool:

@@ -2,7 +2,9 @@
 
 Real requests are messy, so reading is lenient: an ``i`` tag of any text type or none, nested ``relays``, amounts with
 underscores. Writing is strict. In an encrypted job the ``i`` and ``param`` tags travel as a JSON array in the content,
-sealed for the provider by NIP-44 and marked ``["encrypted", "nip44"]``; its result is sealed likewise.
+sealed for the provider by NIP-44 and marked ``["encrypted", "nip44"]``; its result is sealed likewise. Old clients seal
+by NIP-04, as NIP-90 has it, and mark that ``["encrypted"]``: what they send is known by its ``?iv=``, whatever the tag
+says, and is answered in kind.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import Any
 import attrs
 import orjson
 
-from protocols import nip40, nip44
+from protocols import nip04, nip40, nip44
 from protocols.json_schema import SchemaInvalid, read_schema
 from protocols.keys import KeyInvalid, PublicKey, SecretKey, is_hex
 from protocols.nip01 import Event, sign_event
@@ -23,6 +25,7 @@ from protocols.nip01 import Event, sign_event
 JOB_TEXT = 5050
 FEEDBACK = 7000
 SCHEME = "nip44"
+OLD_SCHEME = "nip04"
 
 MAX_INPUTS = 64
 MAX_PARAMS = 64
@@ -32,6 +35,7 @@ MAX_MSATS = 21_000_000 * 100_000_000 * 1_000
 MAX_MESSAGE_CHARS = 2_000
 
 _TEXT_TYPES = frozenset({"", "text", "prompt"})
+_OUTSIDE_TYPES = frozenset({"event", "job", "url"})
 
 
 class JobInvalid(ValueError):
@@ -82,6 +86,18 @@ class JobRequest:
     relays: tuple[str, ...] = ()
     expiration: int | None = None
     max_tokens: int | None = None
+    scheme: str = SCHEME
+    """How an encrypted one was sealed: ``nip44`` or ``nip04``; its answers are to be, too."""
+
+    @property
+    def outside(self) -> tuple[JobInput, ...]:
+        """The inputs that are somewhere else: an event, the result of another job, or what is at an address."""
+        return tuple(entry for entry in self.inputs if entry.type in _OUTSIDE_TYPES)
+
+    def joined(self, found: Mapping[JobInput, str]) -> str | None:
+        """``prompt`` with what was ``found`` in the place of the inputs that are somewhere else."""
+        texts = [found.get(entry, entry.data if entry.type in _TEXT_TYPES else None) for entry in self.inputs]
+        return "\n".join(text for text in texts if text is not None) or None if self.inputs else self.prompt
 
     @property
     def model(self) -> str | None:
@@ -177,6 +193,7 @@ def build_request(
     expiration: int | None = None,
     params: Sequence[tuple[str, str]] = (),
     encrypt: bool = True,
+    scheme: str = SCHEME,
 ) -> Event:
     """A kind 5050 request. To be encrypted it must name its provider. Times in Unix seconds."""
     private = [["i", prompt, "text"]]
@@ -196,8 +213,8 @@ def build_request(
         return sign_event(secret, kind=JOB_TEXT, tags=[*private, *public], created_at=created_at)
     if provider is None:
         raise JobInvalid("only a request to one provider can be encrypted")
-    sealed = _seal(orjson.dumps(private).decode(), secret, provider)
-    tags = [*public, ["encrypted", SCHEME]]
+    sealed = _seal(orjson.dumps(private).decode(), secret, provider, scheme)
+    tags = [*public, _mark(scheme)]
     return sign_event(secret, kind=JOB_TEXT, content=sealed, tags=tags, created_at=created_at)
 
 
@@ -221,6 +238,7 @@ def parse_request(event: Event, secret: SecretKey | None = None) -> JobRequest:
         created_at=event.created_at,
         provider=provider if is_hex(provider, 64) else None,
         encrypted=encrypted,
+        scheme=_scheme_of(event.content),
         inputs=tuple(inputs),
         content=content,
         params=params,
@@ -236,8 +254,6 @@ def _open_tags(event: Event, secret: SecretKey | None) -> list[tuple[str, ...]]:
     """The sealed ``i`` and ``param`` tags. Any other is ignored: none may contradict what stands in public."""
     if secret is None or event.tag("p") != secret.public.hex:
         raise JobInvalid("it is encrypted for somebody else")
-    if "?iv=" in event.content:
-        raise JobInvalid("NIP-04 encryption is not supported; use NIP-44")
     try:
         value = orjson.loads(_open(event.content, secret, event.pubkey))
     except orjson.JSONDecodeError:
@@ -316,6 +332,7 @@ def build_feedback(
     hold_until: int | None = None,
     content: str = "",
     encrypt: bool = False,
+    scheme: str = SCHEME,
     created_at: int,
     expiration: int | None = None,
 ) -> Event:
@@ -335,8 +352,8 @@ def build_feedback(
     if expiration is not None:
         tags.append(["expiration", str(expiration)])
     if encrypt:
-        tags.append(["encrypted", SCHEME])
-        content = _seal(content, secret, _customer_key(customer))
+        tags.append(_mark(scheme))
+        content = _seal(content, secret, _customer_key(customer), scheme)
     return sign_event(secret, kind=FEEDBACK, content=content, tags=tags, created_at=created_at)
 
 
@@ -383,6 +400,7 @@ def build_result(
     customer: str,
     text: str,
     encrypt: bool,
+    scheme: str = SCHEME,
     created_at: int,
     amount_msats: int | None = None,
     bolt11: str | None = None,
@@ -392,8 +410,8 @@ def build_result(
     request_id = request if isinstance(request, str) else request.id
     tags: list[Sequence[str]] = [["e", request_id], ["p", customer]]
     if encrypt:
-        tags.append(["encrypted", SCHEME])
-        content = _seal(text, secret, _customer_key(customer))
+        tags.append(_mark(scheme))
+        content = _seal(text, secret, _customer_key(customer), scheme)
     else:
         content = text
         if isinstance(request, Event):
@@ -464,15 +482,29 @@ def _customer_key(customer: str) -> PublicKey:
         raise JobInvalid(f"the customer's key: {error}") from None
 
 
-def _seal(text: str, secret: SecretKey, other: PublicKey) -> str:
+def _mark(scheme: str) -> list[str]:
+    """The tag of what is sealed. NIP-90 knows it without a value, which means NIP-04."""
+    return ["encrypted"] if scheme == OLD_SCHEME else ["encrypted", scheme]
+
+
+def _scheme_of(payload: str) -> str:
+    return OLD_SCHEME if "?iv=" in payload else SCHEME
+
+
+def _seal(text: str, secret: SecretKey, other: PublicKey, scheme: str) -> str:
     try:
+        if scheme == OLD_SCHEME:
+            return nip04.encrypt(text, secret, other)
         return nip44.encrypt(text, nip44.conversation_key(secret, other))
-    except nip44.Nip44Error as error:
+    except (nip04.Nip04Error, nip44.Nip44Error) as error:
         raise JobInvalid(f"cannot be encrypted: {error}") from None
 
 
 def _open(payload: str, secret: SecretKey, author: str) -> str:
     try:
-        return nip44.decrypt(payload, nip44.conversation_key(secret, PublicKey.from_hex(author)))
-    except (nip44.Nip44Error, KeyInvalid) as error:
+        other = PublicKey.from_hex(author)
+        if _scheme_of(payload) == OLD_SCHEME:
+            return nip04.decrypt(payload, secret, other)
+        return nip44.decrypt(payload, nip44.conversation_key(secret, other))
+    except (nip04.Nip04Error, nip44.Nip44Error, KeyInvalid) as error:
         raise JobInvalid(f"cannot be decrypted: {error}") from None

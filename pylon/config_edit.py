@@ -7,7 +7,6 @@ wrong elsewhere in it before is told, and is no reason to refuse: it may be what
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import time
@@ -28,6 +27,11 @@ from pylon.config_default import remark
 from pylon.config_values import Bind, Kind
 from pylon.errors import ConfigError, UsageError
 from pylon.files import put_private
+
+try:
+    import fcntl as _fcntl
+except ImportError:  # Windows: of two at once, the later one wins
+    _fcntl = None  # type: ignore[assignment]
 
 _LOCK_SECONDS = 5.0
 _INDENT = "    "
@@ -232,12 +236,15 @@ def _edit(file: Path, path: KeyPath, change: Any) -> Edited:
 @contextlib.contextmanager
 def _alone(directory: Path) -> Iterator[None]:
     """One at a time, of all who change a file in this directory; the kernel takes it back from one that dies."""
+    if _fcntl is None:
+        yield
+        return
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         deadline = time.monotonic() + _LOCK_SECONDS
         while True:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _fcntl.flock(descriptor, _fcntl.LOCK_EX | _fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 if time.monotonic() >= deadline:
@@ -261,6 +268,8 @@ def plain_value(path: KeyPath, value: Any) -> Any:
         return None
     if isinstance(value, Bind | Path):
         return str(value)
+    if path == ("provider", "multipliers"):
+        return dict(value)
     if isinstance(value, tuple):
         return list(value)
     return value
@@ -281,8 +290,14 @@ def _without_secrets(url: str) -> str:
 
 def as_toml(value: Any) -> str:
     """A plain value on one line, as one would write it in the file."""
-    return str(tomlkit.item(value).as_string()) if not isinstance(value, list) else _list_line(value)
+    if isinstance(value, Mapping):
+        inner = ", ".join(f"{_key(name)} = {as_toml(entry)}" for name, entry in value.items())
+        return f"{{ {inner} }}" if inner else "{}"
+    if isinstance(value, list):
+        return "[" + ", ".join(as_toml(entry) for entry in value) + "]"
+    return str(tomlkit.item(value).as_string())
 
 
-def _list_line(values: list[Any]) -> str:
-    return "[" + ", ".join(as_toml(value) for value in values) + "]"
+def _key(name: str) -> str:
+    bare = name.isascii() and name.replace("-", "").replace("_", "").isalnum()
+    return name if bare else as_toml(name)

@@ -54,8 +54,8 @@ class Driver(Generic[R]):
     :param due: when (wall time) a waiting record needs attention by itself; ``None``: never.
     :param attend: called when that time has come; returns an input or ``None``.
     :param relays: the relays that a record's events go to.
-    :param urgent: whether the events of an effect go out before what else waits.
     :param abandons: effects that are cut off when their record leaves the state they belong to: nobody wants them then.
+    :param urgent: whether the events of an effect go out before what else waits.
     """
 
     def __init__(
@@ -71,8 +71,8 @@ class Driver(Generic[R]):
         due: Callable[[R], float | None],
         attend: Handler[R],
         relays: Callable[[R], Sequence[str]],
-        urgent: Callable[[Tx, R, Effect], bool] = lambda tx, record, effect: False,
         abandons: Collection[Effect] = (),
+        urgent: Callable[[Tx, R, Effect], bool] = lambda tx, record, effect: False,
     ) -> None:
         self.records = records
         self._store = store
@@ -84,10 +84,10 @@ class Driver(Generic[R]):
         self._due = due
         self._attend = attend
         self._relays = relays
-        self._urgent = urgent
         self._abandons = frozenset(abandons)
         self._cut: dict[str, trio.CancelScope] = {}
         """By record: what ends an effect of it that may be abandoned."""
+        self._urgent = urgent
         self._alarms: list[tuple[float, str]] = []
         self._alarm_of: dict[str, float] = {}
         """The alarm of each record that counts: what needs attention no more has none."""

@@ -20,6 +20,8 @@ from pylon.inference.router import Route, Router
 
 PAID_HEADER, FEE_HEADER, JOB_HEADER = "x-pylon-paid-msats", "x-pylon-fee-msats", "x-pylon-job"
 """What an answer has cost, where it was bought, and its job."""
+PRICE_HEADER = "x-pylon-price-msats"
+"""What it costs once it is whole, where the first words come before it is paid."""
 STARTING_SECONDS = 15.0
 """For a backend that says that it is starting."""
 RETRY_SECONDS = 5

@@ -9,8 +9,9 @@ Rules
    on where they ended, the call ends with an error that names the job, whose result is kept.
 3. Nothing tempts a client into paying twice: an error after a payment says that it is not worth another try.
    A call that comes with the ``Idempotency-Key`` of an earlier one gets the answer of that one.
-4. A caller that leaves gives the purchase up, as long as nothing is being paid; later its answer is kept in
-   ``pylon job``. One with a key may come again, and what it asked for takes its course.
+4. A caller that leaves gives the purchase up, as long as nothing is paid for good and no word was passed on: a payment
+   that is held until the delivery comes back. Later its answer is kept in ``pylon job``. One with a key may come again,
+   and what it asked for takes its course.
 
 Providers count no tokens for us: usage is an estimate. Stop sequences are cut here, for a request carries none.
 """
@@ -27,10 +28,10 @@ import orjson
 import trio
 
 from protocols.json_schema import MAX_CHARS, SchemaInvalid, read_schema
-from pylon.api.answerer import FEE_HEADER, JOB_HEADER, PAID_HEADER, Answer
+from pylon.api.answerer import FEE_HEADER, JOB_HEADER, PAID_HEADER, PRICE_HEADER, Answer
 from pylon.api.openai_shapes import ApiError, flatten, model_not_found
 from pylon.compute.buyer import Buyer
-from pylon.compute.purchase import Purchase, PurchaseState
+from pylon.compute.purchase import PURCHASE, Purchase, PurchaseState
 from pylon.compute.ranking import rank
 from pylon.errors import PylonError
 from pylon.inference.port import Chunk, InferenceRequest, ModelInfo
@@ -123,7 +124,7 @@ class MarketAnswerer:
             try:
                 yield bought.answer
             finally:
-                if not (bought.over or key):
+                if not (bought.over or bought.said or key):
                     with trio.CancelScope(shield=True, deadline=trio.current_time() + _GIVE_UP_SECONDS):
                         await self._buyer.give_up(purchase.id, "its caller has left")
 
@@ -232,6 +233,9 @@ def _params(request: InferenceRequest) -> tuple[tuple[str, str], ...]:
 
 
 def _costs(record: Purchase) -> tuple[tuple[str, str], ...]:
+    """A payment that is held until the answer is whole is none yet, and not one of nothing."""
+    if record.state is not PurchaseState.PAID and record.state not in PURCHASE.final:
+        return (PRICE_HEADER, str(record.quoted)), (JOB_HEADER, record.id)
     return (PAID_HEADER, str(record.paid)), (FEE_HEADER, str(record.fee)), (JOB_HEADER, record.id)
 
 
@@ -251,7 +255,8 @@ class _Bought(AsyncIterator[Chunk]):
         self._id = purchase.id
         self._partials = partials
         self._why_failed = why_failed
-        self._said = ""
+        self.said = ""
+        """What was passed on. It is paid for, also where the rest is not wanted any more: it was said on trust."""
         self.over = False
         """Nothing more will come, or nobody waits for it here."""
         self._until = trio.current_time() + ANSWER_SECONDS
@@ -263,10 +268,10 @@ class _Bought(AsyncIterator[Chunk]):
             text = await self._next()
             if isinstance(text, Purchase):
                 return await self._last(text)
-            if len(text) > len(self._said) and text.startswith(self._said):
-                if not self._said:
+            if len(text) > len(self.said) and text.startswith(self.said):
+                if not self.said:
                     self._tell(self._buyer.records.load(self._store, self._id))
-                more, self._said = text[len(self._said) :], text
+                more, self.said = text[len(self.said) :], text
                 return Chunk(more)
         raise StopAsyncIteration
 
@@ -300,7 +305,7 @@ class _Bought(AsyncIterator[Chunk]):
         if record.state is not PurchaseState.ANSWERED:
             raise await self._why_failed(record)
         text = record.text or ""
-        if not text.startswith(self._said):
+        if not text.startswith(self.said):
             raise ApiError(
                 500,
                 f"The provider began anew; the whole answer is kept: pylon job status {record.id[:16]}.",
@@ -308,8 +313,9 @@ class _Bought(AsyncIterator[Chunk]):
                 kind="server_error",
                 headers=(*_costs(record), *_ONCE),
             )
-        return Chunk(text[len(self._said) :], "stop")
+        return Chunk(text[len(self.said) :], "stop")
 
     def _tell(self, record: Purchase | None) -> None:
         if record is not None:
+            self.answer.headers.pop(PRICE_HEADER, None)
             self.answer.headers.update(_costs(record))

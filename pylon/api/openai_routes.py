@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from protocols import entropy
+from protocols.job_price import estimate_tokens
 from pylon.api import openai_shapes as shapes
 from pylon.api.answerer import Answer, Answerer, as_api_error, told
 from pylon.api.guard import Receive, Scope, Send
@@ -25,7 +26,6 @@ from pylon.api.metrics import CONTENT_TYPE, Metrics
 from pylon.api.openai_shapes import ApiError, Call, Form, StopCutter, Writer
 from pylon.clock import Clock
 from pylon.inference.port import Usage
-from pylon.provider.pricing import estimate_tokens
 
 if TYPE_CHECKING:
     from starlette.requests import Request

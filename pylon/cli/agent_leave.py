@@ -11,6 +11,7 @@ from pylon.cli import agent_views as views
 from pylon.cli.agent_options import ACTIONS, MONEY, daemon_note, given, name_argument
 from pylon.cli.amounts import SATS
 from pylon.cli.client import is_running
+from pylon.cli.completion import complete_agents
 from pylon.cli.local import run_verb
 from pylon.cli.output import State, emit, json_option, note, pass_state
 from pylon.errors import UsageError
@@ -21,7 +22,7 @@ DOING = 120.0
 
 
 @click.command()
-@click.argument("name", metavar="[NAME]", required=False)
+@click.argument("name", metavar="[NAME]", required=False, shell_complete=complete_agents)
 @json_option
 @pass_state
 def approvals(state: State, name: str | None) -> None:

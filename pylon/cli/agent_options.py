@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import click
 
 from pylon.cli.amounts import BOUND, SATS
+from pylon.cli.completion import complete_agents
 from pylon.cli.output import FileDescriptor, note, plain
 from pylon.cli.times import DURATION
 from pylon.errors import PylonError, UsageError
@@ -40,7 +41,7 @@ MONEY = ("zap", "pay_invoice")
 MAX_PHRASE_CHARS = 4_096
 MAX_PASSPHRASE_BYTES = 4_096
 
-name_argument = click.argument("name", metavar="NAME")
+name_argument = click.argument("name", metavar="NAME", shell_complete=complete_agents)
 
 
 def given(**params: Any) -> dict[str, Any]:

@@ -93,12 +93,12 @@ def _swarm(report: dict[str, Any], now: float) -> list[str]:
     here = [row for row in report["swarm_providers"] if row["payable"]]
     for row in here[:MOST_SELLERS]:
         own = "  (this home)" if row["own"] else ""
-        price = "no price" if row["price_msats"] is None else in_sats(row["price_msats"])
-        lines.append(
-            f"  [{_MARKS.get(row['health'], '??')}] {_name(row)}  {price}  heard {ago(row['last_heard_at'], now)}{own}"
-        )
+        mark = _MARKS.get(row["health"], "??")
+        lines.append(f"  [{mark}] {_name(row)}  {_price(row)}  heard {ago(row['last_heard_at'], now)}{own}")
         if row["models"]:
             lines.append(f"         {_models(row['models'])}")
+        if known := _known(row):
+            lines.append(f"         {known}")
     if len(here) > MOST_SELLERS:
         lines.append(f"  and {len(here) - MOST_SELLERS} more: pylon compute --json")
     others = len(report["swarm_providers"]) - len(here)
@@ -115,6 +115,29 @@ def _name(row: dict[str, Any]) -> str:
     """What it calls itself, which is anybody's to say, and how its key begins, which is not."""
     name = " ".join(row["name"].split())[:40]
     return f"{name or 'unnamed'} ({row['npub'][:16]}…)"
+
+
+def _price(row: dict[str, Any]) -> str:
+    """The least that a job costs, and what goes on top of it."""
+    if row["price_msats"] is None:
+        return "no price"
+    parts = [in_sats(row["price_msats"])]
+    parts += [f"{in_sats(row[f'price_{way}_msats'])}/1k {way}" for way in ("in", "out") if row[f"price_{way}_msats"]]
+    return " + ".join(parts)
+
+
+def _known(row: dict[str, Any]) -> str:
+    """What this home has learned of it by buying."""
+    observed, words = row["observed"], []
+    if observed is not None:
+        words.append(f"answers {observed['reliability']:.0%}, in {observed['seconds']:.1f} s")
+        if observed["distrusted"]:
+            words.append("kept our money lately")
+        elif observed["rests"]:
+            words.append("has just failed")
+    if row["owes_msats"]:
+        words.append(f"owes us {in_sats(row['owes_msats'])}")
+    return "; ".join(words)
 
 
 def _models(models: list[str]) -> str:

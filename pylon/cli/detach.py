@@ -42,7 +42,7 @@ def start_detached(state: State, arguments: list[str]) -> dict[str, Any]:
         log = _open_log(state)
         before = os.fstat(log).st_size
         command = [
-            *_ourselves(),
+            *ourselves(),
             *(["--home", os.path.abspath(os.path.expanduser(state.home_option))] if state.home_option else []),
             "start",
             *arguments,
@@ -78,7 +78,8 @@ def start_detached(state: State, arguments: list[str]) -> dict[str, Any]:
         os.close(heard)
 
 
-def _ourselves() -> list[str]:
+def ourselves() -> list[str]:
+    """The command line by which this very installation is run."""
     if getattr(sys, "frozen", False):
         return [sys.executable]
     # -P: what lies around in the current directory is not imported.

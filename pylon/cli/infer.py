@@ -152,5 +152,8 @@ async def _infer_here(state: State, params: dict[str, Any], progress: Progress) 
 def _remark(done: dict[str, Any], max_tokens: int) -> None:
     if done["finish_reason"] == "length":
         note(f"cut at {max_tokens} tokens: --max-tokens allows more")
-    if done["job"] is not None:
+    if done["job"] is not None and done["paid_msats"] is None:
+        ident = done["job"][:16]
+        note(f"{in_sats(done['price_msats'])} are paid once the answer is whole: pylon job status {ident}")
+    elif done["job"] is not None:
         note(f"paid {in_sats(done['paid_msats'])} + {in_sats(done['fee_msats'])} fee; job {done['job'][:16]}")

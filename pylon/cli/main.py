@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "stop": ("pylon.cli.stop:stop", "Stop the daemon."),
     "status": ("pylon.cli.status:status", "Show the daemon, its relays, its agents and its wallet."),
     "logs": ("pylon.cli.logs:logs", "Show the log of the daemon."),
+    "service": ("pylon.cli.service:service", "Have systemd or launchd keep the daemon."),
     "agent": ("pylon.cli.agent:agent", "Spawn, fund, watch and steer agents."),
     "infer": ("pylon.cli.infer:infer", "Ask this machine's own model, or buy an answer."),
     "api": ("pylon.cli.api:api", "OpenAI's API: serve it, or say where it is served."),
@@ -37,9 +38,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "What there is to think with, here, elsewhere and for sale.",
     ),
     "wallet": ("pylon.cli.wallet:wallet", "Balance, invoices and payments."),
+    "provider": ("pylon.cli.provider_desk:provider", "What is sold, to whom, and what is owed."),
     "earnings": ("pylon.cli.earnings:earnings", "What the provider has earned."),
     "models": ("pylon.cli.models:models", "List and fetch models."),
     "books": ("pylon.cli.books:books", "The double-entry books, and their check."),
+    "completion": ("pylon.cli.completion:completion", "Print the completion script for bash, zsh or fish."),
     "demo": ("pylon.cli.demo:demo", "Let an agent live on this machine, with pretended sats."),
 }
 """Name -> where the command is, and its line in ``pylon --help``."""

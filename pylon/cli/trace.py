@@ -44,6 +44,10 @@ def _record(record: dict[str, Any]) -> str:
 
 def _bought(record: dict[str, Any]) -> list[str]:
     lines = [f"bid {in_sats(record['bid_msats'])}, quoted {in_sats(record['invoice_msats'])}"]
+    if record["hold_until"] is not None:
+        lines.append(f"paid on delivery, held until {_clock(record['hold_until'])} at the latest")
+    if record["credit_used_msats"]:
+        lines.append(f"{in_sats(record['credit_used_msats'])} taken off, of what the provider owed")
     if record["credit_msats"]:
         lines.append(f"credited {in_sats(record['credit_msats'])}")
     lines += [f"request {entry['request_id']} to {entry['provider']}" for entry in record["requests"]]
@@ -64,6 +68,15 @@ def _sold(record: dict[str, Any]) -> list[str]:
         f"for {record['customer']}",
         f"price {in_sats(record['price_msats'])}, paid {paid}, earned {earned}, owed {owed}",
     ]
+    if record["held_until"] is not None:
+        held = f"{in_sats(record['held_msats'])} held, " if record["held_msats"] else ""
+        lines.append(f"paid on delivery: {held}until {_clock(record['held_until'])} at the latest")
+    if record["on_trust"]:
+        lines.append("served on trust, and paid afterwards")
+    if record["credit_used_msats"]:
+        lines.append(f"{in_sats(record['credit_used_msats'])} of it paid by what was owed to the customer")
+    if record["completion_tokens"] is not None:
+        lines.append(f"{record['prompt_tokens']:,} tokens asked, {record['completion_tokens']:,} answered")
     return lines + [
         f"payment {payment['payment_hash']}: {in_sats(payment['amount_msats'])} at {_clock(payment['at'])}"
         for payment in record["payments"]

@@ -24,6 +24,7 @@ import attrs
 import trio
 
 from protocols import entropy
+from protocols.job_price import estimate_tokens
 from protocols.keys import PublicKey
 from protocols.nip01 import Event, Filter
 from protocols.nip09 import build_deletion
@@ -305,6 +306,7 @@ class Buyer:
                 tried=record.tried,
                 own=own,
                 wanted=record.wanted,
+                tokens=_tokens(record),
             )
         )
 
@@ -318,6 +320,7 @@ class Buyer:
             network=self._settings.network,
             excluded=(*record.tried, own),
             wanted=record.wanted,
+            tokens=_tokens(record),
             experience=experience,
             proven_first=experience.wary(record.tried),
         )
@@ -469,3 +472,8 @@ class Buyer:
     def _understand(self, record: Purchase, event: Event) -> Reply | Feedback | None:
         """See ``understand``. Raises ``NotFound`` where its owner is gone, whose key opens the reply."""
         return understand(record, event, self._accounts(record.owner), self._settings, self._clock.now())
+
+
+def _tokens(record: Purchase) -> tuple[int, int]:
+    """Of the prompt, and of the longest answer: what a price by tokens goes by."""
+    return estimate_tokens(record.prompt), record.max_tokens

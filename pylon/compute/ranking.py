@@ -30,6 +30,7 @@ MOST_STRANGERS = 3
 """Providers without a good answer yet that a purchase asks before it turns to those with one."""
 _PATIENT_SECONDS = 60.0
 """An answer that takes so long is worth half of one that comes at once."""
+_SAT = 1_000
 _MOST_NAMES = 5
 _LONGEST_NAME = 60
 
@@ -86,6 +87,7 @@ def rank(
     network: str,
     excluded: Iterable[str],
     wanted: str | None,
+    tokens: tuple[int, int] = (1, 1),
     experience: Experience = NOTHING_KNOWN,
     proven_first: bool = False,
 ) -> list[Offer]:
@@ -94,6 +96,7 @@ def rank(
     An announcement without a price may ask up to the bid and ranks as if it did. A provider that was named
     (``wanted``) is asked even if it announced nothing.
 
+    :param tokens: of the prompt, and of the longest answer.
     :param proven_first: those that have answered us come before those that never have.
     """
     barred = set(excluded)
@@ -108,7 +111,8 @@ def rank(
             continue
         if model is not None and model not in announcement.models:
             continue
-        price = bid if announcement.price_msats is None else Msat(announcement.price_msats)
+        asked = price_of(announcement, model, tokens)
+        price = bid if asked is None else asked
         if price > bid:
             continue
         tier = experience.tier(provider, proven_first=proven_first)
@@ -118,6 +122,18 @@ def rank(
     if wanted is not None and not heard and wanted not in barred:
         return [Offer(wanted, bid, announced=False)]
     return [entry[4] for entry in sorted(best.values(), key=lambda entry: (*entry[:4], entry[4].provider))]
+
+
+def price_of(announcement: Announcement, model: str | None, tokens: tuple[int, int]) -> Msat | None:
+    """The most that it may ask for a job by what it announces; ``None``: it does not say.
+
+    What is reckoned by tokens is rounded up to whole sats: a wallet may know no smaller amount.
+    """
+    tariff = announcement.tariff(model)
+    if tariff is None:
+        return None
+    price = tariff.price(*tokens)
+    return Msat(-(-price // _SAT) * _SAT if price > tariff.minimum else price)
 
 
 def choose(
@@ -149,6 +165,7 @@ def why_none(
     tried: Collection[str],
     own: str,
     wanted: str | None,
+    tokens: tuple[int, int] = (1, 1),
 ) -> str:
     """Why ``rank`` has nobody to offer, in words for the buyer: what would have to be otherwise."""
     theirs = [announcement for announcement in found if announcement.provider != own]
@@ -168,7 +185,8 @@ def why_none(
         served = _listing(name for announcement in here for name in announcement.models)
         return f"nobody serves model {model!r} (served: {served or 'none'})"
     fresh = [announcement for announcement in fitting if announcement.provider not in tried]
-    prices = [announcement.price_msats for announcement in fresh if announcement.price_msats is not None]
+    asked_by = (price_of(announcement, model, tokens) for announcement in fresh)
+    prices = [price for price in asked_by if price is not None]
     if not prices:
         return _all_tried(tried)
     asked = (

@@ -24,7 +24,7 @@ from pylon.store import books, intents, ledger
 from pylon.store.books import payment_words
 from pylon.store.database import Store
 from pylon.store.intents import IntentState
-from pylon.wallets.history import all_payments, book_late, book_outside, intent_hash
+from pylon.wallets.history import all_payments, book_late, book_outside, intent_hash, is_of_a_sale
 from pylon.wallets.keeper import WalletKeeper
 from pylon.wallets.port import Balance, Direction, Payment, PaymentState, Wallet
 
@@ -244,9 +244,7 @@ def _under_way(store: Store, payments: Sequence[Payment]) -> int:
         if payment.direction is Direction.SENT:
             if store.one("SELECT 1 FROM intents WHERE payment_hash = ? AND state = 'pending'", params):
                 waiting -= payment.amount + payment.fee
-        elif store.one("SELECT 1 FROM sales WHERE payment_hash = ?", params) and not store.one(
-            "SELECT 1 FROM claims WHERE payment_hash = ?", params
-        ):
+        elif is_of_a_sale(store, payment) and not store.one("SELECT 1 FROM claims WHERE payment_hash = ?", params):
             waiting += payment.amount
     return waiting
 

@@ -15,6 +15,8 @@ import trio
 
 from pylon.clock import SystemClock
 from pylon.compute import swarm
+from pylon.compute.experience import gather
+from pylon.compute.ranking import Experience
 from pylon.config import Config
 from pylon.daemon.control import Method, Notify
 from pylon.inference.backends import EMBEDDED, IN_PROCESS, Found, find_backends
@@ -103,27 +105,42 @@ async def _swarm(config: Config, pool: RelayPool | None, runtime: Runtime | None
     clock = SystemClock() if runtime is None else runtime.clock
     found = await swarm.look(pool, clock, seconds=SWARM_SECONDS)
     own = None if runtime is None else runtime.identity.pubkey
+    known = None if runtime is None else gather(runtime.store, "", clock.now())
     return {
-        "swarm_providers": [_seller(seller, config.network, own) for seller in found.sellers],
+        "swarm_providers": [_seller(seller, config.network, own, known) for seller in found.sellers],
         "swarm_relays": [{"url": url, "connected": connected} for url, connected in found.relays.items()],
     }
 
 
-def _seller(seller: swarm.Seller, network: str, own: str | None) -> dict[str, Any]:
-    """``payable``: whether it is paid on this home's network, as far as it says. ``own``: ``None`` is not known."""
+def _seller(seller: swarm.Seller, network: str, own: str | None, known: Experience | None) -> dict[str, Any]:
+    """``payable``: whether it is paid on this home's network, as far as it says. ``own``, ``owes_msats``, ``observed``:
+    ``None`` is not known. ``price_in_msats`` and ``price_out_msats`` are of 1,000 tokens.
+    """
     said = seller.announcement
+    standing = None if known is None else known.standings.get(said.provider)
     return {
         "name": said.name,
         "npub": seller.npub,
         "pubkey": said.provider,
         "models": list(said.models),
         "price_msats": said.price_msats,
+        "price_in_msats": said.price_in_msats,
+        "price_out_msats": said.price_out_msats,
         "network": said.network,
         "payable": said.network in ("", network),
         "announced_at": said.created_at,
         "last_heard_at": seller.last_heard,
         "health": seller.pulse.value,
         "own": None if own is None else said.provider == own,
+        "owes_msats": None if known is None else known.debts.get(said.provider, 0),
+        "observed": None
+        if known is None or standing is None
+        else {
+            "reliability": round(standing.reliability, 3),
+            "seconds": round(standing.latency, 3),
+            "rests": standing.rests(known.now),
+            "distrusted": said.provider in known.distrusted,
+        },
     }
 
 

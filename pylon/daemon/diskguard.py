@@ -63,6 +63,7 @@ class DiskGuard:
         self.reason = ""
         """Why no paid work is taken; empty: it is."""
         self._writes = store.writes
+        self._failures = store.failures
         self._proven_at = float("-inf")
         self._quarantined: Sequence[str] = ()
 
@@ -111,7 +112,10 @@ class DiskGuard:
         now = self._clock.monotonic()
         if self._store.writes != self._writes:
             self._writes, self._proven_at = self._store.writes, now
-        troubled = any(child.state in (ChildState.WAITING, ChildState.QUARANTINED) for child in self._statuses())
+        failed, self._failures = self._store.failures != self._failures, self._store.failures
+        troubled = failed or any(
+            child.state in (ChildState.WAITING, ChildState.QUARANTINED) for child in self._statuses()
+        )
         return not self.reason and not troubled and now - self._proven_at < _PROVEN_FOR
 
     def _statuses(self) -> Sequence[ChildStatus]:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
 import os
 import secrets
 import shutil
 import sqlite3
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import trio
 
+from pylon import config as configuration
 from pylon import identity
 from pylon.api.token import token_path
 from pylon.daemon.doctor import Finding, Patient, failed, passed, warned
@@ -26,6 +29,17 @@ _FEW_BYTES, _TOO_FEW_BYTES = 500 << 20, 50 << 20
 _LARGE_LOG = 256 << 20
 """A write-ahead log that a running daemon should have folded back long ago."""
 _MOST_TOLD = 5
+_VARIABLES = {
+    "PYLON_API_TOKEN",
+    "PYLON_CRASH_AT",
+    "PYLON_DEBUG",
+    "PYLON_HOME",
+    "PYLON_LOCKS",
+    "PYLON_MODELS",
+    "PYLON_NWC_URI",
+    "PYLON_PASSPHRASE_FILE",
+}
+"""Of no key."""
 
 
 async def config(patient: Patient) -> Sequence[Finding]:
@@ -39,9 +53,23 @@ async def config(patient: Patient) -> Sequence[Finding]:
     assert patient.loaded is not None, "loaded, or wrong"
     loaded = patient.loaded
     found = [warned("config", warning, f"pylon config show; edit {file}") for warning in loaded.warnings]
+    found += [_misspelt(name, meant) for name, meant in misspelt(os.environ)]
     found += [warned("config", warning, "pylon config unset data_dir") for warning in patient.home.warnings]
     where = str(file) if file.exists() else f"no {file}: the defaults hold"
     return [passed("config", f"{where}; network {loaded.config.network}"), *found]
+
+
+def misspelt(environ: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Variables that look like those of a key, and are none; each with the one that may have been meant."""
+    keys = [configuration.variable(key) for key in configuration.known_keys() if key != ("data_dir",)]
+    ours = {*keys, *_VARIABLES}
+    strangers = [name for name in environ if name.startswith("PYLON_") and name not in ours]
+    close = [(name, difflib.get_close_matches(name, ours, n=1, cutoff=0.88)) for name in strangers]
+    return [(name, meant[0]) for name, meant in close if meant]
+
+
+def _misspelt(name: str, meant: str) -> Finding:
+    return warned("config", f"the variable {name} means nothing", f"did you mean {meant}? unset {name}")
 
 
 async def who(patient: Patient) -> Sequence[Finding]:
@@ -169,11 +197,14 @@ async def process(patient: Patient) -> Sequence[Finding]:
             remedy = "pylon stop -f" if pid is None else f"pylon stop -f; or kill {pid}; then see logs/pylon.log"
             return [failed("daemon", f"it listens, and does not answer: {patient.silence}", remedy)]
         findings = [passed("daemon", f"it runs (pid {patient.says().get('daemon', {}).get('pid')})")]
+        findings += [_quarantined(entry) for entry in patient.says().get("quarantined", [])]
         findings += [
-            failed("daemon", f"{child.get('name')} is {child.get('state')}: {child.get('last_error')}", "pylon status")
-            for child in patient.says().get("children", [])
-            if child.get("state") == "quarantined"
+            warned("daemon", f"it does not tell of {part}: {why}", "pylon status, again; see logs/pylon.log")
+            for part, why in patient.says().get("incomplete", {}).items()
         ]
+        closed = (patient.says().get("provider") or {}).get("closed")
+        if closed:
+            findings.append(failed("daemon", f"no paid work is taken: {closed}", "make room, and it goes on by itself"))
         off = patient.says().get("daemon", {}).get("provider_off")
         if off:
             findings.append(warned("daemon", f"nothing is sold: {off}", "pylon compute; pylon models pull"))
@@ -189,6 +220,15 @@ async def process(patient: Patient) -> Sequence[Finding]:
         remedy = "pylon doctor --fix; the next start also replaces them"
         return [warned("daemon", f"none runs, and one that died has left {names}", remedy, lambda: _sweep(home))]
     return [passed("daemon", "none runs")]
+
+
+def _quarantined(entry: Mapping[str, Any]) -> Finding:
+    """What has failed so often that it is not started again by itself."""
+    agent, name, why = entry.get("agent"), entry.get("name"), entry.get("last_error")
+    if agent:
+        remedy = f"mend the cause; pylon agent pause {agent}; pylon agent resume {agent}"
+        return failed("daemon", f"{name} of {agent} is quarantined: {why}", remedy)
+    return failed("daemon", f"{name} is quarantined: {why}", "mend the cause; pylon stop; pylon start")
 
 
 def _left(home: Home) -> list[Path]:
@@ -250,5 +290,11 @@ def _look_into(path: Path) -> Sequence[Finding]:
 
 
 def read_only(path: Path) -> sqlite3.Connection:
-    """The database as it is, whoever else has it open; nothing is written, and nothing is migrated."""
-    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5.0)
+    """The database as it is, whoever else has it open; nothing is made, changed or migrated.
+
+    By ``query_only`` and not by ``mode=ro``: SQLite does not read the CHECKs of a database that it has opened so, and
+    then finds nothing against rows that break them.
+    """
+    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=5.0)
+    connection.execute("PRAGMA query_only = ON")
+    return connection

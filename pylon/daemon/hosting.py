@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -21,10 +22,14 @@ from pylon.host.zapper import Zapper
 from pylon.host.zaps import Payee, PayLimits, PayService
 from pylon.identity import Identity
 from pylon.money import sats
+from pylon.provider import zaps
 from pylon.relays.pool import RelayPool
-from pylon.store.database import Store
+from pylon.store.database import Store, Tx
 from pylon.wallets.keeper import WalletKeeper
-from pylon.wallets.port import Wallet
+from pylon.wallets.port import IssuedInvoice, Wallet
+
+HOME_NAME = "pylon"
+"""What stands before the @ of the home's own lightning address."""
 
 
 @attrs.frozen
@@ -54,16 +59,24 @@ def assemble(
     *,
     relays: Callable[[], Sequence[str]],
     pool: RelayPool | None = None,
+    seller: Wallet | None = None,
 ) -> Hosting:
-    """Over what is open already; ``pool`` is there where relays can be asked."""
+    """Over what is open already; ``pool`` is there where relays can be asked.
+
+    :param seller: the home's own wallet, where it sells: then its customers may pay by zapping it.
+    """
+    own = None
+    if seller is not None:
+        own = Payee(identity.pubkey, HOME_NAME, config.provider.description, lambda: seller)
     agents = Agents(store, keeper, clock, rng, runner=identity.nostr, relays=relays)
     pay = PayService(
-        _Payees(agents),
+        _Payees(agents, own),
         signer=identity.nostr,
         store=store,
         relays=relays,
         clock=clock,
         limits=PayLimits(most=sats(config.api.zap_max_sats)),
+        issued=functools.partial(_note_sale, identity.pubkey),
     )
     agents.address = pay.lightning_address
     zapper = Zapper(
@@ -83,16 +96,26 @@ def usual_relays(config: Config) -> list[str]:
     return [*own, *config.relays]
 
 
-class _Payees:
-    """``pylon.host.zaps.Payees``."""
+def _note_sale(own: str, tx: Tx, payee: str, issued: IssuedInvoice, zap_request: str | None) -> None:
+    """What is zapped to the home itself may pay for a sale."""
+    if payee == own and zap_request is not None:
+        zaps.note(tx, issued.payment_hash, zap_request, at=tx.clock.now(), expires_at=issued.expires_at)
 
-    def __init__(self, agents: Agents) -> None:
+
+class _Payees:
+    """``pylon.host.zaps.Payees``: the agents, and the home itself where it sells. A name is an agent's first."""
+
+    def __init__(self, agents: Agents, own: Payee | None = None) -> None:
         self._agents = agents
+        self._own = own
 
     def named(self, name: str) -> Payee | None:
-        return self._payee(registry.by_name(self._agents.store, name))
+        found = self._payee(registry.by_name(self._agents.store, name))
+        return self._own if found is None and self._own is not None and name == self._own.name else found
 
     def keyed(self, agent: str) -> Payee | None:
+        if self._own is not None and agent == self._own.agent:
+            return self._own
         row = self._agents.store.one("SELECT id FROM agents WHERE id = ?", (agent,))
         return None if row is None else self._payee(registry.load(self._agents.store, agent))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 
-from pylon.api.answerer import FEE_HEADER, JOB_HEADER, PAID_HEADER, Answerer, LocalAnswerer
+from pylon.api.answerer import FEE_HEADER, JOB_HEADER, PAID_HEADER, PRICE_HEADER, Answerer, LocalAnswerer
 from pylon.api.openai_shapes import MAX_STOP_CHARS, MAX_STOPS, ApiError, StopCutter, clean, finish
 from pylon.daemon import agent_params as reading
 from pylon.daemon.answering import deadlines, market
@@ -116,7 +116,7 @@ def _text(params: Mapping[str, Any], name: str) -> str:
 async def answer(
     answerer: Answerer, request: InferenceRequest, notify: Notify, *, whole: bool = False
 ) -> dict[str, Any]:
-    """The whole answer, as JSON. Raises ``PylonError``.
+    """The whole answer, as JSON; of one that was cut before it was paid ``price_msats``. Raises ``PylonError``.
 
     Before it come ``words`` notifications with its pieces, and before those ``job``, where it is bought.
     """
@@ -140,7 +140,7 @@ async def answer(
                 await notify("words", {"text": rest})
     except ApiError as error:
         raise _as_pylon_error(error) from None
-    paid = found.headers.get(PAID_HEADER)
+    paid, price = found.headers.get(PAID_HEADER), found.headers.get(PRICE_HEADER)
     return {
         "text": "".join(words),
         "model": found.model,
@@ -148,6 +148,7 @@ async def answer(
         "prompt_tokens": None if usage is None else usage.prompt_tokens,
         "completion_tokens": None if usage is None else usage.completion_tokens,
         "job": found.headers.get(JOB_HEADER),
+        "price_msats": None if price is None else int(price),
         "paid_msats": None if paid is None else int(paid),
         "fee_msats": None if paid is None else int(found.headers[FEE_HEADER]),
     }

@@ -161,7 +161,7 @@ class Cancelling:
     buyer: Buyer | None
 
     async def cancel(self, params: Mapping[str, Any], notify: Notify) -> Purchase:
-        """Give up a job that is not being paid yet; one that has failed already stays as it is.
+        """Give up a job that is not being paid yet, or whose payment is held; one that has failed stays as it is.
 
         ``wait``: until a relay has taken the cancellation, for some seconds. Raises ``AlreadyPaid`` where money is on
         its way or gone, ``MarketError`` for a job that was answered for nothing.
@@ -199,6 +199,8 @@ def _check_over(record: Purchase) -> None:
     if record.state is PurchaseState.FAILED:
         return
     if record.state is PurchaseState.PAYING:
+        if record.unwanted:
+            return  # its provider was told, and lets go of what its invoice holds
         raise AlreadyPaid(f"job {ident} is being paid, and cannot be cancelled", hint)
     if record.paid:
         raise AlreadyPaid(f"job {ident} was paid with {format_msat(record.paid)}, and cannot be cancelled", hint)

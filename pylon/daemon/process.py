@@ -129,13 +129,16 @@ class Life:
         Reports started once the signals no longer do what they did before.
         """
         with trio.open_signal_receiver(*SIGNALS, signal.SIGHUP) as received:
-            task_status.started()
-            async for number in received:
-                if number != signal.SIGHUP or (self._on_terminal and not _sees_terminal()):
-                    break
-                await hangup()
+            async with trio.open_nursery() as nursery:
+                task_status.started()
+                async for number in received:
+                    if number != signal.SIGHUP or (self._on_terminal and not _sees_terminal()):
+                        break
+                    nursery.start_soon(hangup)  # whatever it waits for, the next signal is heard
+                nursery.cancel_scope.cancel()
+                self.end()
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        self.end()
+        _end_at_the_next()
 
     def end(self) -> None:
         """Begin the end, once. Any signal that comes now ends the process at once."""

@@ -19,6 +19,7 @@ from pylon import config as configuration
 from pylon.config import Config, KeyPath, Loaded, ProviderConfig
 from pylon.daemon.answering import answerer_of
 from pylon.daemon.control import Method, Notify
+from pylon.daemon.hosting import HOME_NAME
 from pylon.errors import ConfigError
 from pylon.money import Msat
 from pylon.provider.announce import Profile
@@ -51,6 +52,7 @@ LIVE: frozenset[KeyPath] = frozenset(
         ("provider", "name"),
         ("provider", "description"),
         ("provider", "max_tokens"),
+        ("provider", "pay_on_delivery"),
         ("provider", "price_in_msats"),
         ("provider", "price_out_msats"),
         ("provider", "multipliers"),
@@ -118,6 +120,7 @@ def terms_of(config: Config, unit: Msat) -> Terms:
         multipliers={model: Fraction(str(times)) for model, times in config.provider.multipliers},
         free_per_day=config.provider.free_per_day,
         standings=_standings(config.provider),
+        fetch_urls=config.provider.fetch_urls,
         max_tokens=config.provider.max_tokens,
         default_tokens=config.provider.max_tokens,
         invoice_seconds=int(config.provider.deadlines.payment),
@@ -131,7 +134,13 @@ def _standings(config: ProviderConfig) -> dict[str, Standing]:
 
 def profile_of(config: Config) -> Profile:
     """How a home with this configuration is announced."""
-    return Profile(config.provider.name, config.provider.description, config.network)
+    sells = config.enable_payments and config.api.enabled and config.api.public_name
+    return Profile(
+        config.provider.name,
+        config.provider.description,
+        config.network,
+        lud16=f"{HOME_NAME}@{config.api.public_name}" if sells else "",
+    )
 
 
 def set_log_level(config: Config) -> None:
@@ -276,3 +285,12 @@ def _overridden(loaded: Loaded) -> dict[str, str]:
     return {
         ".".join(key): source.where for key, source in loaded.sources.items() if source.kind in ("environment", "flag")
     }
+
+
+async def read_again(runtime: Runtime) -> None:
+    """What SIGHUP does: the verb ``reload``, with nobody to answer; what comes of it is in the log."""
+
+    async def notify(method: str, params: Any) -> None:
+        pass
+
+    await Reloading(runtime).reload({}, notify)

@@ -47,6 +47,7 @@ from pylon.paths import Home
 from pylon.provider.announce import Announcer, Profile
 from pylon.provider.pricing import Terms
 from pylon.provider.server import Provider
+from pylon.relays.information import informer
 from pylon.relays.pool import RelayPool
 from pylon.relays.publisher import Publisher
 from pylon.relays.websocket import connect
@@ -54,7 +55,7 @@ from pylon.store.database import Store, open_store
 from pylon.store.intents import Intent
 from pylon.supervision import ChildSpec, ChildStatus, Supervisor
 from pylon.wallets.nwc_service import WalletService
-from pylon.wallets.port import Wallet
+from pylon.wallets.port import Payment, Wallet
 from pylon.wallets.purse import Purse
 
 log = logging.getLogger(__name__)
@@ -169,7 +170,8 @@ async def open_runtime(
         if not urls:
             raise ConfigError("no relay is configured", "name some in relays = [...], or set [relay] enabled = true")
         # The relays are those that the user has named: they may know whose home this is (NIP-42).
-        pool = RelayPool(urls, connect=connect, clock=clock, rng=rng, signer=identity.nostr)
+        inform = informer(clock)
+        pool = RelayPool(urls, connect=connect, clock=clock, rng=rng, signer=identity.nostr, inform=inform)
         await nursery.start(pool.run)
         supervisor.start(ChildSpec("publisher", Publisher(pool, store, clock, rng).run))
         supervisor.start(ChildSpec("housekeeping", functools.partial(keep_house, store, clock)))
@@ -181,7 +183,17 @@ async def open_runtime(
             openai = OpenAIApi(clock, metrics=told, concurrency=config.api.concurrency)
         if wallets is not None and wallet is not None:
             keeper = wallets.keeper
-            hosting = assemble(config, identity, store, keeper, clock, rng, relays=lambda: pool.urls, pool=pool)
+            hosting = assemble(
+                config,
+                identity,
+                store,
+                keeper,
+                clock,
+                rng,
+                relays=lambda: pool.urls,
+                pool=pool,
+                seller=wallet if sell else None,
+            )
             wallets.learn_seeds(hosting.agents.seed_of_wallet)
             if wallets.look_after is not None:
                 supervisor.start(ChildSpec("wallets", wallets.look_after))
@@ -226,7 +238,8 @@ async def open_runtime(
             else:
                 backends.push_async_callback(engine.aclose)
                 unit = Msat(1) if wallet is None else Msat((await wallet.info()).unit_msats)
-                provider = _provider(config, identity, store, pool, wallet, unit, engine, clock, rng)
+                told_of = None if hosting is None else functools.partial(hosting.pay.paid, identity.pubkey)
+                provider = _provider(config, identity, store, pool, wallet, unit, engine, clock, rng, told_of)
                 if openai is not None:
                     openai.answerer = answerer_of(config, buyer, own_purse, store, identity.pubkey, provider.router)
                 announce = functools.partial(_announcer, identity, store, pool, provider, clock)
@@ -340,6 +353,7 @@ def _provider(
     router: Router,
     clock: Clock,
     rng: random.Random,
+    received: Callable[[Payment], Awaitable[object]] | None,
 ) -> Provider:
     return Provider(
         secret=identity.nostr,
@@ -352,7 +366,6 @@ def _provider(
         rng=rng,
         terms=terms_of(config, unit),
         deadlines=deadlines(config.provider.deadlines),
-        slots=max(1, router.slots),
     )
 
 

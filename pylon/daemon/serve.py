@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -20,10 +20,12 @@ from pylon.daemon.coredumps import forbid_core_dumps
 from pylon.daemon.logs import Log, start_logging
 from pylon.daemon.notify import Notifier
 from pylon.daemon.process import Life, hold_home
+from pylon.daemon.reload import Reloading
 from pylon.daemon.runtime import Runtime, open_runtime
 from pylon.daemon.verbs import Verbs
-from pylon.errors import brief
+from pylon.errors import AlreadyRunning, PylonError, brief
 from pylon.groups import cause
+from pylon.host.seedlock import SeedLocks
 from pylon.identity import Unlocked
 from pylon.inference.port import Backend
 from pylon.money import Msat, format_msat
@@ -36,10 +38,6 @@ _LOOKS_INTO_THE_BOOKS = 5
 """At the start, a second apart."""
 
 
-Reload = Callable[[Runtime], Awaitable[None]]
-"""What SIGHUP has done, beside opening the log anew."""
-
-
 def run_daemon(
     home: Home,
     config: Config,
@@ -49,7 +47,6 @@ def run_daemon(
     backend: Backend | None = None,
     unlock: Callable[[], Unlocked] | None = None,
     on_ready: Callable[[Runtime], None] = lambda runtime: None,
-    reload: Reload | None = None,
     background: bool = False,
 ) -> None:
     """Run until a signal ends it, or the verb ``stop``. ``say`` tells the terminal.
@@ -66,7 +63,7 @@ def run_daemon(
         level = logging.DEBUG if os.environ.get("PYLON_DEBUG") == "1" else logging.INFO
         written = start_logging(home.log, level, streams=background)
         install_from_environment()
-        daemon = _Daemon(home, config, mode, say, on_ready, reload, backend, manager, written)
+        daemon = _Daemon(home, config, mode, say, on_ready, backend, manager, written)
         try:
             trio.run(daemon.run, keys, strict_exception_groups=True)
         except BaseExceptionGroup as group:
@@ -93,18 +90,22 @@ class _Daemon:
     mode: str
     say: Callable[[str], None]
     on_ready: Callable[[Runtime], None]
-    reload: Reload | None
     backend: Backend | None
     manager: Notifier
     log: Log
     life: Life = attrs.field(factory=Life)
+    reloading: trio.Lock = attrs.field(factory=trio.Lock)
 
     async def run(self, keys: Unlocked) -> None:
         running: list[Runtime] = []
         async with trio.open_nursery() as nursery:
             await nursery.start(self.life.watch, functools.partial(self._hang_up, running))
             nursery.start_soon(self.manager.beat)  # a start may take longer than the watchdog allows
-            with self.life.scope as scope:
+            with self.life.scope as scope, SeedLocks() as seeds:
+                if not seeds.acquire(f"home {keys.identity.pubkey}"):
+                    raise AlreadyRunning(
+                        "another home of this machine runs with the same phrase", "stop that one: a seed runs once"
+                    )
                 await self._serve(keys, running)
             nursery.cancel_scope.cancel()
         if scope.cancelled_caught:
@@ -149,16 +150,23 @@ class _Daemon:
         return {"stopping": True, "pid": os.getpid()}
 
     async def _hang_up(self, running: list[Runtime]) -> None:
+        """SIGHUP: open the log anew, and read the configuration again; one that is wrong changes nothing."""
         self.log.reopen()
-        if self.reload is None or not running:
-            log.info("SIGHUP: the log was opened anew")
+        if not running:
             return
-        self.manager.reloading()
-        try:
-            await self.reload(running[0])
-        except Exception as error:
-            log.error("what SIGHUP asks for failed: %s", brief(error))
-        self.manager.ready(self._told())
+        async with self.reloading:
+            self.manager.reloading()
+            try:
+                await Reloading(running[0]).reload({}, _to_nobody)
+            except PylonError as error:
+                log.error("the configuration was not taken over: %s", error.message)
+            except Exception as error:
+                log.error("the configuration was not taken over: %s", brief(error))
+            self.manager.ready(self._told())
+
+
+async def _to_nobody(method: str, params: Any) -> bool:
+    return True
 
 
 def facts(runtime: Runtime) -> dict[str, Any]:

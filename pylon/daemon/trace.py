@@ -93,6 +93,8 @@ class Tracing:
             "paid_msats": record.paid,
             "fee_msats": record.fee,
             "credit_msats": record.credit,
+            "credit_used_msats": record.credit_used,
+            "hold_until": record.hold_until,
             "result": record.result_id,
             "requests": self._rows(
                 "SELECT request_id, provider, created_at FROM purchase_requests WHERE purchase_id = ?"
@@ -124,6 +126,12 @@ class Tracing:
             "paid_msats": record.paid,
             "earned_msats": record.earned,
             "owed_msats": record.owed,
+            "credit_used_msats": record.credit_used,
+            "held_msats": record.held,
+            "held_until": record.held_until,
+            "on_trust": record.on_trust,
+            "prompt_tokens": record.prompt_tokens,
+            "completion_tokens": record.completion_tokens,
             "payment_hash": record.payment_hash,
             "payments": self._rows(
                 "SELECT payment_hash, amount_msats, at FROM claims WHERE sale_id = ? ORDER BY at", ident

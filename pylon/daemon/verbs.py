@@ -22,6 +22,8 @@ from pylon.daemon.compute import ComputeVerbs
 from pylon.daemon.control import Method, Notify
 from pylon.daemon.infer import InferVerbs
 from pylon.daemon.jobs import Cancelling, ended, find_purchase, listed, read_params, read_seconds
+from pylon.daemon.provider_desk import ProviderDesk
+from pylon.daemon.provider_money import ProviderMoney
 from pylon.daemon.relay_check import RelayVerbs
 from pylon.daemon.reload import Reloading
 from pylon.daemon.runtime import Runtime
@@ -80,6 +82,8 @@ class Verbs:
             **ComputeVerbs(self.config, self.runtime).table(),
             **WalletGuard(self.store, self.clock).table(),
             **self._wallet_verbs(),
+            **self._provider_money().table(),
+            **ProviderDesk(self.config, self.store, self.clock, self.runtime).table(),
             **ConnectVerbs(self.config, self.store, self.clock, self._relays).table(),
         }
         if self.agents is not None:
@@ -239,6 +243,17 @@ class Verbs:
             Withdrawals(self.store, self.clock) if hosting is None else hosting.withdrawals,
             None if hosting is None else hosting.agents,
         ).table()
+
+    def _provider_money(self) -> ProviderMoney:
+        if self.wallet is None:
+            return ProviderMoney(self.store, self.clock)
+        return ProviderMoney(
+            self.store,
+            self.clock,
+            Purse(self.wallet, self.store, self.clock),
+            Withdrawals(self.store, self.clock) if self.agents is None else self.agents.hosting.withdrawals,
+            simnet=self.config.network == "simnet",
+        )
 
     async def _no_wallet(self, params: Mapping[str, Any], notify: Notify) -> None:
         raise PylonError("no wallet is open", "this home sells for nothing; set enable_payments = true")

@@ -6,14 +6,16 @@ them. What such a call has left behind, the ``Reconciler`` sees to; it sends not
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import trio
 
 from pylon.clock import Clock
 from pylon.daemon.reconciler import Reconciler
 from pylon.errors import AlreadyPaid, PaymentFailed, PaymentUnknown
 from pylon.money import Msat
-from pylon.store.database import RECORD_SECONDS, Store
-from pylon.store.intents import WITHDRAWAL, IntentState
+from pylon.store.database import RECORD_SECONDS, Store, Tx
+from pylon.store.intents import WITHDRAWAL, Intent, IntentState
 from pylon.wallets.purse import Purse, Settled, Unknown
 
 
@@ -33,6 +35,8 @@ class Withdrawals:
         *,
         cause: str | None = None,
         highest_fee: Msat | None = None,
+        kind: str = WITHDRAWAL,
+        admit: Callable[[Tx], None] | None = None,
     ) -> Msat:
         """Pay on the operator's word; returns the fee.
 
@@ -41,23 +45,29 @@ class Withdrawals:
         :param amount: as for ``Purse.reserve``.
         :param cause: what tells two payments to one address apart, whatever is asked for twice: wanted for an address.
 
+        :param kind: begins the cause of its intent.
+        :param admit: asked in the transaction that reserves it; raises what speaks against it.
+
         Raises ``WalletFrozen``, and ``WalletError`` where it did not, or may still, settle, and for what was paid
         before.
         """
         if cause is None and payment_hash is None:
             raise ValueError("a payment to an address needs a cause of its own")
-        named = f"{WITHDRAWAL}:{cause or payment_hash}"
-        intent = await self._store.write(
-            lambda tx: purse.reserve(
+
+        def reserve(tx: Tx) -> Intent:
+            if admit is not None:
+                admit(tx)
+            return purse.reserve(
                 tx,
-                cause=named,
+                cause=f"{kind}:{cause or payment_hash}",
                 bolt11=target,
                 payment_hash=payment_hash,
                 amount=amount,
                 purpose=WITHDRAWAL,
                 highest_fee=highest_fee,
             )
-        )
+
+        intent = await self._store.write(reserve)
         if intent.state is IntentState.SETTLED:
             raise AlreadyPaid("this invoice was paid already", "ask for another one")
         with self.reconciler.holding(intent) as free:

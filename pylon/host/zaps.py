@@ -34,7 +34,7 @@ from pylon.host.fetch import SECONDS, ServiceUnreachable, fetch
 from pylon.money import MAX_MSAT, Msat, sats
 from pylon.store import outbox
 from pylon.store.database import Reads, Store, Tx
-from pylon.wallets.port import Direction, Payment, PaymentState, Wallet
+from pylon.wallets.port import Direction, IssuedInvoice, Payment, PaymentState, Wallet
 
 if TYPE_CHECKING:
     import httpx
@@ -102,6 +102,8 @@ class PayService:
 
     :param signer: the home's key, which signs the receipts; the documents name it.
     :param relays: those that this home is connected to.
+    :param issued: told of each invoice in the transaction that writes it down: whose it is (public key, hex), and the
+        zap request that it is for, if it is for one.
     """
 
     def __init__(
@@ -113,6 +115,7 @@ class PayService:
         relays: Callable[[], Collection[str]],
         clock: Clock,
         limits: PayLimits | None = None,
+        issued: Callable[[Tx, str, IssuedInvoice, str | None], None] | None = None,
     ) -> None:
         self._payees = payees
         self._signer = signer
@@ -120,6 +123,7 @@ class PayService:
         self._relays = relays
         self._clock = clock
         self._limits = limits or PayLimits()
+        self._issued = issued
         self.address: str | None = None
         """What stands behind the @ of a lightning address; ``None``: nobody can be paid. Known once HTTP is served."""
 
@@ -182,6 +186,8 @@ class PayService:
                     *(now, issued.expires_at),
                 ),
             )
+            if self._issued is not None:
+                self._issued(tx, payee.agent, issued, zap_request)
 
         await self._store.write(job)
         return issued.bolt11

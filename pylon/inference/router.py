@@ -191,11 +191,16 @@ class Router:
         """The route of ``model``; an empty name asks for the default. Raises ``BackendUnavailable`` without any."""
         return (await self._routes(model))[0][1]
 
+    async def candidates(self, model: str) -> list[Route]:
+        """Every route of ``model``, the best first. Raises ``BackendUnavailable`` without any."""
+        return [route for _, route in await self._routes(model)]
+
     @asynccontextmanager
     async def stream(
-        self, request: InferenceRequest, deadlines: Deadlines = DEFAULT_DEADLINES
+        self, request: InferenceRequest, deadlines: Deadlines = DEFAULT_DEADLINES, *, only: Backend | None = None
     ) -> AsyncIterator[AsyncIterator[Chunk]]:
-        async with aclosing(self._generate(request, deadlines, [])) as chunks:
+        """``only``: by this backend and no other, for who goes through the ``candidates`` himself."""
+        async with aclosing(self._generate(request, deadlines, [], only)) as chunks:
             yield chunks
 
     async def complete(self, request: InferenceRequest, deadlines: Deadlines = DEFAULT_DEADLINES) -> Completion:
@@ -211,11 +216,13 @@ class Router:
     # --- answers ----------------------------------------------------------------------------------------------
 
     async def _generate(
-        self, request: InferenceRequest, deadlines: Deadlines, used: list[Route]
+        self, request: InferenceRequest, deadlines: Deadlines, used: list[Route], only: Backend | None = None
     ) -> AsyncGenerator[Chunk, None]:
         """The chunks of the first backend that comes to its first word. ``used`` gets the routes tried."""
         first: InferenceError | None = None
         for seat, route in await self._routes(request.model):
+            if only is not None and route.backend is not only:
+                continue
             used.append(route)
             spoke = False
             try:
@@ -235,8 +242,7 @@ class Router:
                 if first is None or (isinstance(first, BackendBusy) and not isinstance(error, BackendBusy)):
                     first = error
                 log.info("%s did not answer: %s", route.backend.name, error.message)
-        assert first is not None, "there is at least one route"
-        raise first
+        raise first or BackendUnavailable("the backend that was chosen cannot answer now", "see pylon compute")
 
     @asynccontextmanager
     async def _judged(self, seat: _Seat) -> AsyncIterator[None]:

@@ -7,12 +7,13 @@ and so does what ends cleanly; of what died the heartbeat stops.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import attrs
 import trio
 
 from protocols import entropy, heartbeat, nip89
+from protocols.job_price import Tariff
 from protocols.keys import SecretKey
 from protocols.nip01 import Event
 from protocols.nip09 import build_deletion
@@ -42,6 +43,12 @@ _MOST_VERSIONS = 50
 """In one deletion; relays keep the newest version, and perhaps have missed a few."""
 
 
+_MOST_MODELS = 256
+"""As many as are read of an announcement."""
+_MODEL_BYTES = 12_000
+"""Their names stand in it twice, and some relays take 64 KiB, some 32."""
+
+
 @attrs.frozen
 class Profile:
     name: str
@@ -59,6 +66,7 @@ class _Say:
     price: Msat
     price_in: Msat
     price_out: Msat
+    tariffs: Mapping[str, Tariff] = attrs.field(hash=False)
     relays: tuple[str, ...]
 
 
@@ -112,7 +120,8 @@ class Announcer:
 
     async def look(self) -> bool:
         """Announce if there is something new to say, and beat if it is time; whether there was something new."""
-        models = sorted({model.id for model in await self._router.models(healthy=True)})
+        there = {model.id: None for model in await self._router.models(healthy=True)}
+        models = _told(there)
         say = self._say(models)
         monotonic = self._clock.monotonic()
         # When this process began, by the wall: it moves only when the clock is set.
@@ -131,6 +140,8 @@ class Announcer:
         if new:
             await self._store.write(lambda tx: self._announce(tx, say))
             self._stands, self._said, self._said_at = True, say, began
+            if len(models) < len(there):
+                log.warning("an announcement holds %d of the %d models that are there", len(models), len(there))
             log.info("announced %s from %d msats a job", ", ".join(models), say.price)
         if set_anew or monotonic - self._beat_at >= heartbeat.EVERY_SECONDS:
             await self._store.write(self._beat)
@@ -166,6 +177,7 @@ class Announcer:
             price=terms.cheapest(models),
             price_in=terms.price_in if terms.payments else Msat(0),
             price_out=terms.price_out if terms.payments else Msat(0),
+            tariffs={model: terms.tariff(model) for model in models} if terms.multipliers else {},
             relays=tuple(sorted(self._pool.urls)),
         )
 
@@ -181,6 +193,7 @@ class Announcer:
                 price_msats=say.price,
                 price_in_msats=say.price_in,
                 price_out_msats=say.price_out,
+                tariffs=say.tariffs,
                 lud16=self._profile.lud16,
                 network=self._profile.network,
                 name=self._profile.name,
@@ -230,6 +243,18 @@ class Announcer:
         """Of the announcement and of the heartbeat."""
         me = self._secret.public.hex
         return f"{nip89.KIND}:{me}:{_instance(tx)}", f"{heartbeat.KIND}:{me}:"
+
+
+def _told(names: Iterable[str]) -> list[str]:
+    """As many of the models as an announcement holds that relays take; the preferred backends' come first."""
+    kept: dict[str, None] = {}
+    left = _MODEL_BYTES
+    for name in names:
+        left -= len(name.encode("utf-8", "replace"))
+        if left < 0 or len(kept) == _MOST_MODELS:
+            break
+        kept[name] = None
+    return sorted(kept)
 
 
 def _instance(tx: Tx) -> str:

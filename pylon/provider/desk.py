@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import attrs
 import trio
 
 from protocols.keys import SecretKey
 from protocols.nip01 import Event
-from protocols.nip90 import JobInvalid, parse_request
+from protocols.nip90 import JobInput, JobInvalid, JobRequest, parse_request
 from pylon.clock import Clock
 from pylon.driver import Driver
 from pylon.errors import BackendUnavailable
@@ -25,7 +26,9 @@ from pylon.provider import customers
 from pylon.provider import sale as machine
 from pylon.provider.book import Book, Ration
 from pylon.provider.credits import use_credit
+from pylon.provider.fetching import InputRefused
 from pylon.provider.holds import Holds
+from pylon.provider.inputs import Inputs
 from pylon.provider.pricing import Standing, Terms, appraise, served_as
 from pylon.provider.sale import Sale, SaleState
 from pylon.store import cursors, inbox
@@ -61,6 +64,15 @@ class _Caller:
         return self.standing in _TRUSTED
 
 
+@attrs.frozen
+class _Asked:
+    """A request as it was read."""
+
+    event: Event
+    job: JobRequest
+    schema: dict[str, Any] | None
+
+
 class _NoRoom(Exception):
     """Not now: nothing is written."""
 
@@ -83,6 +95,7 @@ class Desk:
         driver: Driver[Sale],
         holds: Holds,
         unwanted: Callable[[Event], bool],
+        inputs: Inputs,
     ) -> None:
         self._secret = secret
         self._store = store
@@ -97,6 +110,20 @@ class Desk:
         self._said_at = float("-inf")
         self._holds = holds
         self._unwanted = unwanted
+        self._inputs = inputs
+        self._looking: set[str] = set()
+        """Requests whose inputs are being looked for."""
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Look for the inputs of requests that have them elsewhere, until cancelled."""
+        try:
+            async with trio.open_nursery() as self._nursery:
+                task_status.started()
+                await trio.sleep_forever()
+        finally:
+            self._nursery = None
+            self._looking.clear()
 
     def is_known(self, customer: str) -> bool:
         """Whether it has ever paid, or is trusted: then it is no stranger."""
@@ -176,24 +203,63 @@ class Desk:
     # --- a sale begins --------------------------------------------------------------------------------------------
 
     async def _hear(self, event: Event, caller: _Caller, now: float) -> None:
+        sale = Sale(id=event.id, customer=event.pubkey, kind=event.kind, created_at=now)
+        try:
+            job = parse_request(event, self._secret)
+            schema = job.json_schema
+        except JobInvalid as error:
+            await self._decide(event, caller, sale, machine.Refused(str(error)), now)
+            return
+        asked = _Asked(event, job, schema)
+        if not job.outside:
+            await self._offer(asked, caller, {}, now)
+        elif event.id not in self._looking and self._nursery is not None:
+            # Others do not wait for what this one waits for. It is noted as taken when it is decided on: until then it
+            # comes again after a restart.
+            self._looking.add(event.id)
+            self._nursery.start_soon(self._look_for_inputs, asked, caller, sale)
+
+    async def _look_for_inputs(self, asked: _Asked, caller: _Caller, sale: Sale) -> None:
+        async def handle() -> None:
+            try:
+                found = await self._inputs.find(asked.job, self.terms)
+            except InputRefused as error:
+                why = "an input could not be had" if asked.job.encrypted else error.message
+                await self._decide(asked.event, caller, sale, machine.Refused(why), self._clock.now())
+            else:
+                await self._offer(asked, caller, found, self._clock.now())
+
+        try:
+            await inbox.deliver(self._store, CONSUMER, asked.event.id, handle)
+        finally:
+            self._looking.discard(asked.event.id)
+
+    async def _offer(self, asked: _Asked, caller: _Caller, found: Mapping[JobInput, str], now: float) -> None:
+        """Price it, or take it free where the customer has it free."""
         given = customers.free_left(self._store, caller.customer, self.terms.free_per_day, now) > 0
         while True:
-            sale, verdict = await self._appraise(event, now, free=given or caller.standing is Standing.FREE)
+            sale, verdict = await self._appraise(asked, found, now, free=given or caller.standing is Standing.FREE)
             takes_one = given and caller.standing is not Standing.FREE and isinstance(verdict, machine.Free)
-            begin = functools.partial(self._begin, event, caller, sale, verdict, takes_one, now)
             try:
-                steps = await self._store.write(begin)
-            except _NoRoom:
-                self._pass_over(event)
+                await self._decide(asked.event, caller, sale, verdict, now, takes_one=takes_one)
                 return
             except _NoneLeft:
                 given = False
-                continue
-            for step in steps:
-                self._driver.acted(step)
-            if not (caller.trusted or caller.known):
-                self._ration.take(self._clock.monotonic())
+
+    async def _decide(
+        self, event: Event, caller: _Caller, sale: Sale, verdict: object, now: float, *, takes_one: bool = False
+    ) -> None:
+        """Write it down, if there is room. Raises ``_NoneLeft``."""
+        begin = functools.partial(self._begin, event, caller, sale, verdict, takes_one, now)
+        try:
+            steps = await self._store.write(begin)
+        except _NoRoom:
+            self._pass_over(event)
             return
+        for step in steps:
+            self._driver.acted(step)
+        if not (caller.trusted or caller.known):
+            self._ration.take(self._clock.monotonic())
 
     def _begin(
         self, event: Event, caller: _Caller, sale: Sale, verdict: object, takes_one: bool, now: float, tx: Tx
@@ -212,14 +278,13 @@ class Desk:
         verdict = use_credit(tx, caller.customer, verdict, self.terms.unit)
         return [pushed, self._driver.begin_in(tx, sale, verdict)]
 
-    async def _appraise(self, event: Event, now: float, *, free: bool) -> tuple[Sale, object]:
+    async def _appraise(
+        self, asked: _Asked, found: Mapping[JobInput, str], now: float, *, free: bool
+    ) -> tuple[Sale, object]:
         """The sale as it would begin, and its first input: refused, free, or priced."""
+        event, job = asked.event, asked.job
+        prompt = job.joined(found)
         sale = Sale(id=event.id, customer=event.pubkey, kind=event.kind, created_at=now)
-        try:
-            job = parse_request(event, self._secret)
-            schema = job.json_schema
-        except JobInvalid as error:
-            return sale, machine.Refused(str(error))
         served = await self._router.models()
         models = [model.id for model in served]
         default = await self._default()
@@ -227,7 +292,7 @@ class Desk:
         verdict = appraise(
             job,
             attrs.evolve(self.terms, payments=False) if free else self.terms,
-            prompt=job.prompt,
+            prompt=prompt,
             models=models,
             default=default,
             context=next((info.context_length for info in served if info.id == model), None),
@@ -243,13 +308,14 @@ class Desk:
             customer=event.pubkey,
             kind=event.kind,
             created_at=now,
-            prompt=job.prompt or "",
+            prompt=prompt or "",
             encrypted=job.encrypted,
+            scheme=job.scheme,
             model=model or "",
             max_tokens=job.max_tokens or self.terms.default_tokens,
             temperature=job.number("temperature", 0.0, 2.0),
             top_p=job.number("top_p", 0.0, 1.0),
-            json_schema=schema,
+            json_schema=asked.schema,
             request=repeated if len(repeated.encode()) <= _LONGEST_REQUEST else "",
         )
         return taken, verdict

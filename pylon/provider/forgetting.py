@@ -29,7 +29,7 @@ _FIRST = 900.0
 """Seconds after a start: what was paid while we were away is found before anything is forgotten."""
 _BATCH = 200
 """Deleted in one transaction: a bound on how long the loop is kept from everything else."""
-_NOTHING = (SaleState.REFUSED, SaleState.EXPIRED, SaleState.FAILED)
+_NOTHING = (SaleState.REFUSED, SaleState.EXPIRED, SaleState.CANCELLED, SaleState.FAILED)
 
 
 async def keep_few(store: Store, clock: Clock, terms: Terms, keep: int = KEEP) -> None:

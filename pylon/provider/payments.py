@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import random
+from collections.abc import Awaitable, Callable
 
 import trio
 
@@ -13,6 +14,7 @@ from pylon.driver import Driver
 from pylon.errors import WalletError, brief
 from pylon.money import Msat
 from pylon.provider import sale as machine
+from pylon.provider import zaps
 from pylon.provider.pricing import Terms
 from pylon.provider.sale import Sale, SaleState
 from pylon.provider.sales import LATE_PAYMENT
@@ -30,17 +32,9 @@ WALLET_SECONDS = 20.0
 """How long a wallet may take to make an invoice, or to look one up."""
 _FIRST_WAIT = 1.0
 _LONGEST_WAIT = 60.0
-_ASKED = (SaleState.QUOTED.value, SaleState.HELD.value)
-_ASKED_LATELY = tuple(
-    state.value
-    for state in (
-        SaleState.EXPIRED,
-        SaleState.CANCELLED,
-        SaleState.FAILED,
-        SaleState.SERVED,
-        SaleState.DELIVERED,
-    )
-)
+_ASKED_AT_ONCE = 200
+"""Invoices that are asked about at a poll."""
+_BEGINNING = (0.0, "")
 _HOLDING = (SaleState.HELD, SaleState.SETTLING, SaleState.CANCELLING)
 _ENDED_UNPAID = (SaleState.EXPIRED, SaleState.CANCELLED)
 _POLL_SECONDS = 30.0
@@ -73,10 +67,21 @@ def hash_of(preimage: str) -> str:
 
 
 class Payments:
-    """Hears of payments, asks about those it may have missed, and claims them."""
+    """Hears of payments, asks about those it may have missed, and claims them.
+
+    :param received: told of each payment that has come in, whatever it is for.
+    """
 
     def __init__(
-        self, *, store: Store, wallet: Wallet, wallet_name: str, clock: Clock, rng: random.Random, driver: Driver[Sale]
+        self,
+        *,
+        store: Store,
+        wallet: Wallet,
+        wallet_name: str,
+        clock: Clock,
+        rng: random.Random,
+        driver: Driver[Sale],
+        received: Callable[[Payment], Awaitable[object]] | None = None,
     ) -> None:
         self._store = store
         self._wallet = wallet
@@ -84,8 +89,11 @@ class Payments:
         self._clock = clock
         self._rng = rng
         self._driver = driver
+        self._received = received
         self._gone: set[str] = set()
         """Sales whose hold was not there at the last look."""
+        self._asked = _BEGINNING
+        """End and sale of the last invoice that was asked about: where the next look goes on."""
 
     async def watch(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Claim what comes in. A wallet that is not there, or ends its events, is listened to again later."""
@@ -111,6 +119,8 @@ class Payments:
             return
         if payment.state is PaymentState.SETTLED:
             await self.claim(payment.payment_hash, payment.amount, payment.preimage)
+            if self._received is not None:
+                await self._received(payment)
         else:
             # It is held, or was given back: the invoice tells.
             for sale in list(self._driver.records.where(self._store, "payment_hash = ?", (payment.payment_hash,))):
@@ -120,23 +130,40 @@ class Payments:
         while True:
             await trio.sleep(_POLL_SECONDS * (0.75 + 0.5 * self._rng.random()))
             try:
-                await self._claim_all_paid(_JUST_EXPIRED)
+                await self._claim_all_paid(_JUST_EXPIRED, _ASKED_AT_ONCE)
             except Exception as error:
                 log.warning("cannot ask about open invoices: %s", brief(error))
 
-    async def _claim_all_paid(self, lately: float) -> None:
+    async def _claim_all_paid(self, lately: float, most: int | None = None) -> None:
         """Whatever was paid while nobody listened.
 
         What has expired lately may have been paid in its last moment, or the wallet may not have told the truth of it;
         and what was done on trust may be paid by now.
+
+        ``most`` bounds how many invoices are asked about now; the next look goes on where this one ends. So ten
+        thousand quotes that nobody pays cost no more than a few: each is asked about once more when its time is over.
         """
-        condition = (
-            "state IN (?, ?) OR (expires_at > ? AND state IN (?, ?, ?, ?, ?)"
-            " AND NOT EXISTS (SELECT 1 FROM claims WHERE sale_id = sales.id))"
-        )
-        params = (*_ASKED, self._clock.now() - lately, *_ASKED_LATELY)
-        for sale in list(self._driver.records.where(self._store, condition, params)):
+        for sale in list(self._driver.records.where(self._store, "state = ?", (SaleState.HELD.value,))):
             await self.claim_if_paid(sale)
+        for payment_hash in zaps.unpaid(self._store, self._clock.now() - lately):
+            zapped = await self.look(payment_hash)
+            if zapped is not None and zapped.received > 0:
+                await self.claim(payment_hash, zapped.received)
+        since, asked = self._clock.now() - lately, 0
+        while most is None or asked < most:
+            rows = self._store.read(
+                "SELECT id, expires_at FROM sales WHERE paid_msats = 0 AND expires_at >= ?1"
+                " AND (expires_at > ?1 OR id > ?2) AND state <> ?3 ORDER BY expires_at, id LIMIT ?4",
+                (*max((since, ""), self._asked), SaleState.HELD.value, _ASKED_AT_ONCE),
+            )
+            for row in rows:
+                for sale in list(self._driver.records.where(self._store, "id = ?", (row["id"],))):
+                    await self.claim_if_paid(sale)
+                self._asked = (row["expires_at"], row["id"])
+            asked += len(rows)
+            if len(rows) < _ASKED_AT_ONCE:
+                self._asked = _BEGINNING
+                return
 
     async def look(self, payment_hash: str) -> IssuedInvoice | None:
         """What the wallet says of an invoice of ours."""
@@ -194,23 +221,23 @@ class Payments:
         """
 
         def job(tx: Tx) -> Step[Sale] | None:
-            row = tx.one("SELECT id FROM sales WHERE payment_hash = ?", (payment_hash,))
+            sale_id = zaps.paid_sale(tx, payment_hash)
             if (
                 amount <= 0
-                or row is None
+                or sale_id is None
                 or not claims.take(
                     tx,
                     wallet=self._wallet_name,
                     payment_id=payment_hash,
                     payment_hash=payment_hash,
-                    sale_id=row["id"],
+                    sale_id=sale_id,
                     amount=amount,
                     at=self._clock.now(),
                     preimage=preimage,
                 )
             ):
                 return None
-            sale = self._driver.records.load(tx, row["id"])
+            sale = self._driver.records.load(tx, sale_id)
             assert sale is not None, "its row is there"
             by_hold = sale.preimage is not None and payment_hash == sale.payment_hash
             return self._driver.advance_in(tx, sale.id, machine.Paid(amount, self._credit(tx, sale), by_hold))

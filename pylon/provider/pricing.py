@@ -14,12 +14,11 @@ from fractions import Fraction
 
 import attrs
 
+from protocols.job_price import PRICED_TOKENS, Tariff, estimate_tokens
 from protocols.nip90 import JobRequest
 from pylon.money import MAX_MSAT, Msat
 from pylon.provider.sale import Free, OnTrust, Priced, Refused
 
-PRICED_TOKENS = 1_000
-"""How many tokens the prices by tokens are for."""
 _ONCE = Fraction(1)
 
 
@@ -62,6 +61,8 @@ class Terms:
     """The longest answer that is sold; a job that names none gets ``default_tokens``."""
     default_tokens: int = 256
     max_prompt_chars: int = 32_000
+    fetch_urls: bool = False
+    """Whether inputs that are addresses are fetched."""
     max_age: float = 3_600.0
     """Seconds after which an unserved request is stale."""
     max_ahead: float = 900.0
@@ -96,6 +97,14 @@ class Terms:
         """What the cheapest job costs that any of these models can do: a token in, a token out."""
         return min((self.cost(model, 1, 1) for model in models), default=self.cost("", 1, 1))
 
+    def tariff(self, model: str) -> Tariff:
+        """As it is announced: ``cost`` is what it says, or less, up to the rounding to the wallet's unit."""
+        if not self.payments:
+            return Tariff(0)
+        times = self.multiplier(model)
+        prices = (-(-price * times // 1) for price in (self.price_in, self.price_out))
+        return Tariff(self._whole(Fraction(self.min_price) * max(times, _ONCE)), *map(int, prices))
+
     def multiplier(self, model: str) -> Fraction:
         """Of a model by whatever name: Ollama calls ``llama3.2`` by its full name, ``llama3.2:latest``."""
         names = (model, f"{model}:latest", model.removesuffix(":latest"))
@@ -103,16 +112,6 @@ class Terms:
 
     def _whole(self, msats: Fraction) -> Msat:
         return Msat(-(-msats // self.unit) * self.unit)
-
-
-def estimate_tokens(text: str) -> int:
-    """About how many tokens a text is, for any model: four ASCII characters a token, three bytes of anything else.
-
-    Good enough to price it, and to refuse before the money is taken what no context can hold. A text has at least one.
-    """
-    size = len(text.encode("utf-8", "replace"))
-    plain = sum(1 for char in text if char.isascii())
-    return -(-plain // 4) + -(-(size - plain) // 3)
 
 
 def served_as(model: str | None, models: Collection[str], default: str = "") -> str | None:

@@ -58,6 +58,7 @@ def compose(secret: SecretKey, sale: Sale, effect: Effect, now: int) -> Event:
                 customer=sale.customer,
                 text=sale.result or "",
                 encrypt=sale.encrypted,
+                scheme=sale.scheme,
                 created_at=now,
                 **_bill(sale),
                 credit_used_msats=sale.credit_used or None,
@@ -81,6 +82,7 @@ def compose_partial(secret: SecretKey, sale: Sale, text: str, now: int) -> Event
         status=FeedbackStatus.PARTIAL,
         content=text,
         encrypt=sale.encrypted,
+        scheme=sale.scheme,
         created_at=now,
         expiration=now + _PARTIAL_LIFE,
     )

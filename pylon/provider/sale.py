@@ -81,6 +81,8 @@ class Sale:
     state: SaleState = SaleState.RECEIVED
     prompt: str = attrs.field(default="", repr=False)
     encrypted: bool = True
+    scheme: str = "nip44"
+    """How an encrypted request was sealed, and its answers are: ``nip44`` or ``nip04``."""
     model: str = ""
     max_tokens: int = 0
     temperature: float | None = None

@@ -7,8 +7,8 @@ and Lightning pays it (``payments``), the local backend thinks (``work``), kind 
 
 from __future__ import annotations
 
-import logging
 import random
+from collections.abc import Awaitable, Callable
 
 import trio
 
@@ -18,7 +18,6 @@ from protocols.nip01 import Event, Filter
 from protocols.nip90 import JOB_TEXT
 from pylon.clock import Clock
 from pylon.driver import Driver
-from pylon.errors import brief
 from pylon.inference.port import DEFAULT_DEADLINES, Deadlines
 from pylon.inference.router import Router
 from pylon.machine import Effect
@@ -30,6 +29,7 @@ from pylon.provider.deliveries import Deliveries, take_back
 from pylon.provider.desk import CONSUMER, Desk
 from pylon.provider.forgetting import keep_few
 from pylon.provider.holds import Holds
+from pylon.provider.inputs import Inputs
 from pylon.provider.payments import Payments, mint
 from pylon.provider.pricing import Terms
 from pylon.provider.replies import compose
@@ -42,9 +42,7 @@ from pylon.store import cursors, ledger
 from pylon.store.database import Store, Tx
 from pylon.store.records import Step
 from pylon.together import handle_together
-from pylon.wallets.port import Wallet
-
-log = logging.getLogger(__name__)
+from pylon.wallets.port import Payment, Wallet
 
 _OVERLAP = 900
 _OF_PAID_JOBS = (SaleEffect.PUBLISH_PROCESSING, SaleEffect.PUBLISH_RESULT, SaleEffect.PUBLISH_DEBT)
@@ -52,7 +50,10 @@ _OF_PAID_JOBS = (SaleEffect.PUBLISH_PROCESSING, SaleEffect.PUBLISH_RESULT, SaleE
 
 
 class Provider:
-    """Drives this home's sales. One instance a store."""
+    """Drives this home's sales. One instance a store.
+
+    :param received: told of each payment that the wallet has received, whatever it is for.
+    """
 
     def __init__(
         self,
@@ -68,6 +69,7 @@ class Provider:
         terms: Terms,
         deadlines: Deadlines = DEFAULT_DEADLINES,
         slots: int = 1,
+        received: Callable[[Payment], Awaitable[object]] | None = None,
     ) -> None:
         self._secret = secret
         self._store = store
@@ -76,7 +78,9 @@ class Provider:
         self.router = router
         self._clock = clock
         self.terms = terms
-        work = Work(secret=secret, pool=pool, router=router, clock=clock, rng=rng, deadlines=deadlines, slots=slots)
+        self._work = Work(
+            secret=secret, pool=pool, router=router, clock=clock, rng=rng, deadlines=deadlines, slots=slots
+        )
         self.records = sale_records(store)
         self._driver = Driver(
             self.records,
@@ -85,7 +89,7 @@ class Provider:
             rng,
             handlers={
                 SaleEffect.MINT_INVOICE: self._mint,
-                SaleEffect.INFER: work.infer,
+                SaleEffect.INFER: self._work.infer,
                 SaleEffect.SETTLE_HOLD: self._settle_hold,
                 SaleEffect.CANCEL_HOLD: self._cancel_hold,
             },
@@ -94,15 +98,21 @@ class Provider:
             due=due,
             attend=self._attend,
             relays=lambda record: pool.urls,
-            urgent=lambda tx, sale, effect: effect in _OF_PAID_JOBS or customers.has_paid(tx, sale.customer),
             abandons=(SaleEffect.INFER,),
+            urgent=lambda tx, sale, effect: effect in _OF_PAID_JOBS or customers.has_paid(tx, sale.customer),
         )
         self.deliveries = Deliveries(store=store, pool=pool, clock=clock, driver=self._driver)
         self.payments = (
             None
             if wallet is None
             else Payments(
-                store=store, wallet=wallet, wallet_name=wallet_name, clock=clock, rng=rng, driver=self._driver
+                store=store,
+                wallet=wallet,
+                wallet_name=wallet_name,
+                clock=clock,
+                rng=rng,
+                driver=self._driver,
+                received=received,
             )
         )
         self.holds = Holds(
@@ -124,8 +134,14 @@ class Provider:
             driver=self._driver,
             holds=self.holds,
             unwanted=self.cancellations.unwanted,
+            inputs=Inputs(secret=secret, store=store, pool=pool, records=self.records),
         )
         self._waiting: WaitingRoom[Event] = WaitingRoom(self.desk.is_known)
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that wait for their turn at a backend."""
+        return self._work.waiting
 
     def sell_by(self, terms: Terms) -> None:
         """Sell by new terms from the next request on; what was quoted stays quoted."""
@@ -141,26 +157,25 @@ class Provider:
         async with self._pool.subscribe(filters, since=since) as heard:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._driver.run)
+                await nursery.start(self.desk.run)
                 if self.payments is not None:
                     await nursery.start(self.payments.watch)
                     nursery.start_soon(self.payments.poll)
                     nursery.start_soon(self.holds.watch)
                 nursery.start_soon(self.deliveries.watch)
-                nursery.start_soon(handle_together, self._waiting, self.desk.deliver)
+                nursery.start_soon(handle_together, self._waiting, self._hear)
                 nursery.start_soon(keep_few, self._store, self._clock, self.terms)
                 task_status.started()
                 async for received in heard:
                     for event in (received.event, *heard.drain()):
-                        if event.kind == nip09.KIND:
-                            await self._heed(event)
-                        else:
+                        if event.kind != nip09.KIND or self.cancellations.concern(event):
                             self._waiting.put(event.pubkey, event)
 
-    async def _heed(self, event: Event) -> None:
-        try:
+    async def _hear(self, event: Event) -> None:
+        if event.kind == nip09.KIND:
             await self.cancellations.take(event)
-        except Exception as error:
-            log.warning("a cancellation could not be heeded: %s", brief(error))
+        else:
+            await self.desk.deliver(event)
 
     async def _mint(self, sale: Sale) -> object:
         if self.desk.is_known(sale.customer):

@@ -5,6 +5,9 @@ every 30 s), or when the relay talks nonsense. Reconnects back off from 1 s to 6
 only after an uptime of five times the next one. After a reconnect every subscription is asked again, from the newest
 event seen on it minus an overlap.
 
+What the relay says that it will not take (NIP-11) it is not sent: subscriptions beyond its number wait for a place,
+and an event that is too long or too old is refused here.
+
 One task writes, from a queue: whoever is cancelled while its frame goes out cancels nothing for the others.
 """
 
@@ -25,6 +28,8 @@ from protocols.keys import SecretKey
 from protocols.nip01 import MAX_TIME, Event, Filter, sign_event
 from pylon.clock import Clock
 from pylon.errors import RelayError
+from pylon.relays.information import Inform
+from pylon.relays.limits import RelayLimits
 from pylon.relays.subscription import Subscription
 from pylon.relays.transport import Connect, Transport, TransportClosed
 
@@ -49,6 +54,10 @@ _MAX_UNSENT = 10_000
 _FULL_PAGE = 100
 """Relays cap an answer, at 500 events or so. After one of at least this size there may be more: ask further back."""
 _MAX_PAGES = 1_000
+_INFORM_SECONDS = 2.0
+"""How long a first connection waits for what the relay says of itself, before it is asked for anything."""
+_INFORM_AGAIN = 3_600.0
+_INFORM_RETRY = 300.0
 
 
 class ConnectionState(enum.StrEnum):
@@ -103,6 +112,8 @@ class _Request:
     """As they went over the wire."""
     at: float
     page: int = 0
+    full_page: int = _FULL_PAGE
+    """Events from which on an answer may have been capped."""
     stored: bool = False
     counts: list[int] = attrs.field(init=False)
     oldest: list[int] = attrs.field(init=False)
@@ -129,7 +140,7 @@ class _Request:
         """What to ask for next, given that an answer is capped for each filter alone; nothing if all has come."""
         rest = []
         for wanted, count, oldest in zip(self.filters, self.counts, self.oldest, strict=True):
-            if wanted.limit is None and count >= _FULL_PAGE and self.page < _MAX_PAGES:
+            if wanted.limit is None and count >= self.full_page and self.page < _MAX_PAGES:
                 # The second that was cut in two is asked for whole, unless it fills an answer alone.
                 until = oldest if wanted.until is None or oldest < wanted.until else oldest - 1
                 if until >= (wanted.since or 0):
@@ -151,6 +162,7 @@ class Connection:
         admit: Callable[[Event], bool],
         changed: Callable[[], None],
         signer: SecretKey | None,
+        inform: Inform | None = None,
     ) -> None:
         self.url = url
         self._connect = connect
@@ -160,6 +172,11 @@ class Connection:
         self._admit = admit
         self._changed = changed
         self._signer = signer
+        self._inform = inform
+        self._informed = trio.Event()
+        self.limits = RelayLimits()
+        self._queued: dict[str, Subscription] = {}
+        self._queued_pages: deque[tuple[Subscription, tuple[Filter, ...], int]] = deque()
         self._session = wire.ClientSession()
         self._transport: Transport | None = None
         self._scope = trio.CancelScope()
@@ -184,6 +201,25 @@ class Connection:
 
     async def run(self) -> None:
         """Until cancelled."""
+        if self._inform is None:
+            self._informed.set()
+            await self._connect_for_ever()
+            return
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._keep_informed, self._inform)
+            await self._connect_for_ever()
+
+    async def _keep_informed(self, inform: Inform) -> None:
+        """Ask the relay what it will not take, now and then."""
+        while True:
+            document = await inform(self.url)
+            if document is not None:
+                self.limits = RelayLimits.of(document.limitation)
+                self._ask_queued()
+            self._informed.set()
+            await trio.sleep(_INFORM_RETRY if document is None else _INFORM_AGAIN)
+
+    async def _connect_for_ever(self) -> None:
         backoff = FIRST_BACKOFF
         while True:
             self._set(ConnectionState.CONNECTING)
@@ -244,6 +280,8 @@ class Connection:
                 self._nursery.start_soon(self._listen, transport)
                 self._nursery.start_soon(self._ping, transport)
                 self._nursery.start_soon(self._watch)
+                with trio.move_on_after(_INFORM_SECONDS):
+                    await self._informed.wait()
                 self._transport = transport
                 for subscription in self._subscriptions():
                     self.ask(subscription)
@@ -253,6 +291,8 @@ class Connection:
         self._transport = None
         self._nursery = None
         self._requests.clear()
+        self._queued.clear()
+        self._queued_pages.clear()
         self._unauthorised.clear()
         self._forget_authentication()
         for frame in self._unsent:
@@ -318,18 +358,56 @@ class Connection:
         if self._transport is None or subscription.ended:
             return
         self._drop(subscription, pages_only=True)
+        if subscription.id not in self._requests and not self._has_place():
+            if not self._queued:
+                told = "%s: it takes %s subscriptions, and no more: what is asked beyond them waits for a place"
+                log.warning(told, self.url, self.limits.max_subscriptions)
+            self._queued[subscription.id] = subscription
+            return
+        self._queued.pop(subscription.id, None)
         since = subscription.asked(self.url)
-        self._requests[subscription.id] = _Request(
-            subscription, wire.narrowed(subscription.filters, since), trio.current_time()
-        )
-        self.send_soon(self._session.subscribe(subscription.id, *subscription.filters, since=since))
+        self._request(subscription.id, subscription, wire.narrowed(subscription.filters, since), since, 0)
+
+    def _request(
+        self, name: str, subscription: Subscription, filters: tuple[Filter, ...], since: int | None, page: int
+    ) -> None:
+        wanted = filters if page else subscription.filters
+        frame = self._session.subscribe(name, *wanted, since=since)
+        if self.limits.too_long(frame):
+            log.warning("%s: what is asked is longer than it takes (%d bytes)", self.url, len(frame))
+            self._session.unsubscribe(name)
+            subscription.relay_done(self.url)
+            return
+        full = min(_FULL_PAGE, self.limits.page or _FULL_PAGE)
+        self._requests[name] = _Request(subscription, filters, trio.current_time(), page, full)
+        self.send_soon(frame)
+
+    def _has_place(self) -> bool:
+        """For one more subscription; one is kept for asking further back."""
+        limit = self.limits.subscriptions
+        return limit is None or sum(not request.page for request in self._requests.values()) < limit
+
+    def _ask_queued(self) -> None:
+        """What has waited for a place and finds one."""
+        if self._transport is None:
+            return
+        most = self.limits.max_subscriptions
+        while self._queued_pages and (most is None or len(self._requests) < max(2, most)):
+            subscription, rest, page = self._queued_pages.popleft()
+            self._ask_page(subscription, rest, page)
+        while self._queued and self._has_place():
+            self.ask(self._queued.pop(next(iter(self._queued))))
 
     def forget(self, subscription: Subscription) -> None:
         """Send the CLOSE of all that was asked for it."""
+        self._queued.pop(subscription.id, None)
         self._drop(subscription, pages_only=False)
         self._unauthorised.pop(subscription.id, None)
+        self._ask_queued()
 
     def _drop(self, subscription: Subscription, *, pages_only: bool) -> None:
+        if self._queued_pages:
+            self._queued_pages = deque(page for page in self._queued_pages if page[0] is not subscription)
         for name, request in list(self._requests.items()):
             if request.subscription is subscription and (request.page or not pages_only):
                 self._close(name)
@@ -342,7 +420,9 @@ class Connection:
 
     def send_event_soon(self, event: Event) -> None:
         """Send an event without waiting for the relay's OK."""
-        self.send_soon(self._session.publish(event))
+        frame = self._session.publish(event)
+        if not self.limits.too_long(frame):
+            self.send_soon(frame)
 
     async def publish(self, event: Event, timeout: float) -> Verdict:
         """Send an event and wait for the relay's OK. Raises ``RelayError`` where none came.
@@ -353,6 +433,13 @@ class Connection:
 
     async def publish_frame(self, event_id: str, frame: str, timeout: float) -> Verdict:
         """``publish`` for an event that is encoded already."""
+        now = self._clock.now()
+        if self.limits.too_long(frame):
+            return Verdict(False, "invalid", f"invalid: it takes {self.limits.max_message_length} bytes at most")
+        if self.limits.too_old(frame, now):
+            return Verdict(False, "invalid", f"invalid: it takes nothing older than {self.limits.oldest} s")
+        if self.limits.too_early(frame, now):
+            raise RelayError(f"{self.url}: it takes nothing dated more than {self.limits.ahead} s ahead")
         verdict = await self._attempt(event_id, frame, timeout)
         if not verdict.accepted and verdict.reason == "auth-required" and self._signer is not None:
             with trio.move_on_after(min(_AUTH_SECONDS, timeout)):
@@ -440,6 +527,7 @@ class Connection:
                     log.info("%s: closed a subscription: %s", self.url, message[:200])
                     self._session.unsubscribe(name)
                     self._closed(request, reason)
+                    self._ask_queued()
             case wire.Published(event_id, accepted, reason, message):
                 if event_id == self._auth_id:
                     self._authentication(accepted)
@@ -478,12 +566,14 @@ class Connection:
         if request.page:
             self._close(name)
         if rest:
-            self._pages += 1
-            page = f"{subscription.id}.{self._pages}"
-            self._requests[page] = _Request(subscription, rest, trio.current_time(), request.page + 1)
-            self.send_soon(self._session.subscribe(page, *rest))
+            self._queued_pages.append((subscription, rest, request.page + 1))
         else:
             subscription.caught_up(self.url)
+        self._ask_queued()
+
+    def _ask_page(self, subscription: Subscription, rest: tuple[Filter, ...], page: int) -> None:
+        self._pages += 1
+        self._request(f"{subscription.id}.{self._pages}", subscription, rest, None, page)
 
     def _closed(self, request: _Request, reason: str) -> None:
         subscription = request.subscription

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.utils
+import logging
 import math
 from collections.abc import Awaitable, Callable
 from typing import TypeAlias
@@ -13,7 +14,9 @@ import trio
 
 from protocols.nip11 import MEDIA_TYPE, InformationInvalid, RelayInformation
 from pylon.clock import Clock
-from pylon.errors import RelayError
+from pylon.errors import RelayError, brief
+
+log = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 5.0
 MAX_BYTES = 262_144
@@ -88,3 +91,19 @@ def _ahead(date: str, middle: float) -> float | None:
         return None
     ahead = told + 0.5 - middle
     return ahead if math.isfinite(ahead) else None
+
+
+def informer(clock: Clock) -> Inform:
+    """``Inform`` by HTTP, for a pool."""
+
+    async def inform(url: str) -> RelayInformation | None:
+        try:
+            return (await fetch_information(url, clock=clock)).information
+        except RelayError:
+            return None
+        except Exception as error:
+            # What one relay answers must not take the others down.
+            log.warning("%s: a fault in asking for its document: %s", url, brief(error))
+            return None
+
+    return inform

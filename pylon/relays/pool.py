@@ -19,6 +19,7 @@ from protocols.nip01 import Event, EventInvalid, Filter, event_id, newer
 from pylon.clock import Clock
 from pylon.errors import RelayError
 from pylon.relays.connection import Connection, RelayStatus, Verdict
+from pylon.relays.information import Inform
 from pylon.relays.subscription import Received, Subscription
 from pylon.relays.transport import Connect
 
@@ -41,8 +42,11 @@ class RelayPool:
         clock: Clock,
         rng: random.Random,
         signer: SecretKey | None = None,
+        inform: Inform | None = None,
     ) -> None:
+        """``inform`` brings the NIP-11 documents, whose limits are held; without it none are known."""
         self._connect = connect
+        self._inform = inform
         self._clock = clock
         self._rng = rng
         self._signer = signer
@@ -189,6 +193,7 @@ class RelayPool:
             admit=self._admit,
             changed=self._tell,
             signer=self._signer,
+            inform=self._inform,
         )
 
     def _start(self, connection: Connection) -> None:

@@ -140,6 +140,8 @@ class Store:
         """Commits so far."""
         self.writes = 0
         """Writes so far that were committed."""
+        self.failures = 0
+        """Times so far that nothing could be committed: the disk is full, or somebody else holds the database."""
         self._writer = writer
         self._reader = reader
         self._limiter = trio.CapacityLimiter(1) if threaded else None
@@ -269,6 +271,7 @@ class Store:
         try:
             await self._begin()
         except sqlite3.Error as error:
+            self.failures += 1
             while self._queue:
                 self._queue.popleft().fail(_translate(error, self.path))
             return
@@ -288,6 +291,7 @@ class Store:
             if self._dead is None:
                 await self._commit()
         except (sqlite3.Error, StoreError) as error:
+            self.failures += 1
             self._roll_back()
             for job in group:
                 job.fail(_translate(error, self.path) if isinstance(error, sqlite3.Error) else _copy(error))

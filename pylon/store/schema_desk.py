@@ -24,6 +24,8 @@ DESK = (
     "UPDATE sales SET paid_msats = COALESCE((SELECT SUM(amount_msats) FROM claims WHERE sale_id = sales.id), 0)",
     # Who has ever paid.
     "CREATE INDEX sales_paid ON sales (customer) WHERE paid_msats > 0",
+    # Whose invoices are asked about.
+    "CREATE INDEX sales_unpaid ON sales (expires_at, id) WHERE paid_msats = 0 AND expires_at IS NOT NULL",
     "CREATE TABLE quote_book (customer TEXT PRIMARY KEY, sales INTEGER NOT NULL) STRICT, WITHOUT ROWID",
     f"INSERT INTO quote_book (customer, sales) SELECT customer, COUNT(*) FROM sales WHERE {_OPEN.format(row='sales')}"
     " GROUP BY customer",

@@ -116,12 +116,19 @@ def unbooked(source: Reads, payments: Iterable[Payment], owner: str, began: floa
 def _is_outside(source: Reads, payment: Payment, owner: str, began: float) -> bool:
     if payment.direction is Direction.RECEIVED:
         # Only the home sells.
-        return bool(owner) or not _is_of_a_sale(source, payment)
+        return bool(owner) or not is_of_a_sale(source, payment)
     return payment.created_at < began and intents.find(source, intent_hash(payment)) is None
 
 
-def _is_of_a_sale(source: Reads, payment: Payment) -> bool:
+def is_of_a_sale(source: Reads, payment: Payment) -> bool:
     """Whether a payment that the home has received was asked for by a sale."""
     if payment.outside or not payment.payment_hash:
         return False
-    return source.one("SELECT 1 FROM sales WHERE payment_hash = ?", (payment.payment_hash,)) is not None
+    return (
+        source.one(
+            "SELECT 1 FROM sales WHERE payment_hash = ?1 UNION ALL SELECT 1 FROM sale_zaps z"
+            " JOIN sales s ON s.id = z.sale_id WHERE z.payment_hash = ?1 LIMIT 1",
+            (payment.payment_hash,),
+        )
+        is not None
+    )

@@ -37,7 +37,7 @@ from pylon.errors import (
     brief,
 )
 from pylon.money import Msat, format_msat, max_fee
-from pylon.store import freeze, intents, ledger
+from pylon.store import credits, freeze, intents, ledger
 from pylon.store.database import Reads, Store, Tx
 from pylon.store.intents import PURCHASE, WITHDRAWAL, Approval, Intent, IntentState, TargetForm
 from pylon.wallets import budgets
@@ -328,6 +328,16 @@ def book_outcome(tx: Tx, intent: Intent, outcome: Outcome, at: float) -> None:
         case Settled(amount, fee, preimage):
             settled = intents.settle(tx, tx.vault, intent.id, amount=amount, fee=fee, preimage=preimage, at=at)
             # A wallet may tell another fee the second time it is asked; its first word was booked.
+            if credits.customer_of(settled.cause):
+                ledger.debt_paid_out(
+                    tx,
+                    settled.cause,
+                    settled.payment_hash,
+                    settled.amount_msats,
+                    settled.fee_msats or 0,
+                    at,
+                )
+                return
             ledger.payment_settled(
                 tx,
                 owner=settled.owner,

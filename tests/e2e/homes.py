@@ -178,9 +178,15 @@ class Node:
     # --- the daemon -------------------------------------------------------------------------------------------
 
     def start(
-        self, mode: str = "host", *options: str, fake: bool = False, crash_at: str | None = None, wait: bool = True
+        self,
+        mode: str = "host",
+        *options: str,
+        fake: bool = False,
+        crash_at: str | None = None,
+        wait: bool = True,
+        more: dict[str, str] | None = None,
     ) -> Daemon:
-        """``fake``: with the scripted backend. ``crash_at``: it kills itself there."""
+        """``fake``: with the scripted backend. ``crash_at``: it kills itself there. ``more``: of its environment."""
         if fake:
             arguments = [sys.executable, "-m", "pylon.testing.provider_process", "--home", str(self.root)]
         else:
@@ -188,7 +194,7 @@ class Node:
         self.daemon = Daemon(
             [*arguments, "-m", mode, *options],
             self.world.directory / f"{self.root.name}.out",
-            None if crash_at is None else {"PYLON_CRASH_AT": crash_at},
+            more if crash_at is None else {**(more or {}), "PYLON_CRASH_AT": crash_at},
         )
         self.world.daemons.append(self.daemon)
         if wait:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 
@@ -262,3 +263,45 @@ def test_two_stops_at_once(node):
     assert codes[0] == 0
     assert codes[1] in (0, 3)
     assert daemon.process.wait(5) == 0
+
+
+# --- a service manager ------------------------------------------------------------------------------------------------
+
+
+def test_a_service_manager_is_told_of_readiness_life_and_end(node, tmp_path):
+    """As systemd would: Type=notify, WatchdogSec=1."""
+    address = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(address))
+        manager.settimeout(20)
+
+        def heard(*wanted):
+            while True:
+                lines = manager.recv(4_096).decode().splitlines()
+                if lines[0] in wanted:
+                    return lines
+
+        more = {"NOTIFY_SOCKET": str(address), "WATCHDOG_USEC": "1000000"}
+        daemon = node.start("host", wait=False, more=more)
+        assert f"MAINPID={daemon.pid}" in heard("READY=1")
+        assert node.json("status")["daemon"]["running"] is True
+        for _ in range(3):
+            heard("WATCHDOG=1")
+        # A daemon that hangs is silent: that is what the watchdog is for.
+        daemon.process.send_signal(signal.SIGSTOP)
+        time.sleep(0.2)
+        manager.setblocking(False)
+        while True:
+            try:
+                manager.recv(4_096)
+            except BlockingIOError:
+                break
+        time.sleep(1)
+        with pytest.raises(BlockingIOError):
+            manager.recv(4_096)
+        daemon.process.send_signal(signal.SIGCONT)
+        manager.settimeout(10)
+        heard("WATCHDOG=1")
+        daemon.process.terminate()
+        heard("STOPPING=1")
+        assert daemon.process.wait(10) == 0

@@ -113,8 +113,29 @@ def test_openais_package_buys_whole_in_pieces_and_once(trade):
     provider.check_books()
 
 
-def test_who_leaves_before_paying_pays_nothing_and_later_loses_nothing(trade):
+def test_who_leaves_while_it_is_held_pays_nothing(trade):
+    """Both wallets can hold: the payment comes back, and the provider stops."""
     provider, buyer = trade
+    provider.start("provider", "--seconds", "30", fake=True)
+    with Gateway(buyer) as gateway:
+        with pytest.raises(openai.APITimeoutError):
+            gateway.ask(gateway.client.with_options(timeout=3.0))
+        until(lambda: [row["state"] for row in buyer.purchases()] == ["failed"], 20, "a purchase that is given up")
+        until(lambda: [row["state"] for row in provider.sales()] == ["cancelled"], 20, "a sale that is cancelled")
+        assert gateway.metrics()["pylon_api_paid_msats_total"] == 0
+    assert buyer.charges() == []
+    buyer.check_books()
+    provider.stop()
+    provider.check_books()
+
+
+def test_who_leaves_before_paying_pays_nothing_and_later_loses_nothing(world):
+    """Of a provider that is paid beforehand."""
+    relay = world.relay()
+    provider, buyer = world.market(relay)
+    beforehand = "[provider]\npay_on_delivery = false\n"
+    provider.configure(relays=[relay], top=f"min_price_msats = {PRICE_MSATS}", more=beforehand)
+    buyer.fund()
     with Gateway(buyer) as gateway:
         with pytest.raises(openai.APITimeoutError):
             gateway.ask(gateway.client.with_options(timeout=1.0))

@@ -153,7 +153,7 @@ class Home:
                 pool=pool,
                 wallet=self.wallet,
                 wallet_name="own",
-                router=Router([backend or ScriptedBackend("an answer")]),
+                router=Router(backend if isinstance(backend, list) else [backend or ScriptedBackend("an answer")]),
                 clock=self.market.clock,
                 rng=random.Random(2),
                 terms=terms or Terms(min_price=PRICE),

@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import tomlkit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -256,3 +257,14 @@ def test_what_is_shown_has_no_secret():
     shown = json.dumps({".".join(p): edit.plain_value(p, value_at(loaded, p)) for p in known_keys()})
     assert "canary" not in shown
     assert "x.example:1/v1" in shown
+
+
+def test_a_table_is_one_line_when_shown_and_a_table_in_the_file(tmp_path):
+    file, path = tmp_path / "config.toml", ("provider", "multipliers")
+    edit.set_value(file, path, edit.read_value(path, ('{"llama3.2": 2.5, "b": 1}',)))
+    value = edit.plain_value(path, value_at(load(file, environ={}).config, path))
+    assert value == {"llama3.2": 2.5, "b": 1.0}
+    assert edit.as_toml(value) == '{ "llama3.2" = 2.5, b = 1.0 }'
+    assert tomlkit.parse(f"x = {edit.as_toml(value)}").unwrap() == {"x": value}
+    edit.set_value(file, path, {})
+    assert load(file, environ={}).config.provider.multipliers == ()

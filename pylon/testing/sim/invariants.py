@@ -2,6 +2,8 @@
 
 ``charged_once``      a purchase has moved money at most once, its owner's, and only for an invoice that it was quoted
 ``budget``            nothing was paid above what was announced and bid, nor above what its owner's budgets carry
+``debts``             no customer believes to be owed what it has used already, or what nobody owes
+``delivery``          what was paid to a foreigner's hold has been answered; what was not answered was not paid
 ``conserved``         no sat was made or lost: wallets, fees and faucet sum to zero
 ``answered_truly``    an answer is the chosen provider's own, for this very prompt; nothing from strangers
 ``strangers_unpaid``  no stranger has received anything
@@ -62,7 +64,9 @@ def broken(world: World) -> Iterator[str]:
         return
     yield from _purchases(world, purchases)
     yield from _sales(world, sales)
-    yield from _both_sides(purchases, sales)
+    yield from _both_sides(world, purchases, sales)
+    yield from _deliveries(world, purchases)
+    yield from _debts(world, world.buyer.store)
     yield from _visits(world, sales)
     yield from _holds(world, sales)
     yield from _conserved(world)
@@ -73,6 +77,7 @@ def broken(world: World) -> Iterator[str]:
 
 def _purchases(world: World, purchases: list[Purchase]) -> Iterator[str]:
     names = {seller.secret.public.hex: seller.name for seller in world.sellers}
+    names[world.foreigner.pubkey] = world.foreigner.name
     sent = {customer.owner: _settled(world.payments[customer.name]) for customer in world.buyer.customers}
     by_hash = {(owner, payment.payment_hash): payment for owner, paid in sent.items() for payment in paid}
     if len({payment_hash for _, payment_hash in by_hash}) != sum(len(paid) for paid in sent.values()):
@@ -91,7 +96,7 @@ def _purchases(world: World, purchases: list[Purchase]) -> Iterator[str]:
             spent[purchase.scope] = spent.get(purchase.scope, 0) + settled.amount + settled.fee
             if (settled.amount, settled.fee) != (purchase.paid, purchase.fee):
                 yield f"charged_once: {label} has paid {settled.amount}, and believes {purchase.paid}"
-        if purchase.paid > min(purchase.bid, purchase.ceiling):
+        if purchase.paid + purchase.credit_used > min(purchase.bid, purchase.ceiling):
             yield f"budget: {label} paid {purchase.paid} of a bid of {purchase.bid}"
         if purchase.state is PurchaseState.ANSWERED:
             right = answer_of(names.get(purchase.provider or "", "a stranger"), purchase.prompt)
@@ -137,13 +142,57 @@ def _sales(world: World, sales: Mapping[str, tuple[Node, Sale]]) -> Iterator[str
             yield f"one_result: {label} has {len(results[sale.id])}"
 
 
-def _both_sides(purchases: list[Purchase], sales: Mapping[str, tuple[Node, Sale]]) -> Iterator[str]:
+def _both_sides(world: World, purchases: list[Purchase], sales: Mapping[str, tuple[Node, Sale]]) -> Iterator[str]:
+    elsewhere = {payment.payment_hash: payment for payment in world.payments["foreigner"]}
     for purchase in purchases:
-        if purchase.paid:
+        if purchase.paid and purchase.provider == world.foreigner.pubkey:
+            payment = elsewhere.get(purchase.payment_hash or "")
+            if payment is None or payment.amount != purchase.paid:
+                yield f"both_sides: purchase {purchase.id[:8]} paid {purchase.paid}, the foreigner has {payment}"
+        elif purchase.paid:
             _, sale = sales.get(purchase.request_id or "", (None, None))
             if sale is None or sale.paid != purchase.paid:
                 received = None if sale is None else sale.paid
                 yield f"both_sides: purchase {purchase.id[:8]} paid {purchase.paid}, its provider has {received}"
+
+
+def _deliveries(world: World, purchases: list[Purchase]) -> Iterator[str]:
+    """Of what a foreigner holds: taken for an answer, or given back."""
+    by_hash = {purchase.payment_hash: purchase for purchase in purchases}
+    for job in world.foreigner.jobs:
+        purchase = by_hash.get(job.payment_hash) if job.preimage else None
+        if purchase is None or purchase.provider != world.foreigner.pubkey:
+            continue
+        label = f"purchase {purchase.id[:8]} ({purchase.state.value})"
+        if (purchase.paid > 0) != job.delivered:
+            yield f"delivery: {label} has paid {purchase.paid}, and delivered is {job.delivered}"
+        if purchase.state is not (PurchaseState.ANSWERED if job.delivered else PurchaseState.FAILED):
+            yield f"delivery: {label}, and delivered is {job.delivered}"
+
+
+def _debts(world: World, store: Store) -> Iterator[str]:
+    """Beliefs, against what was promised, and against what the foreigner knows of it."""
+    rows = store.read(
+        "SELECT owner, provider, SUM(CASE WHEN state = 'credited' THEN credit_msats ELSE 0 END) AS promised,"
+        " SUM(CASE WHEN state IN ('credited', 'failed') THEN 0 ELSE credit_used_msats END) AS used"
+        " FROM purchases WHERE provider IS NOT NULL GROUP BY owner, provider"
+    )
+    keys = {customer.owner: customer.secret.public.hex for customer in world.buyer.customers}
+    answered = {p.request_id for p in purchases_of(world.buyer) if p.state is PurchaseState.ANSWERED}
+    for row in rows:
+        left = row["promised"] - row["used"]
+        if left < 0:
+            yield f"debts: {row['owner'][:8]} has used {row['used']} of {row['promised']} that it was owed"
+        if row["provider"] == world.foreigner.pubkey:
+            key = keys[row["owner"]]
+            # What came for nothing after its buyer had turned away was used, as its provider sees it.
+            late = sum(
+                job.credit_used
+                for job in world.foreigner.jobs
+                if job.request.customer == key and job.delivered and job.request.id not in answered
+            )
+            if left > world.foreigner.owes.get(key, 0) + late:
+                yield f"debts: {row['owner'][:8]} believes that it is owed {left}, and {world.foreigner.owes} is"
 
 
 def _visits(world: World, sales: Mapping[str, tuple[Node, Sale]]) -> Iterator[str]:

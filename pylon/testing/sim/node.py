@@ -165,6 +165,7 @@ class BuyerNode(Node):
     def __init__(self, name: str, setting: Setting, rng: random.Random, chance: random.Random) -> None:
         super().__init__(name, setting, rng)
         self.customers = [Customer("", name, self.secret, self.bare_wallet())]
+        self.pay_on_delivery = chance.random() < 0.7
         for number in range(chance.randint(0, 2)):
             secret, agent = SecretKey(chance.randbytes(32)), f"{name}'s agent {number}"
             self.customers.append(
@@ -193,7 +194,7 @@ class BuyerNode(Node):
             pool=pool,
             clock=self.setting.clock,
             rng=self.rng,
-            settings=BuyerSettings(network="simnet", invoice_prefix=PREFIX),
+            settings=BuyerSettings(network="simnet", invoice_prefix=PREFIX, pay_on_delivery=self.pay_on_delivery),
         )
         await nursery.start(self.buyer.run)
 
@@ -223,6 +224,8 @@ class SellerNode(Node):
             on_trust=chance.random() < 0.15,
             pay_on_delivery=chance.random() < 0.85,
             hold_seconds=chance.choice([30, 300, 1_800]),
+            # So that a debt carries a part of a price, or more than it. Purchases find it dear.
+            price_out=Msat(chance.choice([0, 0, 200_000])),
         )
 
     async def populate(self, nursery: trio.Nursery, store: Store, pool: RelayPool, wallet: MortalWallet) -> None:

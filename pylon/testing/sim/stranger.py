@@ -1,4 +1,7 @@
-"""A stranger on the relay: answers everybody's requests with quotes and results of its own, and asks nonsense."""
+"""A stranger on the relay: answers everybody's requests with quotes and results of its own, and asks nonsense.
+
+To a request that is meant for everybody its quote is one that nobody may pay: its invoice says another amount.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +54,7 @@ class Stranger:
                 request=request.id,
                 customer=request.pubkey,
                 status=FeedbackStatus.PAYMENT_REQUIRED,
-                amount_msats=1_000,
+                amount_msats=1_000 if request.tag("p") else 2_000,
                 bolt11=invoice.bolt11,
                 created_at=now,
             )

@@ -40,11 +40,8 @@ class Errand:
     asked_at: float
     paid: set[str] = attrs.field(factory=set)
     """Payment hashes of what was offered and paid, or tried."""
-    cancelled: bool = False
     acted: set[str] = attrs.field(factory=set)
     """Events that were answered."""
-    over: bool = False
-    """It is looked at no more."""
 
 
 class Visitor:
@@ -69,6 +66,7 @@ class Visitor:
         self._clock = clock
         self._prompt = prompt
         self._secret = SecretKey(chance.randbytes(32))
+        self._seen: tuple[int, int] | None = None
 
     @property
     def pubkey(self) -> str:
@@ -80,9 +78,8 @@ class Visitor:
             nursery.start_soon(self._ask_now_and_then, until)
             while True:
                 await trio.sleep(1.0)
-                for errand in self.errands:
-                    if not errand.over:
-                        await self._look_after(errand)
+                self._cancel_some()
+                await self._look_at_answers()
 
     async def _ask_now_and_then(self, until: float) -> None:
         for number in range(self._chance.randint(2, 12)):
@@ -105,7 +102,7 @@ class Visitor:
             self._secret,
             prompt=self._prompt(number),
             provider=provider,
-            max_tokens=16,
+            max_tokens=chance.choice([16, 200]),
             created_at=now,
             params=[("pay_on_delivery", "true")] if chance.random() < 0.6 else [],
         )
@@ -121,19 +118,31 @@ class Visitor:
         )
         self._relay.publish(request)
 
-    async def _look_after(self, errand: Errand) -> None:
+    def _cancel_some(self) -> None:
         now = trio.current_time()
-        request = errand.request.id
-        errand.over = now > errand.asked_at + _PATIENCE
-        if not errand.cancelled and errand.cancels_after is not None and now >= errand.asked_at + errand.cancels_after:
-            errand.cancelled = True
-            self._relay.publish(
-                build_deletion(self._secret, ids=[request], kinds=[JOB_TEXT], created_at=int(self._clock.now()))
-            )
-        if not errand.pays or now < errand.asked_at + errand.delay:
+        for errand in self.errands:
+            if errand.cancels_after is not None and now >= errand.asked_at + errand.cancels_after:
+                errand.cancels_after = None
+                ids = [errand.request.id]
+                self._relay.publish(
+                    build_deletion(self._secret, ids=ids, kinds=[JOB_TEXT], created_at=int(self._clock.now()))
+                )
+
+    async def _look_at_answers(self) -> None:
+        """Pay what is asked for, where its whim and its moment are so."""
+        now = trio.current_time()
+        waiting = {
+            errand.request.id: errand
+            for errand in self.errands
+            if errand.pays and errand.asked_at + errand.delay <= now <= errand.asked_at + _PATIENCE
+        }
+        seen = (self._relay.core.counters.accepted, len(waiting))
+        if not waiting or seen == self._seen:
             return
+        self._seen = seen
         kinds = [FEEDBACK, result_kind(JOB_TEXT)]
-        for event in self._relay.events(Filter(kinds=kinds, tags={"e": [request]})):
+        for event in self._relay.events(Filter(kinds=kinds, tags={"e": sorted(waiting)})):
+            errand = waiting[event.tag("e") or ""]
             if event.pubkey == errand.provider and event.id not in errand.acted:
                 errand.acted.add(event.id)
                 invoice = self._offer(event)

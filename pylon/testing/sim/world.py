@@ -16,6 +16,7 @@ from trio.testing import MockClock
 from protocols import entropy
 from pylon import crashpoints
 from pylon.clock import VirtualClock
+from pylon.compute import debts
 from pylon.compute.purchase import PURCHASE, Purchase
 from pylon.errors import InferenceError
 from pylon.inference.port import InferenceRequest
@@ -24,6 +25,7 @@ from pylon.provider.sale import SALE
 from pylon.testing.backend import EMPTY, HANG, Reply, ScriptedBackend
 from pylon.testing.relay import Faults, MemoryRelay, network, open_memory_relay
 from pylon.testing.sim import invariants
+from pylon.testing.sim.foreigner import Foreigner
 from pylon.testing.sim.node import BuyerNode, Customer, Node, SellerNode, Setting, current
 from pylon.testing.sim.stranger import Stranger
 from pylon.testing.sim.visitor import Visitor
@@ -109,11 +111,14 @@ class World:
         self.told = told
         self.clock = VirtualClock()
         self.trouble = True
+        self._open = self.rng.random() < 0.5
+        """Whether others sell here too, to everybody who asks."""
         self.payments: dict[str, list[Payment]] = {}
         self.balances: dict[str, Msat] = {}
         self.sellers: list[SellerNode] = []
         self.buyer: BuyerNode
         self.visitor: Visitor
+        self.foreigner: Foreigner
         self.relay: MemoryRelay
         self.ledger: SimnetLedger
 
@@ -146,16 +151,26 @@ class World:
                 await customer.wallet.fund(FUNDS)
             self.visitor = self._open_visitor()
             await self.visitor.wallet.fund(FUNDS)
+            self.foreigner = Foreigner(
+                self.relay,
+                self.ledger,
+                self.clock,
+                random.Random(f"foreigner of seed {self.told.seed}"),
+                invariants.answer_of,
+            )
             self._plan()
             async with trio.open_nursery() as nursery:
                 for node in (*self.sellers, self.buyer):
                     nursery.start_soon(self._keep_alive, node)
                 nursery.start_soon(stranger.run)
+                if self._open:
+                    nursery.start_soon(self.foreigner.run)
                 nursery.start_soon(self.visitor.run, trio.current_time() + TROUBLE_SECONDS)
                 nursery.start_soon(self._make_trouble)
                 await self._shop()
                 self.trouble = False
                 await self._calm_down()
+                await self._use_debts()
                 await self._until_settled()
                 await self._account(stranger)
                 nursery.cancel_scope.cancel()
@@ -238,6 +253,7 @@ class World:
     async def _calm_down(self) -> None:
         self.ledger.clear_faults()
         self.relay.faults = Faults()
+        self.foreigner.calm = True
         for node in (*self.sellers, self.buyer):
             node.plan.clear()
 
@@ -265,11 +281,22 @@ class World:
                 f"thought {number} of seed {self.told.seed}",
                 bid=sats(self.rng.choice([5, 40, 40, 40])),
                 max_tokens=self.rng.choice([16, 256]),
+                open_market=self._open and self.rng.random() < 0.3,
                 owner=customer.owner,
                 scope=customer.owner and f"{customer.owner[:16]}:{number // 8}",
             )
         except Exception:
             assert not self.buyer.alive, "a living buyer takes a purchase"
+
+    async def _use_debts(self) -> None:
+        """Once all is well, what is owed by then is of use: whoever is owed something buys again."""
+        await trio.sleep(2 * _STEP)
+        store = self.buyer.store
+        if store is None:
+            return
+        owed = [customer for customer in self.buyer.customers if debts.owed_to(store, customer.owner)]
+        for number, customer in enumerate(owed):
+            await self._buy(1_000 + number, customer)
 
     async def _until_settled(self) -> None:
         """Everybody lives and nothing goes wrong: wait for every end, at most ``CALM_SECONDS``."""
@@ -297,6 +324,7 @@ class World:
             self.payments[name] = await wallet.payments()
             self.balances[name] = (await wallet.balance()).settled
         self.payments["stranger"] = await stranger.wallet.payments()
+        self.payments["foreigner"] = await self.foreigner.wallet.payments()
         self.payments["visitor"] = await self.visitor.wallet.payments()
         for record in self.purchases():
             self.told.purchases += 1

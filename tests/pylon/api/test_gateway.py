@@ -21,7 +21,8 @@ from pylon.compute.purchase import PurchaseState
 from pylon.config import ApiConfig, WalletConfig
 from pylon.daemon import books
 from pylon.money import Msat, sats
-from pylon.provider import work
+from pylon.provider import partials
+from pylon.provider.pricing import Terms
 from pylon.store import freeze, intents
 from pylon.testing.backend import Reply, ScriptedBackend
 from pylon.wallets.limits import API_SCOPE, home_limits
@@ -31,6 +32,7 @@ from tests.pylon.api.openai_client import Client, open_client
 from tests.pylon.api.test_openai_routes import ask, joined, raised
 from tests.pylon.market import PRICE, Actor, account_of, open_actor, open_home, until
 
+BEFOREHAND = Terms(min_price=PRICE, pay_on_delivery=False)
 WORDS = "it is not known why, and never was"
 
 
@@ -79,17 +81,17 @@ async def open_gateway(home, wallet=None, **api):
 
 
 @asynccontextmanager
-async def open_seller(market, backend=None, **said):
+async def open_seller(market, backend=None, terms=None, **said):
     """Somebody who sells, and announces it."""
     home = await open_home(market, "seller")
-    async with home.selling(backend or ScriptedBackend(WORDS)):
+    async with home.selling(backend or ScriptedBackend(WORDS), terms=terms):
         Actor(market, home.secret, home.wallet).announce(**said)
         yield home
 
 
 @pytest.fixture(autouse=True)
 def words_at_once(monkeypatch):
-    monkeypatch.setattr(work, "_PARTIAL_SECONDS", 0.0)
+    monkeypatch.setattr(partials, "_SECONDS", 0.0)
 
 
 async def test_a_chat_is_bought(market):
@@ -136,7 +138,22 @@ async def test_a_bought_stream_comes_word_by_word(market):
                 model="", messages=[{"role": "user", "content": "why?"}], stream=True
             )
         )
+        assert raw.headers["x-pylon-price-msats"] == str(PRICE), "it is held, and paid once the answer is whole"
+        assert "x-pylon-paid-msats" not in raw.headers
+        assert joined(await gateway.client.run(lambda _: list(raw.parse()))) == WORDS
+        await until(lambda: gateway.told()[0] == 3 * PRICE, 5)
+
+
+async def test_a_stream_that_is_paid_beforehand_says_so(market):
+    backend = ScriptedBackend(Reply(WORDS, pace=0.03))
+    async with open_seller(market, backend, BEFOREHAND), open_gateway(await open_home(market)) as gateway:
+        raw = await gateway.client.run(
+            lambda client: client.chat.completions.with_raw_response.create(
+                model="", messages=[{"role": "user", "content": "why?"}], stream=True
+            )
+        )
         assert raw.headers["x-pylon-paid-msats"] == str(PRICE)
+        assert "x-pylon-price-msats" not in raw.headers
         assert joined(await gateway.client.run(lambda _: list(raw.parse()))) == WORDS
 
 
@@ -415,9 +432,41 @@ async def test_who_leaves_early_asks_nobody(market):
         assert market.events(JOB_TEXT) == []
 
 
-async def test_who_leaves_loses_no_answer(market):
-    backend = ScriptedBackend(Reply(WORDS, first=0.5))
+async def test_who_leaves_while_it_is_held_pays_nothing(market):
+    """The payment comes back, and the provider stops working."""
+    backend = ScriptedBackend(Reply(WORDS, first=60))
     async with open_seller(market, backend), open_gateway(await open_home(market)) as gateway:
+        async with leaver(gateway) as http, trio.open_nursery() as nursery:
+            nursery.start_soon(call, http)
+            await until(lambda: backend.active, 10)
+            nursery.cancel_scope.cancel()
+        await until(lambda: gateway.client.api.running == 0, 5)
+        await until(lambda: gateway.jobs()[0].state is PurchaseState.FAILED, 10)
+        await until(lambda: backend.active == 0, 10)
+        assert gateway.told() == (0, 0)
+        assert gateway.spent() == 0
+        assert (await gateway.buyer._accounts("").purse.wallet.balance()).pending_out == 0
+
+
+async def test_what_was_heard_is_paid(market):
+    """Whoever leaves in the middle has had words that were said on trust."""
+    backend = ScriptedBackend(Reply(WORDS, pace=0.2))
+    async with open_seller(market, backend), open_gateway(await open_home(market)) as gateway:
+
+        def hear_one(client):
+            with ask(stream=True)(client) as pieces:
+                next(piece for piece in pieces if piece.choices[0].delta.content)
+
+        await gateway.client.run(hear_one)
+        await until(lambda: gateway.jobs()[0].state is PurchaseState.ANSWERED, 10)
+        assert gateway.jobs()[0].text == WORDS
+        assert gateway.told()[0] == PRICE
+
+
+async def test_who_leaves_loses_no_answer(market):
+    """What was paid beforehand is kept."""
+    backend = ScriptedBackend(Reply(WORDS, first=0.5))
+    async with open_seller(market, backend, BEFOREHAND), open_gateway(await open_home(market)) as gateway:
         async with leaver(gateway) as http:
             with trio.move_on_after(0.4):
                 await call(http)

@@ -170,7 +170,7 @@ def test_a_service_elsewhere_is_in_the_cloud(pylon, home):
 SELLER = {
     "name": "GPU\n\x1b[31m in the cellar", "npub": "npub1" + "q" * 58, "pubkey": "00" * 32, "models": list("abcde"),
     "price_msats": 1_500, "network": "simnet", "payable": True, "announced_at": 1, "last_heard_at": 1,
-    "health": "alive", "own": None,
+    "health": "alive", "own": None, "price_in_msats": 0, "price_out_msats": 0, "owes_msats": None, "observed": None,
 }  # fmt: skip
 
 
@@ -210,6 +210,17 @@ def test_who_sells_is_listed(pylon, daemon):
     assert "\x1b" not in out
 
 
+def test_what_was_learned_of_them():
+    observed = {"reliability": 0.934, "seconds": 1.25, "rests": False, "distrusted": False}
+    out = swarm_text([SELLER | {"price_in_msats": 500, "price_out_msats": 2_000, "observed": observed}])
+    assert "1.5 sat + 0.5 sat/1k in + 2 sat/1k out  heard" in out
+    assert out.endswith("         answers 93%, in 1.2 s")
+    out = swarm_text([SELLER | {"observed": observed | {"rests": True}, "owes_msats": 3_000}])
+    assert out.endswith("answers 93%, in 1.2 s; has just failed; owes us 3 sat")
+    out = swarm_text([SELLER | {"observed": observed | {"rests": True, "distrusted": True}, "owes_msats": 0}])
+    assert out.endswith("answers 93%, in 1.2 s; kept our money lately")
+
+
 def test_a_long_list_is_cut():
     out = swarm_text([SELLER] * 30)
     assert out.count("[OK]") == 20
@@ -242,6 +253,7 @@ def test_the_relays_are_asked_without_an_identity(pylon, home, monkeypatch):
     (row,) = report["swarm_providers"]
     assert (row["npub"], row["name"], row["models"]) == (encode_npub(seller.public), "Bob", ["qwen"])
     assert (row["price_msats"], row["payable"], row["health"], row["own"]) == (2_000, True, "alive", None)
+    assert (row["price_in_msats"], row["observed"], row["owes_msats"]) == (0, None, None)
     assert (row["announced_at"], row["last_heard_at"]) == (now - 2_000, now - 60)
     assert sorted(relay["connected"] for relay in report["swarm_relays"]) == [False, True]
     assert not home.mnemonic.exists()

@@ -111,6 +111,14 @@ def test_a_configuration_that_is_wrong(sound, home):
     assert of(report, "database", "pass"), "the others are looked at all the same"
 
 
+def test_a_variable_that_is_misspelt(sound, home, monkeypatch):
+    monkeypatch.setenv("PYLON_RELAY_BNID", "127.0.0.1:1")
+    monkeypatch.setenv("PYLON_SOMETHING_ELSE", "1")
+    (told,) = of(examined(sound), "config", "warn")
+    assert "PYLON_RELAY_BNID" in told["detail"]
+    assert "PYLON_RELAY_BIND" in told["remedy"]
+
+
 def test_a_damaged_database(sound, home):
     with home.database.open("r+b") as file:
         file.seek(4_096)
@@ -120,6 +128,16 @@ def test_a_damaged_database(sound, home):
     assert of(report, "identity", "pass")
     home.database.write_bytes(b"no database at all" * 500)
     assert "damaged" in of(examined(sound), "database", "fail")[0]["detail"]
+
+
+def test_a_database_whose_rows_are_wrong(sound, home):
+    with sqlite3.connect(home.database) as database:
+        database.execute("PRAGMA ignore_check_constraints = ON")
+        database.execute(
+            "INSERT INTO entries (at, cause, kind, debit, credit, msats, owner) VALUES (1, 'c', 'k', 'a', 'b', -5, '')"
+        )
+    database.close()
+    assert "pylon identity restore" in remedies(examined(sound), "database")
 
 
 def test_a_database_of_a_newer_pylon(sound, home):
@@ -234,7 +252,12 @@ def test_a_running_daemon_is_asked(sound, home, daemon):
     status = {
         "daemon": {"pid": 7, "provider_off": "no model (pylon models pull)"},
         "wallet": {"settled_msats": 5_000, "known_at": time.time() - 3_600, "frozen": {"reason": "x"}, "approvals": 2},
-        "children": [{"name": "buyer", "state": "quarantined", "last_error": "it broke"}],
+        "quarantined": [
+            {"agent": None, "name": "buyer", "last_error": "it broke"},
+            {"agent": "alice", "name": "timer", "last_error": "it broke, too"},
+        ],
+        "incomplete": {"backends": "no answer within 0.8 s"},
+        "provider": {"closed": "the disk is full"},
         "api": "http://127.0.0.1:4",
     }
     with daemon(
@@ -255,7 +278,13 @@ def test_a_running_daemon_is_asked(sound, home, daemon):
     assert report["running"] is True
     assert {call["method"] for call in asked} == {"status", "books", "relay.check", "compute"}
     assert "pylon books --check" in remedies(report, "books")
-    assert "buyer is quarantined: it broke" in of(report, "daemon", "fail")[0]["detail"]
+    assert [row["detail"] for row in of(report, "daemon", "fail")] == [
+        "buyer is quarantined: it broke",
+        "timer of alice is quarantined: it broke, too",
+        "no paid work is taken: the disk is full",
+    ]
+    assert "pylon agent resume alice" in remedies(report, "daemon")
+    assert "does not tell of backends" in of(report, "daemon", "warn")[0]["detail"]
     assert "pylon wallet thaw" in remedies(report, "wallet", "warn")
     assert "pylon wallet approvals" in remedies(report, "wallet", "warn")
     assert "s old" in of(report, "wallet", "warn")[2]["detail"]

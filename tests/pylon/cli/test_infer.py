@@ -15,7 +15,7 @@ from pylon.testing.backend import Reply, ScriptedBackend
 
 DONE = {
     "text": "so it is", "model": "m", "finish_reason": "stop", "prompt_tokens": 3, "completion_tokens": 3, "job": None,
-    "paid_msats": None, "fee_msats": None,
+    "price_msats": None, "paid_msats": None, "fee_msats": None,
 }  # fmt: skip
 ASKED = {
     "prompt": "why?", "system": None, "model": None, "max_tokens": 256, "temperature": None, "market": False,
@@ -90,6 +90,13 @@ def test_what_was_bought_says_what_it_has_cost(pylon, daemon):
     assert asked[0]["params"] == {**ASKED, "market": True, "bid_msats": 25_000}
     assert "5 sat" in err
     assert "abababababababab" in err
+
+
+def test_what_is_paid_later_says_so(pylon, daemon):
+    cut = {**DONE, "job": "ab" * 16, "price_msats": 5_000}
+    with daemon(*words("so it is"), {"result": cut}):
+        _, _, err = pylon("infer", "why?", "--market", "--stop", "not")
+    assert "5 sat are paid once the answer is whole: pylon job status abababababababab" in err
 
 
 @pytest.mark.parametrize("arguments", [["-"], []])

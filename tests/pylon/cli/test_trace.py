@@ -19,13 +19,16 @@ PAYMENT = {
 LIFE = {"created_at": NOW, "model": None, "reason": "", "ms": 1_250, "history": [STEP], "events": [EVENT]}
 PURCHASE = {
     **LIFE, "machine": "purchase", "id": "ab" * 16, "state": "answered", "bid_msats": 20_000, "invoice_msats": 5_000,
-    "paid_msats": 5_000, "fee_msats": 50, "credit_msats": 0, "result": "dd" * 32, "payments": [PAYMENT],
+    "paid_msats": 5_000, "fee_msats": 50, "credit_msats": 0, "credit_used_msats": 0, "hold_until": None,
+    "result": "dd" * 32, "payments": [PAYMENT],
     "requests": [{"request_id": "ee" * 32, "provider": "bb" * 32, "created_at": NOW}],
 }  # fmt: skip
 SALE = {
     **LIFE, "machine": "sale", "id": "ee" * 32, "state": "owed", "reason": "the engine died", "customer": "11" * 32,
     "attempts": 5, "price_msats": 5_000, "paid_msats": 5_000, "earned_msats": 0, "owed_msats": 5_000,
-    "payment_hash": "cc" * 32, "payments": [{"payment_hash": "cc" * 32, "amount_msats": 5_000, "at": NOW}],
+    "credit_used_msats": 0, "held_msats": 0, "held_until": None, "on_trust": False, "prompt_tokens": None,
+    "completion_tokens": None, "payment_hash": "cc" * 32,
+    "payments": [{"payment_hash": "cc" * 32, "amount_msats": 5_000, "at": NOW}],
     "events": [],
 }  # fmt: skip
 TOLD = {"id": "ab" * 16, "records": [PURCHASE, SALE]}
@@ -52,6 +55,25 @@ def test_text(pylon, daemon):
         assert line in bought.splitlines()
     assert "owed (the engine died) after 1,250 ms" in sold
     assert "price 5 sat, paid 5 sat, earned 0 sat, owed 5 sat" in sold
+
+
+def test_how_it_was_paid(pylon, daemon):
+    bought = {**PURCHASE, "hold_until": NOW + 60, "credit_used_msats": 1_000}
+    sold = {
+        **SALE, "held_msats": 4_000, "held_until": NOW + 60, "credit_used_msats": 1_000, "on_trust": True,
+        "prompt_tokens": 1_200, "completion_tokens": 7,
+    }  # fmt: skip
+    with daemon({"result": {"id": "x", "records": [bought, sold]}}):
+        out = pylon("trace", "abab")[1].splitlines()
+    for line in (
+        "paid on delivery, held until 2027-01-15 08:01:00.000 at the latest",
+        "1 sat taken off, of what the provider owed",
+        "paid on delivery: 4 sat held, until 2027-01-15 08:01:00.000 at the latest",
+        "served on trust, and paid afterwards",
+        "1 sat of it paid by what was owed to the customer",
+        "1,200 tokens asked, 7 answered",
+    ):
+        assert line in out
 
 
 def test_a_payment_that_has_not_settled_has_no_fee_yet(pylon, daemon):

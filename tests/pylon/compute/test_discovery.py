@@ -7,11 +7,13 @@ from contextlib import asynccontextmanager
 import trio
 
 from protocols.heartbeat import build_heartbeat
+from protocols.keys import SecretKey
 from protocols.nip01 import sign_event
 from protocols.nip09 import build_deletion
+from pylon.compute.board import MOST_PROVIDERS
 from pylon.compute.discovery import ANNOUNCEMENT, Market
 from pylon.money import sats
-from tests.pylon.market import Home, open_actor, open_home
+from tests.pylon.market import Actor, Home, open_actor, open_home
 
 
 async def test_nonsense_announcements_are_left_out(autojump_clock, market):
@@ -210,3 +212,20 @@ async def test_a_purchase_finds_its_provider_without_asking(autojump_clock, mark
             while buyer.records.load(store, second.id).provider is None:
                 await changed.receive()
         assert trio.current_time() - began < 0.1
+
+
+async def test_a_flood_of_strangers_hides_nobody_and_stays_bounded(autojump_clock, market):
+    home, seller = await open_home(market), await open_actor(market, "seller")
+    seller.announce()
+    async with living(home) as (buyers, _pool, _fetched):
+        await buyers.ask()
+        for number in range(MOST_PROVIDERS + 100):
+            secret = SecretKey((10_000 + number).to_bytes(32, "big"))
+            market.relay.publish(build_heartbeat(secret, d="it", created_at=market.now))
+            Actor(market, secret, seller.wallet).announce(price=1)
+            if number % 50 == 0:
+                await trio.sleep(0.1)
+        await trio.sleep(1)
+        found = buyers.remembered()
+        assert len(found) == MOST_PROVIDERS
+        assert seller.hex in names(found)

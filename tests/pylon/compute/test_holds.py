@@ -11,6 +11,7 @@ from protocols.nip90 import FeedbackStatus, parse_request
 from pylon.compute.experience import gather
 from pylon.compute.purchase import PurchaseState
 from pylon.daemon import books
+from pylon.daemon.jobs import Cancelling
 from pylon.errors import PaymentFailed
 from pylon.money import Msat, sats
 from pylon.store import intents
@@ -173,6 +174,8 @@ async def test_what_is_held_can_be_given_up_and_nobody_else_is_asked(autojump_cl
         await held.quote()
         await held.arrived()
         assert not await buyer.give_up(purchase.id, "enough"), "it has not ended yet"
+        cancelled = await Cancelling(store, buyer).cancel({"id": purchase.id}, notify=None)
+        assert (cancelled.state, cancelled.reason) == (PurchaseState.PAYING, "enough"), "which is no error"
         told = await until(lambda: market.events(5))
         assert told[0].tag("e") == held.request.id
         await held.cancel()

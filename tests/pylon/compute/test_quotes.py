@@ -9,8 +9,8 @@ from hypothesis import given
 
 from protocols import bolt11
 from protocols.nip90 import Feedback, FeedbackStatus
-from pylon.compute.purchase import Purchase, PurchaseState, Quoted, TurnedAway
-from pylon.compute.quotes import MAX_FINAL_CLTV, check_quote
+from pylon.compute.purchase import Offered, Purchase, PurchaseState, Quote, Quoted, TurnedAway
+from pylon.compute.quotes import MAX_FINAL_CLTV, MAX_HOLD_SECONDS, check_offer, check_quote, is_payable
 from pylon.money import Msat
 
 NOW = 1_800_000_000
@@ -45,10 +45,24 @@ def invoice(**changes):
     return bolt11.encode(**said)
 
 
-def check(text, amount: int | None = 5_000, now=float(NOW)):
-    feedback = Feedback("ff" * 32, "aa" * 32, REQUEST, "bb" * 32, FeedbackStatus.PAYMENT_REQUIRED, "", amount, text)
-    own = bolt11.node_public_key(OURS).hex()
-    return check_quote(PURCHASE, feedback, now=now, network_prefix="sb", own_payee=own, answer_seconds=60.0)
+OWN = bolt11.node_public_key(OURS).hex()
+
+
+def quoted(text, amount: int | None = 5_000, **changes):
+    status = FeedbackStatus.PAYMENT_REQUIRED
+    return Feedback("ff" * 32, "aa" * 32, REQUEST, "bb" * 32, status, "", amount, text, **changes)
+
+
+def check(text, amount: int | None = 5_000, now=float(NOW), can_hold=True, **changes):
+    return check_quote(
+        PURCHASE,
+        quoted(text, amount, **changes),
+        now=now,
+        network_prefix="sb",
+        own_payee=OWN,
+        answer_seconds=60.0,
+        can_hold=can_hold,
+    )
 
 
 def test_a_good_quote():
@@ -115,3 +129,36 @@ def test_what_passes_is_payable_and_within_the_ceiling(amount, tag, timestamp, e
         assert tag in (None, amount)
         assert timestamp + expiry >= NOW + 5
         assert attrs.evolve(found) == found
+
+
+@given(
+    st.integers(1, 8_000),
+    st.one_of(st.none(), st.integers(0, 8_000), st.integers(10**15, 10**17)),
+    st.one_of(st.none(), st.integers(NOW - 10**5, NOW + 10**5), st.integers(10**9, 10**11)),
+    st.booleans(),
+)
+def test_what_passes_costs_no_more_with_its_debts_and_is_held_for_a_while(amount, used, hold_until, can_hold):
+    found = check(invoice(amount_msats=amount), None, can_hold=can_hold, credit_used_msats=used, hold_until=hold_until)
+    fits = amount + (used or 0) <= CEILING
+    in_time = hold_until is None or (can_hold and NOW < hold_until <= NOW + MAX_HOLD_SECONDS)
+    assert isinstance(found, Quoted) == (fits and in_time)
+    if isinstance(found, Quoted):
+        assert (found.amount, found.credit_used, found.hold_until) == (amount, used or 0, hold_until)
+    offer = check_offer(
+        attrs.evolve(PURCHASE, open=True, state=PurchaseState.COLLECTING),
+        quoted(invoice(amount_msats=amount), None, credit_used_msats=used, hold_until=hold_until),
+        now=float(NOW),
+        network_prefix="sb",
+        own_payee=OWN,
+        can_hold=can_hold,
+    )
+    assert isinstance(offer, Offered) == isinstance(found, Quoted)
+
+
+def test_an_offer_lasts_as_long_as_its_invoice_and_its_hold():
+    for quote, until in (
+        (Quote("aa" * 32, invoice(), HASH, CEILING), NOW + 600 - 5),
+        (Quote("aa" * 32, invoice(), HASH, CEILING, hold_until=NOW + 100.0), NOW + 100 - 5),
+    ):
+        assert is_payable(quote, until)
+        assert not is_payable(quote, until + 1)

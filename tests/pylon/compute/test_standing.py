@@ -11,6 +11,7 @@ from hypothesis import given
 from protocols.nip90 import FeedbackStatus
 from pylon.compute.experience import gather
 from pylon.compute.purchase import PurchaseState
+from pylon.compute.ranking import MOST_STRANGERS
 from pylon.compute.standing import (
     HALF_LIFE,
     KEPT_SECONDS,
@@ -161,3 +162,27 @@ async def test_who_was_silent_is_asked_behind_the_others_and_asked_again_later(a
         assert await first_asked() == dear.hex, "the silent one rests"
         await trio.sleep(REST_SECONDS)
         assert await first_asked() == cheap.hex, "and not for ever"
+
+
+async def test_a_crowd_of_cheap_names_keeps_nobody_from_whoever_serves_it(autojump_clock, market):
+    home, seller = await open_home(market), await open_actor(market, "seller")
+    seller.announce(price=9_000)
+    async with home.buying() as (buyer, _store):
+        first = await buyer.buy("first", bid=BID, max_tokens=16)
+        seller.answer(await seller.request())
+        await bought(buyer, first)
+        for number in range(20):
+            (await open_actor(market, f"sybil{number}", funds=0)).announce(price=1)
+        await trio.sleep(1)
+        second = await buyer.buy("second", bid=BID, max_tokens=16)
+        theirs = await until(
+            lambda: next((e for e in market.events(5050, home.secret.public.hex) if _is_second(e, seller, first)), None)
+        )
+        seller.answer(theirs, "words")
+        record = await bought(buyer, second)
+        assert record.text == "words"
+        assert len(record.tried) == MOST_STRANGERS + 1
+
+
+def _is_second(event, seller, first):
+    return event.tag("p") == seller.hex and event.created_at > first.created_at + 1

@@ -99,7 +99,7 @@ async def test_a_daemon_with_a_backend(make):
         done = await infer(runtime, system="be brief", model="scripted-1", max_tokens=2)
         assert done == {
             "text": "nobody has", "model": "scripted-1", "finish_reason": "length", "prompt_tokens": 3,
-            "completion_tokens": 2, "job": None, "paid_msats": None, "fee_msats": None,
+            "completion_tokens": 2, "job": None, "price_msats": None, "paid_msats": None, "fee_msats": None,
         }  # fmt: skip
         said = await metrics(runtime)
         assert "pylon_purchases_total 0.0" in said

@@ -20,6 +20,7 @@ class FakeStore:
 
     def __init__(self):
         self.writes = 0
+        self.failures = 0
         self.probes = 0
         self.error = None
 
@@ -111,6 +112,17 @@ async def test_a_database_that_is_written_to_anyway_is_not_asked(tmp_path, autoj
             await guard.look()
             await trio.sleep(5)
         assert store.probes == 0
+
+
+async def test_a_write_of_others_that_failed_makes_it_ask_at_once(tmp_path, autojump_clock):
+    async with guarded(tmp_path) as (guard, _, store, _, _):
+        await guard.look()
+        await guard.look()
+        assert store.probes == 1
+        store.failures += 1
+        await guard.look()
+        await guard.look()
+        assert (store.probes, guard.reason) == (2, "")
 
 
 async def test_trouble_makes_it_ask_at_once(tmp_path, autojump_clock):

@@ -172,6 +172,7 @@ from pylon.daemon.process import Life
 
 async def hangup():
     print("hangup", flush=True)
+    await trio.sleep_forever()
 
 async def main():
     life = Life()

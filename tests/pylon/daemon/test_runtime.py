@@ -99,6 +99,10 @@ async def test_one_home_sells_to_another(make, caplog):
             assert (await verb(buying, "books"))["clean"]
             report = await verb(buying, "status")
             assert report["relays"][0]["state"] == "connected"
+            (row,) = (await verb(buying, "compute", swarm=True))["swarm_providers"]
+            assert (row["own"], row["payable"], row["owes_msats"]) == (False, True, 0)
+            assert row["observed"]["reliability"] > 0.8, "it has answered once"
+            assert (row["observed"]["rests"], row["observed"]["distrusted"]) == (False, False)
         earned = await verb(selling, "earnings")
         assert earned["summary"]["total_msats"] == 7_000
         status = await verb(selling, "status")

@@ -41,7 +41,7 @@ async def test_a_purchase(autojump_clock, both):
     told = await call(mine, "trace", id=job["id"])
     (record,) = told["records"]
     assert (told["id"], record["machine"], record["state"]) == (job["id"], "purchase", "answered")
-    assert [step["to_state"] for step in record["history"]] == ["seeking", "requested", "paying", "paid", "answered"]
+    assert [step["to_state"] for step in record["history"]] == ["seeking", "requested", "paying", "paying", "answered"]
     assert sum(step["ms"] for step in record["history"]) == pytest.approx(record["ms"], abs=5)
     assert all(step["ms"] >= 0 for step in record["history"])
     (request,) = record["events"]
@@ -49,6 +49,8 @@ async def test_a_purchase(autojump_clock, both):
     assert [(relay["relay"], relay["state"]) for relay in request["relays"]] == [(RELAY, "accepted")]
     assert request["relays"][0]["ms"] >= 0
     (payment,) = record["payments"]
+    assert record["hold_until"] > record["created_at"], "both wallets can hold"
+    assert record["credit_used_msats"] == 0
     assert (payment["state"], payment["amount_msats"], payment["fee_msats"]) == ("settled", PRICE, job["fee_msats"])
     assert [entry["request_id"] for entry in record["requests"]] == [job["request"]]
     for ident in (job["id"][:8].upper(), job["request"][:8], job["result"], job["result"][:10]):
@@ -62,6 +64,8 @@ async def test_a_sale(autojump_clock, both):
     assert (told["id"], record["machine"], record["state"]) == (job["request"], "sale", "delivered")
     assert (record["price_msats"], record["paid_msats"], record["earned_msats"]) == (PRICE, PRICE, PRICE)
     assert [payment["amount_msats"] for payment in record["payments"]] == [PRICE]
+    assert record["held_until"] > record["created_at"]
+    assert (record["on_trust"], record["credit_used_msats"]) == (False, 0)
     kinds = [event["kind"] for event in record["events"]]
     assert (kinds.count(7000), kinds.count(6050)) == (2, 1)
     result = record["events"][-1]["event_id"]

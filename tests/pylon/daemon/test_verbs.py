@@ -208,7 +208,7 @@ def test_the_longest_prompt():
 async def test_a_home_does_not_buy_from_itself(verbs, home):
     class Runtime:
         class identity:
-            pubkey = home.secret.public.hex
+            pubkey, nostr = home.secret.public.hex, home.secret
 
     own = attrs.evolve(verbs, runtime=Runtime)
     for text in (home.secret.public.hex, encode_npub(home.secret.public)):

@@ -39,15 +39,17 @@ def ask(content="what is the capital", model="m", **more):
 
 
 class Pulse:
-    """Counts how often the loop comes around."""
+    """Counts how often the loop comes around, and how long that takes at most."""
 
     def __init__(self) -> None:
+        self.count = 0
         self.longest = 0.0
 
     async def run(self) -> None:
         while True:
             before = trio.current_time()
             await trio.sleep(0.005)
+            self.count += 1
             self.longest = max(self.longest, trio.current_time() - before)
 
 
@@ -94,7 +96,7 @@ async def test_the_loop_goes_on_meanwhile(tmp_path, manners, nursery):
         nursery.start_soon(pulse.run)
         assert (await llama.complete(ask(max_tokens=1))).text == "the"
     nursery.cancel_scope.cancel()
-    assert pulse.longest < 0.5
+    assert pulse.count >= 10, "of more than a hundred"
 
 
 async def test_who_leaves_stops_it_between_two_tokens(tmp_path, manners):
@@ -103,10 +105,14 @@ async def test_who_leaves_stops_it_between_two_tokens(tmp_path, manners):
         async with llama.stream(ask(max_tokens=4_000)) as chunks:
             assert (await anext(chunks)).text == "word"
         evaluated = len(manners.evaluated)
-        with trio.move_on_after(0.1):
-            await llama.complete(ask(max_tokens=4_000))
-        assert len(manners.evaluated) > evaluated
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(llama.complete, ask(max_tokens=4_000))
+            with trio.fail_after(5):
+                while len(manners.evaluated) < evaluated + 3:  # noqa: ASYNC110
+                    await trio.sleep(0.005)
+            nursery.cancel_scope.cancel()
         evaluated = len(manners.evaluated)
+        assert evaluated < 4_000
         await trio.sleep(0.1)
         assert len(manners.evaluated) == evaluated, "nobody computes any more"
         manners.words = ANSWER.split()
@@ -117,8 +123,8 @@ async def test_who_leaves_stops_it_in_the_middle_of_a_prompt(tmp_path, manners):
     manners.seconds = 0.05
     async with engine(tmp_path).running() as llama:
         with pytest.raises(BackendTimeout, match="first_token"):
-            await llama.complete(ask("word " * 3_000), Deadlines(first_token=0.2))
-        assert 2 <= len(manners.evaluated) <= 8
+            await llama.complete(ask("word " * 3_000), Deadlines(first_token=0.3))
+        assert 1 <= len(manners.evaluated) < 3_000 / llamacpp_inprocess._BATCH / 2
         assert max(manners.evaluated) <= llamacpp_inprocess._BATCH
         manners.seconds = 0.0
         done = await llama.complete(ask("word " * 3_000))

@@ -53,6 +53,26 @@ async def test_models_and_price_are_told(autojump_clock, market):
     assert found.kinds == (5050,)
 
 
+@pytest.mark.parametrize(
+    "names",
+    [[f"m{n}" for n in range(5_000)], ["ä" * 250 + str(n) for n in range(300)], ["x" * 20_000], ["b", "a", "b"]],
+    ids=["many", "long", "one that is no name", "few"],
+)
+async def test_a_backend_that_claims_everything(autojump_clock, market, names):
+    """What is told of it fits into an event that relays take; the best backend's models first."""
+    home = await open_home(market)
+    async with announcing(home, ScriptedBackend("a", models=names)):
+        await trio.sleep(5)
+    found = market.events(31990)
+    if names == ["x" * 20_000]:
+        assert found == []
+        return
+    assert len(found[0].to_json()) < 32_000
+    models = parse_announcement(found[0]).models
+    assert set(models) <= set(names[:256])
+    assert len(models) == min(256, len(set(names))) or len("".join(models).encode()) > 11_000
+
+
 async def test_what_may_still_come_up_is_not_announced_yet(autojump_clock, market):
     """An engine that loads its model knows what it will serve."""
 

@@ -348,3 +348,34 @@ async def test_more_that_came_to_nothing_than_anybody_reads_is_forgotten(autojum
 def test_keys_are_never_in_the_trace_of_terms():
     key = SecretKey(bytes(31) + b"\1").public.hex
     assert key not in repr(Terms(PRICE, standings={key: Standing.BLOCKED}))
+
+
+async def test_quotes_that_nobody_pays_cost_the_wallet_a_bounded_number_of_questions(
+    autojump_clock, market, monkeypatch
+):
+    monkeypatch.setattr("pylon.provider.payments._ASKED_AT_ONCE", 5)
+    home, crowd = await open_home(market), await crowd_of(market, 40)
+    asked, lookup = [], home.wallet.lookup_invoice
+
+    async def counting(payment_hash):
+        asked.append(payment_hash)
+        return await lookup(payment_hash)
+
+    home.wallet.lookup_invoice = counting
+    async with home.selling() as (_provider, store):
+        for actor in crowd:
+            actor.ask(home.secret)
+        await trio.sleep(45)
+        asked.clear()
+        await trio.sleep(300)
+        assert 30 <= len(asked) <= 5 * 15
+        assert len(set(asked)) >= 30, "each has its turn"
+        plan = [
+            row["detail"]
+            for row in store.read(
+                "EXPLAIN QUERY PLAN SELECT id, expires_at FROM sales WHERE paid_msats = 0 AND expires_at >= 1"
+                " AND (expires_at > 1 OR id > '') AND state <> 'held' ORDER BY expires_at, id LIMIT 5"
+            )
+        ]
+        assert len(plan) == 1
+        assert plan[0].startswith("SEARCH sales USING INDEX sales_unpaid")

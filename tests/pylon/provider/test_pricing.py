@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 
 from protocols import bolt11
+from protocols.job_price import estimate_tokens
 from protocols.nip90 import JobRequest
 from pylon.money import MAX_MSAT, Msat
-from pylon.provider.pricing import Terms, appraise, estimate_tokens, served_as
+from pylon.provider.pricing import Terms, appraise, served_as
 from pylon.provider.sale import Free, Priced, Refused
 from tests.pylon.market import open_actor, open_home
 
