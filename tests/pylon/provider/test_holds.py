@@ -347,3 +347,16 @@ def test_each_effect_of_a_hold_is_a_crash_point():
     points = SALE.crash_points()
     for effect in (SaleEffect.SETTLE_HOLD, SaleEffect.CANCEL_HOLD):
         assert f"sale.{effect.value}.before" in points
+
+
+async def test_no_words_are_told_for_money_that_could_be_taken_back(autojump_clock, market):
+    """Whoever has read nearly all of it could cancel, and keep both."""
+    home, customer = await open_home(market), await open_actor(market, "customer")
+    backend = ScriptedBackend(Reply("word " * 50, pace=0.1))
+    async with home.selling(backend) as (provider, store):
+        for params, told in (([], True), (ON_DELIVERY, False)):
+            request = customer.ask(home.secret, params=params, max_tokens=100)
+            await pay(customer, request)
+            assert (await ended(provider, store, request)).state is SaleState.DELIVERED
+            partials = [e for e in market.events(FEEDBACK) if e.tags_named("e")[0][1] == request.id]
+            assert any(e.tag("status") == "partial" for e in partials) is told
