@@ -2,7 +2,7 @@
 
 What is paid is never forgotten (``pylon.daemon.housekeeping``). Of an unpaid sale the wallet was asked after the end of
 its invoice, when it expired; of one that ended sooner it is asked before it is forgotten, and where it cannot tell, the
-sale stays. A request stays known until it is too old to be taken again.
+sale stays. With it goes all that its request has left, once that is too old to be taken again.
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ async def keep_few(store: Store, clock: Clock, terms: Terms, ask: Ask | None, ke
 async def forget(store: Store, now: float, terms: Terms, ask: Ask | None, keep: int = KEEP) -> int:
     """Once; how many sales were forgotten. Without ``ask`` none that may have been paid."""
     forgotten = 0
+    # Its request was dated at most ``max_ahead`` after we took it: by then it is too old to be taken again.
+    before = now - max(_LATE, terms.max_age + terms.max_ahead)
     for state in _NOTHING:
         oldest_kept = store.one(
             "SELECT created_at FROM sales WHERE state = ? ORDER BY created_at DESC LIMIT 1 OFFSET ?",
@@ -63,25 +65,13 @@ async def forget(store: Store, now: float, terms: Terms, ask: Ask | None, keep: 
                 "SELECT id, expires_at IS NOT NULL AND updated_at < expires_at AS unasked FROM sales WHERE state = ?"
                 " AND created_at <= ? AND paid_msats = 0 AND updated_at < ? AND COALESCE(expires_at, 0) < ?"
                 " ORDER BY created_at LIMIT ?",
-                (state.value, oldest_kept["created_at"], now - _LATE, now - _LATE, _BATCH),
+                (state.value, oldest_kept["created_at"], before, before, _BATCH),
             )
             ready = [row["id"] for row in rows if not row["unasked"] or await _is_asked(ask, row["id"])]
             forgotten += await store.write(functools.partial(_forget, state=state, ids=ready))
             if len(rows) < _BATCH or not ready:
                 break
-    # A request is of no age any more to be taken: its date was at most ``max_ahead`` after we took it.
-    too_old = now - 2 * (terms.max_age + terms.max_ahead)
-
-    def others(tx: Tx) -> int:
-        customers.forget_allowances(tx, now)
-        return tx.execute(
-            "DELETE FROM inbox WHERE (consumer, event_id) IN (SELECT consumer, event_id FROM inbox WHERE at < ?"
-            " AND consumer = ? AND NOT EXISTS (SELECT 1 FROM sales WHERE id = event_id) ORDER BY at LIMIT ?)",
-            (too_old, CONSUMER, _BATCH),
-        ).rowcount
-
-    while await store.write(others) == _BATCH:
-        pass
+    await store.write(lambda tx: customers.forget_allowances(tx, now))
     return forgotten
 
 
@@ -104,5 +94,6 @@ def _forget(tx: Tx, *, state: SaleState, ids: list[str]) -> int:
         if done.rowcount:
             tx.execute("DELETE FROM transitions WHERE machine = ? AND subject = ?", (SALE.name, sale_id))
             tx.execute("DELETE FROM outbox WHERE subject = ?", (sale_id,))
+            tx.execute("DELETE FROM inbox WHERE consumer = ? AND event_id = ?", (CONSUMER, sale_id))
             count += 1
     return count
