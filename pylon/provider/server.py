@@ -168,7 +168,8 @@ class Provider:
                     nursery.start_soon(self.holds.watch)
                 nursery.start_soon(self.deliveries.watch)
                 nursery.start_soon(handle_together, self._waiting, self._hear)
-                nursery.start_soon(keep_few, self._store, self._clock, self.terms)
+                ask = None if self.payments is None else self._ask_about
+                nursery.start_soon(keep_few, self._store, self._clock, self.terms, ask)
                 task_status.started()
                 async for received in heard:
                     for event in (received.event, *heard.drain()):
@@ -192,6 +193,12 @@ class Provider:
             return await mint(self._wallet, self.terms, sale)
         async with self.desk.minting:
             return await mint(self._wallet, self.terms, sale)
+
+    async def _ask_about(self, sale_id: str) -> None:
+        """Have the wallet say whether an old quote was paid."""
+        sale = self.records.load(self._store, sale_id)
+        if sale is not None and self.payments is not None:
+            await self.payments.claim_if_paid(sale)
 
     async def _settle_hold(self, sale: Sale) -> object | None:
         return await self.holds.settle(sale)
