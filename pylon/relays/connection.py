@@ -25,11 +25,12 @@ import trio
 
 from protocols import session as wire
 from protocols.keys import SecretKey
-from protocols.nip01 import MAX_TIME, Event, Filter, sign_event
+from protocols.nip01 import Event, Filter, sign_event
 from pylon.clock import Clock
 from pylon.errors import RelayError
 from pylon.relays.information import Inform
 from pylon.relays.limits import RelayLimits
+from pylon.relays.request import FULL_PAGE, Request
 from pylon.relays.subscription import Subscription
 from pylon.relays.transport import Connect, Transport, TransportClosed
 
@@ -51,9 +52,6 @@ _AUTH_SECONDS = 5.0
 _MAX_CHALLENGES = 10
 _LONGEST_CHALLENGE = 1_024
 _MAX_UNSENT = 10_000
-_FULL_PAGE = 100
-"""Relays cap an answer, at 500 events or so. After one of at least this size there may be more: ask further back."""
-_MAX_PAGES = 1_000
 _INFORM_SECONDS = 2.0
 """How long a first connection waits for what the relay says of itself, before it is asked for anything."""
 _INFORM_AGAIN = 3_600.0
@@ -103,51 +101,6 @@ class _Answer:
     done: trio.Event = attrs.field(factory=trio.Event)
 
 
-@attrs.define(eq=False)
-class _Request:
-    """One REQ, and how much of what is stored it has brought."""
-
-    subscription: Subscription
-    filters: tuple[Filter, ...]
-    """As they went over the wire."""
-    at: float
-    page: int = 0
-    full_page: int = _FULL_PAGE
-    """Events from which on an answer may have been capped."""
-    stored: bool = False
-    counts: list[int] = attrs.field(init=False)
-    oldest: list[int] = attrs.field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self.counts = [0] * len(self.filters)
-        self.oldest = [MAX_TIME] * len(self.filters)
-
-    @property
-    def skims(self) -> bool:
-        """Whether the time of a known event is all that matters of it."""
-        return self.stored or len(self.filters) == 1
-
-    def count(self, index: int, created_at: int) -> None:
-        self.counts[index] += 1
-        self.oldest[index] = min(self.oldest[index], created_at)
-
-    def count_event(self, event: Event) -> None:
-        for index, wanted in enumerate(self.filters):
-            if wanted.matches(event):
-                self.count(index, event.created_at)
-
-    def further_back(self) -> tuple[Filter, ...]:
-        """What to ask for next, given that an answer is capped for each filter alone; nothing if all has come."""
-        rest = []
-        for wanted, count, oldest in zip(self.filters, self.counts, self.oldest, strict=True):
-            if wanted.limit is None and count >= self.full_page and self.page < _MAX_PAGES:
-                # The second that was cut in two is asked for whole, unless it fills an answer alone.
-                until = oldest if wanted.until is None or oldest < wanted.until else oldest - 1
-                if until >= (wanted.since or 0):
-                    rest.append(attrs.evolve(wanted, until=until))
-        return tuple(rest)
-
-
 class Connection:
     """The client's end of one relay. ``admit`` checks an event's signature, once for all relays."""
 
@@ -186,7 +139,7 @@ class Connection:
         self._cut = ""
         self._nonsense = 0
         self._pages = 0
-        self._requests: dict[str, _Request] = {}
+        self._requests: dict[str, Request] = {}
         self._unsent: deque[_Frame] = deque()
         self._filled = trio.Event()
         self._waiting: dict[str, list[_Answer]] = {}
@@ -378,8 +331,8 @@ class Connection:
             self._session.unsubscribe(name)
             subscription.relay_done(self.url)
             return
-        full = min(_FULL_PAGE, self.limits.page or _FULL_PAGE)
-        self._requests[name] = _Request(subscription, filters, trio.current_time(), page, full)
+        full = min(FULL_PAGE, self.limits.page or FULL_PAGE)
+        self._requests[name] = Request(subscription, filters, trio.current_time(), page, full)
         self.send_soon(frame)
 
     def _has_place(self, subscription: Subscription) -> bool:
@@ -549,7 +502,7 @@ class Connection:
             case wire.Late():
                 pass
 
-    def _event(self, request: _Request, event: Event) -> None:
+    def _event(self, request: Request, event: Event) -> None:
         subscription = request.subscription
         if not self._admit(event):
             self._count_nonsense("a forged event")
@@ -563,7 +516,7 @@ class Connection:
         if not subscription.deliver(event, self.url):
             log.debug("%s: a subscriber does not keep up; what it misses is asked for again", self.url)
 
-    def _stored(self, name: str, request: _Request) -> None:
+    def _stored(self, name: str, request: Request) -> None:
         request.stored = True
         subscription = request.subscription
         rest = () if subscription.lags(self.url) else request.further_back()
@@ -579,7 +532,7 @@ class Connection:
         self._pages += 1
         self._request(f"{subscription.id}.{self._pages}", subscription, rest, None, page)
 
-    def _closed(self, request: _Request, reason: str) -> None:
+    def _closed(self, request: Request, reason: str) -> None:
         subscription = request.subscription
         if request.page:
             # What it has not shown is asked for by the next connection: the mark has not moved.
