@@ -44,6 +44,8 @@ from pylon.store.records import Step
 from pylon.together import handle_together
 from pylon.wallets.port import Payment, Wallet
 
+_OPEN_SECONDS = 60
+"""How old a request to everybody may be when we begin to listen."""
 _OVERLAP = 900
 _OF_PAID_JOBS = (SaleEffect.PUBLISH_PROCESSING, SaleEffect.PUBLISH_RESULT, SaleEffect.PUBLISH_DEBT)
 """What no flood of quotes may delay; nor the quotes of customers who have paid before."""
@@ -153,7 +155,9 @@ class Provider:
         since = cursors.since(self._store, CONSUMER, _OVERLAP)
         if since is None:
             since = int(self._clock.now() - self.terms.max_age)
-        filters = [Filter(kinds=[JOB_TEXT], tags={"p": [me]}), cancellations.FILTER]
+        # What everybody is asked is over within seconds: of that, nothing old is asked for.
+        anybody = Filter(kinds=[JOB_TEXT], since=int(self._clock.now()) - _OPEN_SECONDS)
+        filters = [Filter(kinds=[JOB_TEXT], tags={"p": [me]}), anybody, cancellations.FILTER]
         async with self._pool.subscribe(filters, since=since) as heard:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._driver.run)
@@ -164,12 +168,19 @@ class Provider:
                     nursery.start_soon(self.holds.watch)
                 nursery.start_soon(self.deliveries.watch)
                 nursery.start_soon(handle_together, self._waiting, self._hear)
-                nursery.start_soon(keep_few, self._store, self._clock, self.terms)
+                ask = None if self.payments is None else self._ask_about
+                nursery.start_soon(keep_few, self._store, self._clock, self.terms, ask)
                 task_status.started()
                 async for received in heard:
                     for event in (received.event, *heard.drain()):
-                        if event.kind != nip09.KIND or self.cancellations.concern(event):
+                        if self._concerns(event, me):
                             self._waiting.put(event.pubkey, event)
+
+    def _concerns(self, event: Event, me: str) -> bool:
+        """Whether it may be for us: what others are asked is none of our business, and costs a look."""
+        if event.kind == nip09.KIND:
+            return self.cancellations.concern(event)
+        return event.tag("p") == me or (event.tag("p") is None and event.pubkey != me)
 
     async def _hear(self, event: Event) -> None:
         if event.kind == nip09.KIND:
@@ -182,6 +193,12 @@ class Provider:
             return await mint(self._wallet, self.terms, sale)
         async with self.desk.minting:
             return await mint(self._wallet, self.terms, sale)
+
+    async def _ask_about(self, sale_id: str) -> None:
+        """Have the wallet say whether an old quote was paid."""
+        sale = self.records.load(self._store, sale_id)
+        if sale is not None and self.payments is not None:
+            await self.payments.claim_if_paid(sale)
 
     async def _settle_hold(self, sale: Sale) -> object | None:
         return await self.holds.settle(sale)

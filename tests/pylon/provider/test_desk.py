@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 
-import attrs
 import hypothesis.strategies as st
 import pytest
 import trio
@@ -13,6 +12,7 @@ from hypothesis import given
 from protocols.keys import SecretKey
 from protocols.nip01 import sign_event
 from protocols.nip90 import FEEDBACK, JOB_TEXT
+from pylon.errors import WalletError
 from pylon.money import Msat
 from pylon.provider import customers, forgetting
 from pylon.provider.book import Book, Ration
@@ -254,7 +254,7 @@ async def test_an_allowance_is_so_many_jobs_a_day_and_key(autojump_clock, market
             one.ask(home.secret, prompt=f"tomorrow {number}")
         await trio.sleep(30)
         assert of(one, "price_msats = 0") == 6
-        await forgetting.forget(store, market.clock.now(), Terms(PRICE))
+        await forgetting.forget(store, market.clock.now(), Terms(PRICE), None)
         assert count(store, "allowances") == 1
 
 
@@ -329,20 +329,44 @@ async def test_more_that_came_to_nothing_than_anybody_reads_is_forgotten(autojum
         await customer.pay(await customer.told(paid, "payment-required"))
         for number in range(30):
             await customer.told(customer.ask(home.secret, prompt=f"{number}"), "payment-required")
+            await trio.sleep(0.5)
         for number in range(10):
             customer.ask(home.secret, prompt=" ", params=[("n", f"{number}")])
             await trio.sleep(0.5)
         await trio.sleep(120)
         assert count(store, "sales", "state = 'expired'") == 30
-        terms = attrs.evolve(provider.terms)
-        assert await forgetting.forget(store, market.clock.now(), terms, keep=5) == 0, "it might be paid late"
-        day = market.clock.now() + 90_000
-        assert await forgetting.forget(store, day, terms, keep=5) == 25 + 5
+
+        async def forget(later):
+            return await forgetting.forget(store, market.clock.now() + later, provider.terms, None, keep=5)
+
+        assert await forget(4_000) == 0, "its request could be taken again"
+        assert await forget(5_000) == 25 + 5, "the wallet said after its end that nothing had come"
         assert count(store, "sales") == 1 + 5 + 5
         assert count(store, "transitions", "subject NOT IN (SELECT id FROM sales)") == 0
         assert count(store, "outbox", "subject NOT IN (SELECT id FROM sales)") == 0
         assert count(store, "inbox") == 11
         assert provider.records.load(store, paid.id).state is SaleState.DELIVERED
+
+
+async def test_a_quote_that_was_pushed_out_is_not_forgotten_before_the_wallet_has_been_asked(autojump_clock, market):
+    home, crowd = await open_home(market), [await open_actor(market, f"c{n}") for n in range(4)]
+    async with home.selling(terms=Terms(PRICE, max_open=1)) as (provider, store):
+        for actor in crowd:
+            await actor.told(actor.ask(home.secret), "payment-required")
+            await trio.sleep(61)
+        lookup, asked = home.wallet.lookup_invoice, []
+
+        async def lost(payment_hash):
+            asked.append(payment_hash)
+            raise WalletError("away")
+
+        home.wallet.lookup_invoice = lost
+        later = market.clock.now() + 10_000
+        assert await forgetting.forget(store, later, provider.terms, provider._ask_about, keep=0) == 0
+        assert await forgetting.forget(store, later, provider.terms, None, keep=0) == 0
+        assert len(asked) == 3
+        home.wallet.lookup_invoice = lookup
+        assert await forgetting.forget(store, later, provider.terms, provider._ask_about, keep=0) == 3
 
 
 def test_keys_are_never_in_the_trace_of_terms():
