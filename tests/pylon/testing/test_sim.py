@@ -318,6 +318,17 @@ def _owed_ever(source, customer):
     return Msat(row["n"] or 0)
 
 
+def test_a_zap_that_is_taken_for_a_gift_is_noticed(monkeypatch):
+    def by_invoice(source, payment_hash):
+        row = source.one("SELECT id FROM sales WHERE payment_hash = ?", (payment_hash,))
+        return None if row is None else row["id"]
+
+    monkeypatch.setattr(payments.zaps, "paid_sale", by_invoice)
+    seed, broken = _first_broken()
+    print(f"found by seed {seed}: {broken[0]}")
+    assert any(problem.startswith("both_sides") for problem in broken)
+
+
 def test_a_paid_job_that_its_customer_can_cancel_is_noticed(monkeypatch):
     def always(arrow):
         return attrs.evolve(arrow, guard=lambda *_: True)
