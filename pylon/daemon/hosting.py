@@ -76,7 +76,7 @@ def assemble(
         relays=relays,
         clock=clock,
         limits=PayLimits(most=sats(config.api.zap_max_sats)),
-        issued=functools.partial(_note_sale, identity.pubkey),
+        issued=functools.partial(note_sale, identity.pubkey),
     )
     agents.address = pay.lightning_address
     zapper = Zapper(
@@ -96,7 +96,7 @@ def usual_relays(config: Config) -> list[str]:
     return [*own, *config.relays]
 
 
-def _note_sale(own: str, tx: Tx, payee: str, issued: IssuedInvoice, zap_request: str | None) -> None:
+def note_sale(own: str, tx: Tx, payee: str, issued: IssuedInvoice, zap_request: str | None) -> None:
     """What is zapped to the home itself may pay for a sale."""
     if payee == own and zap_request is not None:
         zaps.note(tx, issued.payment_hash, zap_request, at=tx.clock.now(), expires_at=issued.expires_at)

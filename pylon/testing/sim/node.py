@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import functools
 import random
 from collections.abc import Coroutine
 from contextlib import AbstractAsyncContextManager
@@ -15,6 +16,8 @@ import trio
 from protocols.keys import SecretKey
 from pylon.clock import VirtualClock
 from pylon.compute.buyer import Account, Buyer, BuyerSettings
+from pylon.daemon.hosting import note_sale
+from pylon.host.zaps import Payee, PayService
 from pylon.inference.router import Router
 from pylon.money import Msat, sats
 from pylon.provider.announce import Announcer, Profile
@@ -206,6 +209,9 @@ def _limits(budget: Budget) -> Limits:
 class SellerNode(Node):
     """A home that sells. ``chance`` draws on what terms."""
 
+    pay: PayService | None = None
+    """Where it is zapped, as HTTP would lead there."""
+
     def __init__(
         self,
         name: str,
@@ -228,14 +234,32 @@ class SellerNode(Node):
             price_out=Msat(chance.choice([0, 0, 200_000])),
         )
 
+    async def zap_invoice(self, amount: Msat, request: str) -> str | None:
+        """What its lightning address answers to a zap; ``None`` where it does not."""
+        try:
+            return None if self.pay is None or not self.alive else await self.pay.invoice(self.name, amount, request)
+        except (Exception, Killed):
+            return None  # it died meanwhile, or it will not
+
     async def populate(self, nursery: trio.Nursery, store: Store, pool: RelayPool, wallet: MortalWallet) -> None:
         router, terms = Router([self.backend]), self.terms
+        own = self.secret.public.hex
+        self.pay = PayService(
+            _OnlyPayee(Payee(own, self.name, "", lambda: wallet)),
+            signer=self.secret,
+            store=store,
+            relays=lambda: pool.urls,
+            clock=self.setting.clock,
+            issued=functools.partial(note_sale, own),
+        )
+        self.pay.address = "sim.example"
         provider = Provider(
             secret=self.secret,
             store=store,
             pool=pool,
             wallet=wallet,
             wallet_name="own",
+            received=functools.partial(self.pay.paid, own),
             router=router,
             clock=self.setting.clock,
             rng=self.rng,
@@ -252,6 +276,19 @@ class SellerNode(Node):
             profile=Profile(self.name, "", "simnet"),
         )
         nursery.start_soon(announcer.run)
+
+
+@attrs.frozen
+class _OnlyPayee:
+    """``pylon.host.zaps.Payees`` of a home that has no agents."""
+
+    payee: Payee
+
+    def named(self, name: str) -> Payee | None:
+        return self.payee if name == self.payee.name else None
+
+    def keyed(self, agent: str) -> Payee | None:
+        return self.payee if agent == self.payee.agent else None
 
 
 class MortalWallet:

@@ -7,19 +7,19 @@ has paid, for which request, is what the invariants hold against the sellers.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import attrs
 import trio
 
-from protocols import bolt11
+from protocols import bolt11, nip57
 from protocols.keys import PublicKey, SecretKey
 from protocols.nip01 import Event, Filter
 from protocols.nip09 import build_deletion
 from protocols.nip90 import FEEDBACK, JOB_TEXT, FeedbackStatus, build_request, parse_feedback, parse_result, result_kind
 from pylon.clock import Clock
 from pylon.errors import PylonError
-from pylon.money import sats
+from pylon.money import Msat, sats
 from pylon.testing.relay import MemoryRelay
 from pylon.wallets.simnet import SimnetWallet
 
@@ -38,6 +38,8 @@ class Errand:
     cancels_after: float | None
     delay: float
     asked_at: float
+    zaps: bool
+    """It pays by a zap, instead of the invoice that it is offered."""
     paid: set[str] = attrs.field(factory=set)
     """Payment hashes of what was offered and paid, or tried."""
     acted: set[str] = attrs.field(factory=set)
@@ -45,7 +47,11 @@ class Errand:
 
 
 class Visitor:
-    """See the module. ``chance`` draws its whims."""
+    """See the module.
+
+    :param chance: draws its whims.
+    :param zap: asks a provider (hex) for the invoice of a zap (msats, zap request as JSON).
+    """
 
     def __init__(
         self,
@@ -56,6 +62,7 @@ class Visitor:
         clock: Clock,
         *,
         prompt: Callable[[int], str],
+        zap: Callable[[str, Msat, str], Awaitable[str | None]],
     ) -> None:
         self.name = "visitor"
         self.wallet = wallet
@@ -65,6 +72,7 @@ class Visitor:
         self._chance = chance
         self._clock = clock
         self._prompt = prompt
+        self._zap = zap
         self._secret = SecretKey(chance.randbytes(32))
         self._seen: tuple[int, int] | None = None
 
@@ -114,6 +122,7 @@ class Visitor:
                 cancels_after=chance.choice([None, None, None, 0.0, 0.5, 3.0, 30.0, 200.0]),
                 delay=chance.choice([0.0, 0.0, 5.0, 60.0, 115.0, 119.0]),
                 asked_at=trio.current_time(),
+                zaps=chance.random() < 0.2,
             )
         )
         self._relay.publish(request)
@@ -146,6 +155,8 @@ class Visitor:
             if event.pubkey == errand.provider and event.id not in errand.acted:
                 errand.acted.add(event.id)
                 invoice = self._offer(event)
+                if invoice is not None and errand.zaps:
+                    invoice = await self._zapped(errand, event, invoice)
                 if invoice is not None:
                     await self._pay(errand, invoice)
 
@@ -154,6 +165,19 @@ class Visitor:
             return parse_result(event, self._secret).bolt11
         feedback = parse_feedback(event, self._secret)
         return feedback.bolt11 if feedback.status is FeedbackStatus.PAYMENT_REQUIRED else None
+
+    async def _zapped(self, errand: Errand, event: Event, invoice: str) -> str | None:
+        """The invoice of a zap for the same amount: of the request, or of what asks for the money."""
+        amount = Msat(bolt11.decode(invoice).amount_msats or 0)
+        request = nip57.build_request(
+            self._secret,
+            recipient=errand.provider,
+            relays=("ws://relay.sim",),
+            amount_msats=amount,
+            created_at=int(self._clock.now()),
+            event=errand.request if event.kind != FEEDBACK or len(errand.acted) % 2 else event,
+        )
+        return await self._zap(errand.provider, amount, request.to_json())
 
     async def _pay(self, errand: Errand, invoice: str) -> None:
         payment_hash = bolt11.decode(invoice).payment_hash

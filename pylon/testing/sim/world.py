@@ -184,7 +184,12 @@ class World:
             chance,
             self.clock,
             prompt=lambda number: f"visit {number} of seed {self.told.seed}",
+            zap=self._zap_invoice,
         )
+
+    async def _zap_invoice(self, provider: str, amount: Msat, request: str) -> str | None:
+        seller = next(seller for seller in self.sellers if seller.secret.public.hex == provider)
+        return await seller.zap_invoice(amount, request)
 
     # --- what goes wrong --------------------------------------------------------------------------------------
 

@@ -7,9 +7,11 @@ import contextlib
 import pytest
 import trio
 
+from protocols import bolt11
 from protocols.keys import PublicKey
 from protocols.nip19 import encode_npub
 from pylon.daemon import books, provider_money
+from pylon.daemon.hosting import HOME_NAME
 from pylon.daemon.provider_money import ProviderMoney
 from pylon.daemon.reconciler import Reconciler
 from pylon.daemon.withdrawals import Withdrawals
@@ -22,6 +24,7 @@ from pylon.errors import (
     UsageError,
     WalletFrozen,
 )
+from pylon.host.zaps import Payee, PayService
 from pylon.money import Msat
 from pylon.provider.sale import SaleState
 from pylon.store import credits, freeze, intents, ledger
@@ -29,6 +32,7 @@ from pylon.testing.backend import EMPTY, ScriptedBackend
 from pylon.wallets.port import PaymentState
 from pylon.wallets.purse import Purse
 from pylon.wallets.simnet import Fault, FaultKind
+from tests.pylon.api.serving import serving
 from tests.pylon.market import PRICE, open_actor, open_home, until
 
 
@@ -216,3 +220,30 @@ async def test_without_a_wallet_it_is_told_and_not_paid(autojump_clock, market):
         assert (await bare.table()["provider.credits"]({}, nobody))["total_msats"] == PRICE
         with pytest.raises(UsageError):
             await pay(bare, customer, "lnsb1")
+
+
+async def test_an_invoice_of_a_lightning_address_that_is_really_served(market):
+    """By the very service that this home's own customers zap; in real time, over HTTP."""
+    customer = await open_home(market, "served")
+    async with customer.opened() as (store, _):
+        payee = Payee(customer.secret.public.hex, HOME_NAME, "about", lambda: customer.wallet)
+
+        class Payees:
+            def named(self, name):
+                return payee if name == HOME_NAME else None
+
+            keyed = named
+
+        pay_service = PayService(Payees(), signer=customer.secret, store=store, relays=lambda: [], clock=market.clock)
+        async with serving(pay_service) as served:
+            pay_service.address = str(served.bound)
+            verbs = ProviderMoney(store, market.clock, simnet=True)
+            address = f"{HOME_NAME}@{served.bound}"
+            text = await verbs._invoice(address, PRICE)
+            assert bolt11.decode(text).amount_msats == PRICE
+            assert (await customer.wallet.lookup_invoice(bolt11.decode(text).payment_hash)).bolt11 == text
+            for wrong, amount in ((address, Msat(1)), (f"nobody@{served.bound}", PRICE), ("nobody@", PRICE)):
+                with pytest.raises(InvoiceInvalid):
+                    await verbs._invoice(wrong, amount)
+            with pytest.raises(InvoiceInvalid):
+                await ProviderMoney(store, market.clock)._invoice(address, PRICE)

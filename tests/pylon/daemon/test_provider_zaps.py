@@ -13,7 +13,7 @@ from protocols.nip57 import RECEIPT
 from pylon import config as configuration
 from pylon.config import ApiConfig, Config
 from pylon.daemon import books
-from pylon.daemon.hosting import HOME_NAME, _note_sale, _Payees
+from pylon.daemon.hosting import HOME_NAME, _Payees, note_sale
 from pylon.daemon.reload import profile_of
 from pylon.host.zaps import Payee, PayService
 from pylon.money import Msat, sats
@@ -44,7 +44,7 @@ async def zappable(market, home, store):
         store=store,
         relays=lambda: [RELAY],
         clock=market.clock,
-        issued=functools.partial(_note_sale, own),
+        issued=functools.partial(note_sale, own),
     )
     pay.address = "127.0.0.1:9"
     yield pay
