@@ -139,6 +139,25 @@ async def test_many_new_keys_make_each_other_wait_and_who_has_paid_waits_for_non
         assert count(store, "sales", "state = 'quoted'") >= 41
 
 
+async def test_who_has_paid_or_is_trusted_is_not_rationed(autojump_clock, market):
+    home, payer, friend, stranger = [
+        await open_home(market),
+        *[await open_actor(market, name) for name in ("payer", "friend", "stranger")],
+    ]
+    async with home.selling(terms=Terms(PRICE, standings={friend.hex: Standing.TRUSTED})) as (provider, store):
+        first = payer.ask(home.secret, prompt="first")
+        await payer.pay(await payer.told(first, "payment-required"))
+        await until(lambda: provider.records.load(store, first.id).state is SaleState.DELIVERED)
+        for _ in range(1_200 + 30 * 20):
+            provider.desk._ration.take(market.clock.monotonic())
+        began = trio.current_time()
+        for actor in (payer, friend):
+            await actor.told(actor.ask(home.secret, prompt="again"), "payment-required")
+        assert trio.current_time() - began < 1
+        await stranger.told(stranger.ask(home.secret), "payment-required")
+        assert 19 < trio.current_time() - began < 22
+
+
 async def test_a_full_book_gives_up_its_oldest_quote_but_no_fresh_one_and_none_that_is_paid(autojump_clock, market):
     home, crowd = await open_home(market), await crowd_of(market, 8)
     payer = await open_actor(market, "payer")
