@@ -24,23 +24,23 @@ PATIENCE = 10.0
 """Seconds that a customer waits for a quote, as a daemon's buyer does."""
 _A_KEY = 10
 """Requests of each of the strangers' keys."""
-_REST = 1.0
+REST = 1.0
 """Seconds without a new row after which the provider has come to rest."""
 _DVM_QUIET, _DVM_BEHIND = 1.04, 3.9
 
 
-def run(*, floods: Sequence[int] = FLOODS, many: int = MANY, sample: int = SAMPLE) -> Table:
+def run(*, floods: Sequence[int] = FLOODS, many: int = MANY, sample: int = SAMPLE, rest: float = REST) -> Table:
     table = Table("Unpaid requests: a paid job behind them, and what is kept of them")
     for requests in floods:
         with tempfile.TemporaryDirectory(prefix="pylon-bench-") as name:
-            _one(table, Path(name), requests, sample)
+            _one(table, Path(name), requests, sample, rest)
     if many:
         with tempfile.TemporaryDirectory(prefix="pylon-bench-") as name:
-            _keep(table, Path(name), many, sample)
+            _keep(table, Path(name), many, sample, rest)
     return table
 
 
-def _one(table: Table, directory: Path, requests: int, sample: int) -> None:
+def _one(table: Table, directory: Path, requests: int, sample: int, rest: float) -> None:
     with pylon_relay() as (_, url), party("provider", url, directory, usual_terms=True) as provider:
         with (
             party("buyer", url, directory, patience=PATIENCE) as buyer,
@@ -51,7 +51,7 @@ def _one(table: Table, directory: Path, requests: int, sample: int) -> None:
                 flood.line()
                 known = _buy(buyer, 1)
                 new = _buy(stranger, 1)
-            _rest(provider)
+            _come_to_rest(provider, rest)
             after = _buy(buyer, sample)
     dvm = f"nostr-dvm {_DVM_BEHIND:.1f} s after 100, {_DVM_QUIET} before" if requests == 100 else ""
     table.add(f"a paid job before {requests:,} unpaid requests, p50", _p50(quiet), "ms")
@@ -60,7 +60,7 @@ def _one(table: Table, directory: Path, requests: int, sample: int) -> None:
     table.add(f"a paid job after {requests:,}, p50", _p50(after), "ms", _outcome(after) or dvm)
 
 
-def _keep(table: Table, directory: Path, requests: int, sample: int) -> None:
+def _keep(table: Table, directory: Path, requests: int, sample: int, rest: float) -> None:
     """Memory, rows and the processor's time, over very many."""
     with pylon_relay() as (_, url), party("provider", url, directory, usual_terms=True) as provider:
         with party("buyer", url, directory, patience=PATIENCE) as buyer:
@@ -70,7 +70,7 @@ def _keep(table: Table, directory: Path, requests: int, sample: int) -> None:
                 with _flood(url, provider, requests // 4) as flood:
                     began = time.perf_counter()
                     flood.line()
-                    _rest(provider)
+                    _come_to_rest(provider, rest)
                     rates.append(requests / 4 / (time.perf_counter() - began))
                 sizes.append(provider.rss_bytes())
             used = provider.cpu_seconds() - cpu
@@ -121,14 +121,14 @@ class _signed:
         self._child.__exit__(*exc)
 
 
-def _rest(provider: Child) -> None:
+def _come_to_rest(provider: Child, seconds: float) -> None:
     """Until nothing moves there any more: no row, and hardly the processor."""
     before: tuple[Any, ...] = ()
     while True:
         cpu = provider.cpu_seconds()
-        time.sleep(_REST)
+        time.sleep(seconds)
         told = provider.ask(do="tell")
         now = (told["sales"], told["waiting"])
-        if now == before and provider.cpu_seconds() - cpu < 0.2 * _REST:
+        if now == before and provider.cpu_seconds() - cpu < 0.2 * seconds:
             return
         before = now

@@ -21,7 +21,7 @@ from tomlkit.exceptions import TOMLKitError
 from tomlkit.items import Item
 
 from pylon import config as configuration
-from pylon.config import KeyPath
+from pylon.config import KeyPath, Source
 from pylon.config_backends import BackendConfig, BackendsInvalid
 from pylon.config_default import remark
 from pylon.config_values import Bind, Kind
@@ -258,6 +258,14 @@ def _alone(directory: Path) -> Iterator[None]:
 
 
 # --- what is shown ----------------------------------------------------------------------------------------------------
+
+
+def row_of(path: KeyPath, value: Any, source: Source) -> dict[str, Any]:
+    """One key for output: ``value``, ``source``, ``where``; of a secret ``set``, whether there is one."""
+    row: dict[str, Any] = {"value": plain_value(path, value), "source": source.kind, "where": source.where or None}
+    if configuration.kind_of(path).secret and path != ("backends",):
+        row["set"] = bool(value)
+    return row
 
 
 def plain_value(path: KeyPath, value: Any) -> Any:

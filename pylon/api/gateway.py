@@ -114,6 +114,7 @@ class MarketAnswerer:
             open_market=self._open,
             scope=self._scope,
             params=params,
+            upfront=not whole,
             purchase_id=ident,
         )
         asked = (purchase.prompt, purchase.max_tokens, purchase.model, purchase.params)

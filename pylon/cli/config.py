@@ -34,9 +34,10 @@ def path(state: State) -> None:
 
 @config.command()
 @click.option("--changed", is_flag=True, help="Only what is not at its default.")
+@click.option("--running", is_flag=True, help="What the running daemon works by, its own variables and flags included.")
 @json_option
 @pass_state
-def show(state: State, changed: bool) -> None:
+def show(state: State, changed: bool, running: bool) -> None:
     """Every key with its value, and where that comes from.
 
     It is what a daemon that starts now would have: the defaults, the file, and the variables of this shell. Secrets are
@@ -44,6 +45,13 @@ def show(state: State, changed: bool) -> None:
     """
     from pylon import config as configuration
 
+    if running:
+        from pylon.cli.client import call
+
+        told: dict[str, Any] = call(state.home, "config", timeout=RELOAD_SECONDS)
+        told["keys"] = {key: row for key, row in told["keys"].items() if not changed or row["source"] != "default"}
+        emit(state, told, lambda: _text(told))
+        return
     loaded = _load(state)
     rows = {
         ".".join(key): _row(loaded, key)
@@ -232,16 +240,10 @@ def _load(state: State) -> Loaded:
 
 
 def _row(loaded: Loaded, key: KeyPath) -> dict[str, Any]:
-    """One key: value and source. Of a secret, whether there is one."""
     from pylon import config as configuration
-    from pylon.config_edit import plain_value
+    from pylon.config_edit import row_of
 
-    source = loaded.source(key)
-    value = configuration.value_at(loaded.config, key)
-    row: dict[str, Any] = {"value": plain_value(key, value), "source": source.kind, "where": source.where or None}
-    if configuration.kind_of(key).secret and key != ("backends",):
-        row["set"] = bool(value)
-    return row
+    return row_of(key, configuration.value_at(loaded.config, key), loaded.source(key))
 
 
 def _secret_from_stdin(name: KeyPath, values: tuple[str, ...]) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pylon.cli.output import State, emit, json_option, note, pass_state
-from pylon.errors import AlreadyRunning, ControlError, NotRunning, PylonError
+from pylon.errors import ControlError, NotRunning, PylonError
 
 if TYPE_CHECKING:
     from pylon.daemon.holder import Running
@@ -47,7 +47,9 @@ def stop(state: State, force: bool, timeout: float) -> None:
     deadline = began + timeout
     running = holder.find(state.home.pid)
     if running is None:
-        raise _nobody(state)
+        _stop_unseen(state, deadline)
+        emit(state, {"pid": None, "how": "asked", "seconds": round(time.monotonic() - began, 3)}, "stopped (asked)")
+        return
     with running:
         how = "asked"
         ended = _asked_to_end(state, running, deadline)
@@ -95,10 +97,17 @@ def _signal(running: Running, number: signal.Signals) -> None:
         raise ControlError(f"pid {running.pid} belongs to another user", "stop it as that user") from None
 
 
-def _nobody(state: State) -> PylonError:
-    from pylon.cli.client import is_running, not_running
+def _stop_unseen(state: State, deadline: float) -> None:
+    """Whoever answers here holds no lock that we see: the file system has none, or it runs in another container.
 
-    if is_running(state.home):
-        # Nobody holds the pid file, and somebody answers: it is on another machine's side of a shared file system.
-        return AlreadyRunning(f"what answers in {state.home.data} cannot be found among the processes", "end it there")
-    return not_running(state.home.data)
+    It can be asked, and nothing more.
+    """
+    from pylon.cli.client import call, is_running, not_running
+
+    if not is_running(state.home):
+        raise not_running(state.home.data)
+    call(state.home, "stop", timeout=ASK_SECONDS)
+    while is_running(state.home):
+        if time.monotonic() >= deadline:
+            raise ControlError("the daemon has heard, and has not ended", "end it where it runs")
+        time.sleep(AGAIN)

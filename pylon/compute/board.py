@@ -233,4 +233,5 @@ def _trimmed(announcement: Announcement) -> Announcement:
         if room < 0:
             break
         kept.append(name)
-    return attrs.evolve(announcement, models=tuple(kept), name=announcement.name[:60], about="")
+    tariffs = {name: announcement.tariffs[name] for name in kept if name in announcement.tariffs}
+    return attrs.evolve(announcement, models=tuple(kept), tariffs=tariffs, name=announcement.name[:60], about="")

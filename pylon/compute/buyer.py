@@ -138,6 +138,7 @@ class Buyer:
         owner: str = "",
         scope: str = "",
         params: Sequence[tuple[str, str]] = (),
+        upfront: bool = False,
         purchase_id: str | None = None,
     ) -> Purchase:
         """Begin a purchase and return it as first written; ``finished`` waits for its end.
@@ -146,6 +147,7 @@ class Buyer:
         :param open_market: ask everybody, in public: prompt and bid are for all to read.
         :param scope: what it is a part of, for its owner's budgets.
         :param params: what else the request asks for (NIP-90).
+        :param upfront: not on delivery, also where the wallets could: its words are read while they come.
         :param purchase_id: with it, a purchase that is there already is returned as it stands, and nothing begun.
 
         Raises ``NotFound`` for an owner that is not there, ``WalletFrozen``, ``ValueError`` for an id that another
@@ -167,6 +169,7 @@ class Buyer:
             scope=scope,
             params=tuple((name, value) for name, value in params),
             open=open_market,
+            upfront=upfront,
         )
 
         def admit(tx: Tx) -> bool:
@@ -268,7 +271,7 @@ class Buyer:
 
     def _request(self, record: Purchase, account: Account, offer: Offer | None, now: int) -> Event:
         """Sealed for the provider that is asked, or for everybody to read."""
-        holds = self._settings.holds(account.wallet)
+        holds = not record.upfront and self._settings.holds(account.wallet)
         return build_request(
             account.secret,
             prompt=record.prompt,
@@ -407,12 +410,11 @@ class Buyer:
             self._listening.ended(after.owner)
 
     def _use_debt(self, tx: Tx, step: Step[Purchase]) -> None:
-        """What is said to be taken off counts up to what is owed: see ``pylon.compute.debts``."""
-        after = step.after
-        if after.credit_used > step.before.credit_used and after.provider is not None:
-            owed = debts.owed_by(tx, after.owner, after.provider, but=after.id)
-            if after.credit_used > owed:
-                self.records.amend(tx, attrs.evolve(after, credit_used=owed), self._clock.now())
+        """What is said to be taken off counts up to what is owed."""
+        now = self._clock.now()
+        used = debts.use(tx, step.before, step.after, now)
+        if used != step.after.credit_used:
+            self.records.amend(tx, attrs.evolve(step.after, credit_used=used), now)
 
     # --- replies ----------------------------------------------------------------------------------------------
 

@@ -99,6 +99,8 @@ class Purchase:
     """What else the request asks for (NIP-90, ``param``), by name and value."""
     open: bool = False
     """Everybody is asked, in public."""
+    upfront: bool = False
+    """It is paid before it is done: no provider tells its words while they come for money that could be taken back."""
     state: PurchaseState = PurchaseState.NEW
     tried: tuple[str, ...] = ()
     provider: str | None = None

@@ -47,7 +47,7 @@ def _offer(
         now=now,
         network_prefix=settings.invoice_prefix,
         own_payee=account.wallet.node_pubkey,
-        can_hold=settings.holds(account.wallet),
+        can_hold=not record.upfront and settings.holds(account.wallet),
     )
     if isinstance(found, str):
         log.info("purchase %s: a quote that cannot be taken: %s", record.id[:16], found)
@@ -67,7 +67,7 @@ def _reply(
                 network_prefix=settings.invoice_prefix,
                 own_payee=account.wallet.node_pubkey,
                 answer_seconds=settings.answer_seconds,
-                can_hold=settings.holds(account.wallet),
+                can_hold=not record.upfront and settings.holds(account.wallet),
             )
         case FeedbackStatus.PROCESSING if record.state is PurchaseState.REQUESTED:
             by = now + settings.answer_seconds

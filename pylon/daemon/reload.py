@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from pylon import config as configuration
-from pylon.config import Config, KeyPath, Loaded, ProviderConfig
+from pylon.config import Config, KeyPath, Loaded, ProviderConfig, Source
+from pylon.config_edit import row_of
 from pylon.daemon.answering import answerer_of
 from pylon.daemon.control import Method, Notify
 from pylon.daemon.hosting import HOME_NAME
@@ -197,7 +198,27 @@ class Reloading:
     runtime: Runtime
 
     def table(self) -> Mapping[str, Method]:
-        return {"reload": self.reload}
+        return {"reload": self.reload, "config": self.config}
+
+    async def config(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
+        """What the daemon works by: each key with its value and where that comes from.
+
+        ``source`` is ``start`` where the daemon has what it was started with, and the file says otherwise by now.
+        """
+        running = self.runtime.live.config
+        if running.origin is None:
+            raise ConfigError("this home was not started from a file", "restart it")
+        try:
+            now: Loaded | None = configuration.load(running.origin.path, flags=running.origin.flags)
+        except ConfigError:
+            now = None  # it is wrong by now, and nothing can be said of where anything came from
+        rows = {}
+        for key in configuration.known_keys():
+            value = configuration.value_at(running, key)
+            same = now is not None and configuration.value_at(now.config, key) == value
+            source = now.source(key) if now is not None and same else Source("start")
+            rows[".".join(key)] = row_of(key, value, source)
+        return {"path": str(running.origin.path), "exists": running.origin.path.exists(), "keys": rows}
 
     async def reload(self, params: Mapping[str, Any], notify: Notify) -> dict[str, Any]:
         """Read the configuration again and take over what can be.

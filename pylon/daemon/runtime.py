@@ -216,6 +216,8 @@ async def open_runtime(
                 bound = await nursery.start(_serve_api(home, config, hosting, openai))
                 hosting.pay.address = public_address(config, bound)
                 await hosting.agents.readdress()
+                listed = functools.partial(_keep_listed, hosting, live, relay_url)
+                supervisor.start(ChildSpec("relay-lists", functools.partial(listed, pool)))
                 supervisor.start(ChildSpec("zaps", functools.partial(_keep_receipts, hosting)))
             if locks is not None:
                 host = Host(hosting.agents, buyer, pool, hosting.deeds, hosting.funds, locks=locks)
@@ -283,6 +285,13 @@ def _serve_api(
     pay = None if hosting is None else hosting.pay
     app = build_app(pay, token=load_token(home), public_name=config.api.public_name, routes=openai.routes())
     return functools.partial(serve_api, app, config.api.bind, by_user=config.api.bind_given)
+
+
+async def _keep_listed(hosting: Hosting, live: Live, own: str, pool: RelayPool) -> None:
+    """Have the agents' relay lists name the home's relays as they are now: at the start, and after each change."""
+    while True:
+        await hosting.agents.relist([url for url in (own, *live.config.relays) if url])
+        await pool.wait_changed()
 
 
 async def _keep_receipts(hosting: Hosting) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import functools
 import logging
 import os
@@ -22,6 +24,7 @@ from pylon.daemon.notify import Notifier
 from pylon.daemon.process import Life, hold_home
 from pylon.daemon.reload import Reloading
 from pylon.daemon.runtime import Runtime, open_runtime
+from pylon.daemon.stalls import StallWatch
 from pylon.daemon.verbs import Verbs
 from pylon.errors import AlreadyRunning, PylonError, brief
 from pylon.groups import cause
@@ -63,6 +66,8 @@ def run_daemon(
         level = logging.DEBUG if os.environ.get("PYLON_DEBUG") == "1" else logging.INFO
         written = start_logging(home.log, level, streams=background)
         install_from_environment()
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            faulthandler.enable()  # what a crash, or the watchdog's SIGABRT, says: files and lines, no values
         daemon = _Daemon(home, config, mode, say, on_ready, backend, manager, written)
         try:
             trio.run(daemon.run, keys, strict_exception_groups=True)
@@ -101,6 +106,7 @@ class _Daemon:
         async with trio.open_nursery() as nursery:
             await nursery.start(self.life.watch, functools.partial(self._hang_up, running))
             nursery.start_soon(self.manager.beat)  # a start may take longer than the watchdog allows
+            nursery.start_soon(StallWatch().run)
             with self.life.scope as scope, SeedLocks() as seeds:
                 if not seeds.acquire(f"home {keys.identity.pubkey}"):
                     raise AlreadyRunning(

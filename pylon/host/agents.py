@@ -7,6 +7,7 @@ here too, outside the agent: ``limits`` is what each purse asks in the transacti
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable, Iterable, Sequence
 
@@ -15,7 +16,7 @@ import attrs
 from protocols import entropy, nip06
 from protocols.keys import SecretKey
 from protocols.nip01 import Event
-from protocols.nip_sa import PROFILE
+from protocols.nip_sa import PROFILE, to_json
 from protocols.nip_sa_state import AgentState
 from pylon.clock import Clock
 from pylon.compute.buyer import Account
@@ -37,6 +38,10 @@ from pylon.wallets.purse import DAY, Budget, Purse, Spend
 
 _PURPOSES = {"zap": ActionKind.ZAP, "invoice": ActionKind.PAY_INVOICE}
 _INSTANCE = "instance"
+_LISTED = "agents.listed_relays"
+"""The home's relays as its agents' lists name them."""
+_AT_ONCE = 20
+"""Agents in one transaction, where all of them publish something."""
 _HOME_RELAYS = (
     "SELECT id FROM agents WHERE deleted_at IS NULL AND moved = ''"
     " AND CASE WHEN json_valid(settings) THEN json_extract(settings, '$.relays') END = '[]'"
@@ -487,6 +492,29 @@ class Agents:
                 outbox.spread(tx, relay, "agent.", _HOME_RELAYS, self.clock.now())
 
         await self.store.write(job)
+
+    async def relist(self, relays: Sequence[str]) -> None:
+        """Publish the relay lists (NIP-65, NIP-17) of those who publish wherever the home does, where the home has
+        other relays than when this was done last: nobody must look for them where they no longer are.
+
+        A few at a time, so that thousands keep nobody waiting.
+        """
+        wanted = to_json(sorted(relays))
+        if not relays or settings.get(self.store, _LISTED) == wanted:
+            return
+        ids = [row["id"] for row in self.store.read(_HOME_RELAYS)]
+        for start in range(0, len(ids), _AT_ONCE):
+            batch = ids[start : start + _AT_ONCE]
+            await self.store.write(functools.partial(self._relist, batch=batch, relays=relays))
+        await self.store.write(lambda tx: settings.put(tx, _LISTED, wanted))
+
+    def _relist(self, tx: Tx, batch: Sequence[str], relays: Sequence[str]) -> None:
+        for agent_id in batch:
+            agent = registry.load(tx, agent_id)
+            if agent.settings.publish and not agent.moved:
+                secret = self.keys(agent_id, tx).nostr
+                lists = functools.partial(publishing.relay_lists, tx, agent, secret, relays)
+                self._publish(tx, agent, "profile", lists)
 
     def _introduce(self, tx: Tx, agent: Agent, secret: SecretKey, mind: AgentState) -> None:
         if not agent.settings.publish:

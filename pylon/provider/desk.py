@@ -208,7 +208,8 @@ class Desk:
             job = parse_request(event, self._secret)
             schema = job.json_schema
         except JobInvalid as error:
-            await self._decide(event, caller, sale, machine.Refused(str(error)), now)
+            if event.tag("p") is not None:
+                await self._decide(event, caller, sale, machine.Refused(str(error)), now)
             return
         asked = _Asked(event, job, schema)
         if not job.outside:
@@ -224,6 +225,8 @@ class Desk:
             try:
                 found = await self._inputs.find(asked.job, self.terms)
             except InputRefused as error:
+                if asked.job.provider is None:
+                    return
                 why = "an input could not be had" if asked.job.encrypted else error.message
                 await self._decide(asked.event, caller, sale, machine.Refused(why), self._clock.now())
             else:
@@ -236,6 +239,9 @@ class Desk:
 
     async def _offer(self, asked: _Asked, caller: _Caller, found: Mapping[JobInput, str], now: float) -> None:
         """Price it, or take it free where the customer has it free."""
+        if asked.job.provider is None:
+            await self._bid(asked, caller, found, now)
+            return
         given = customers.free_left(self._store, caller.customer, self.terms.free_per_day, now) > 0
         while True:
             sale, verdict = await self._appraise(asked, found, now, free=given or caller.standing is Standing.FREE)
@@ -245,6 +251,22 @@ class Desk:
                 return
             except _NoneLeft:
                 given = False
+
+    async def _bid(self, asked: _Asked, caller: _Caller, found: Mapping[JobInput, str], now: float) -> None:
+        """Offer to do what everybody is asked to do: for money, or not at all.
+
+        Its customer chooses one of many: what is not chosen must have cost nobody anything, so nothing is done free, on
+        trust, or for what we owe; and that we cannot do it is no news to anybody.
+        """
+        sale, verdict = await self._appraise(asked, found, now, free=False)
+        match verdict:
+            case machine.OnTrust(price):
+                verdict = await self._holds.agree(asked.job, machine.Priced(price))
+            case machine.Priced():
+                pass
+            case _:
+                return
+        await self._decide(asked.event, caller, sale, verdict, now)
 
     async def _decide(
         self, event: Event, caller: _Caller, sale: Sale, verdict: object, now: float, *, takes_one: bool = False
@@ -275,7 +297,8 @@ class Desk:
         if takes_one and not customers.take_free(tx, caller.customer, self.terms.free_per_day, now):
             raise _NoneLeft
         cursors.advance(tx, CONSUMER, min(event.created_at, int(self._clock.now())))
-        verdict = use_credit(tx, caller.customer, verdict, self.terms.unit)
+        if event.tag("p") is not None:
+            verdict = use_credit(tx, caller.customer, verdict, self.terms.unit)
         return [pushed, self._driver.begin_in(tx, sale, verdict)]
 
     async def _appraise(

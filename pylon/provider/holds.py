@@ -24,7 +24,7 @@ from pylon.clock import Clock
 from pylon.driver import Driver
 from pylon.errors import PaymentFailed, PaymentUnknown, WalletError, brief
 from pylon.provider import sale as machine
-from pylon.provider.payments import WALLET_SECONDS, Payments, hash_of
+from pylon.provider.payments import HOLD_DOUBT, WALLET_SECONDS, Payments, hash_of
 from pylon.provider.pricing import Terms
 from pylon.provider.sale import Sale, SaleState
 from pylon.store.database import Store
@@ -64,8 +64,8 @@ class Holds:
         self._rng = rng
         self._driver = driver
         self._can: bool | None = None
-        self._doubted: set[str] = set()
-        """Sales whose hold was not there at the last look."""
+        self._doubted: dict[str, float] = {}
+        """Sales whose hold could not be settled at the last looks, and since when."""
 
     async def agree(self, job: JobRequest, verdict: machine.Priced) -> machine.Priced:
         """The verdict, with a preimage where both sides can do without trust."""
@@ -120,16 +120,17 @@ class Holds:
             refused = error.message
         invoice = await payments.look(hash_of(sale.preimage))
         if invoice is not None and invoice.received > 0:
-            self._doubted.discard(sale.id)
+            self._doubted.pop(sale.id, None)
             await payments.claim(invoice.payment_hash, invoice.received, sale.preimage)
             return None
         if not refused or (invoice is not None and invoice.held > 0):
             raise PaymentUnknown("the wallet does not say whether the hold is settled")
-        if sale.id not in self._doubted:
-            # A wallet that settles may be a moment behind with what it says.
-            self._doubted.add(sale.id)
+        # A wallet that settles may be a moment behind with what it says.
+        since = self._doubted.setdefault(sale.id, self._clock.monotonic())
+        cancelled = invoice is not None and invoice.cancelled
+        if not cancelled and self._clock.monotonic() - since < HOLD_DOUBT:
             raise PaymentUnknown(f"the hold may be gone: {refused}")
-        self._doubted.discard(sale.id)
+        del self._doubted[sale.id]
         log.error("sale %s: its hold is gone, nothing was paid: %s", sale.id[:16], refused)
         return machine.HoldGone()
 

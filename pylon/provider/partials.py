@@ -2,7 +2,8 @@
 
 A partial repeats all words so far, so that who misses one misses nothing; the longer they are the rarer it is. It is
 kept nowhere, and nothing depends on it. All jobs together share one rate, and words that are too many for the smallest
-relay's limit are told by the result alone.
+relay's limit are told by the result alone. While the payment for them is only held, nothing is told: whoever has the
+words could take the money back.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from protocols.nip01 import EventInvalid
 from protocols.nip90 import JobInvalid
 from pylon.clock import Clock
 from pylon.provider.replies import compose_partial
-from pylon.provider.sale import Sale
+from pylon.provider.sale import Sale, SaleState
 from pylon.relays.pool import RelayPool
 
 _SECONDS = 0.5
@@ -72,10 +73,13 @@ class Telling:
     def __init__(self, partials: Partials, sale: Sale) -> None:
         self._partials = partials
         self._sale = sale
+        self._silent = sale.state is SaleState.HELD
         self._next = trio.current_time() + _SECONDS
 
     async def tell(self, text: str) -> None:
         """Send them on, if it is time. ``text`` is all of them."""
+        if self._silent:
+            return
         now = trio.current_time()
         size = len(text.encode("utf-8", "replace"))
         if now < self._next or not text or size > _LONGEST or not self._partials._rate.allows(now):

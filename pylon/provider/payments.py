@@ -30,6 +30,8 @@ _JUST_EXPIRED = 600.0
 """Seconds after its expiry for which an invoice is asked about at every poll."""
 WALLET_SECONDS = 20.0
 """How long a wallet may take to make an invoice, or to look one up."""
+HOLD_DOUBT = 20.0
+"""Seconds for which a wallet must say that a hold is gone, without saying that it was cancelled, to be believed."""
 _FIRST_WAIT = 1.0
 _LONGEST_WAIT = 60.0
 _ASKED_AT_ONCE = 200
@@ -90,8 +92,8 @@ class Payments:
         self._rng = rng
         self._driver = driver
         self._received = received
-        self._gone: set[str] = set()
-        """Sales whose hold was not there at the last look."""
+        self._gone: dict[str, float] = {}
+        """Sales whose hold was not there at the last looks, and since when."""
         self._asked = _BEGINNING
         """End and sale of the last invoice that was asked about: where the next look goes on."""
 
@@ -184,15 +186,14 @@ class Payments:
 
     async def _look_at_hold(self, sale: Sale, invoice: IssuedInvoice) -> None:
         if invoice.held > 0 and not invoice.cancelled:
-            self._gone.discard(sale.id)
+            self._gone.pop(sale.id, None)
             await self._take_hold(sale.id, invoice)
         elif sale.state is SaleState.HELD:
-            # Once may be a moment between two; a wallet that says so twice, or that it is cancelled, means it.
-            if invoice.cancelled or sale.id in self._gone:
-                self._gone.discard(sale.id)
+            # A wallet may be a moment behind; one that goes on saying so, or that says cancelled, means it.
+            since = self._gone.setdefault(sale.id, self._clock.monotonic())
+            if invoice.cancelled or self._clock.monotonic() - since >= HOLD_DOUBT:
+                del self._gone[sale.id]
                 await self._driver.advance(sale.id, machine.HoldGone())
-            else:
-                self._gone.add(sale.id)
 
     async def _take_hold(self, sale_id: str, invoice: IssuedInvoice) -> None:
         """Work for what is held; or give it back, where nobody will work for it any more."""

@@ -94,6 +94,6 @@ def public_reason(sale: Sale) -> str:
         return sale.reason if sale.price == 0 else "no invoice can be made at the moment"
     if sale.state in (SaleState.SERVED, SaleState.DELIVERED):
         return "more was paid than the job costs"
-    if sale.state is SaleState.OWED and sale.paid < sale.price:
+    if sale.state is SaleState.OWED and sale.attempts == 0 and sale.result is None and sale.paid < sale.price:
         return "less was paid than the job costs"
     return "the job failed"

@@ -44,6 +44,8 @@ from pylon.store.records import Step
 from pylon.together import handle_together
 from pylon.wallets.port import Payment, Wallet
 
+_OPEN_SECONDS = 60
+"""How old a request to everybody may be when we begin to listen."""
 _OVERLAP = 900
 _OF_PAID_JOBS = (SaleEffect.PUBLISH_PROCESSING, SaleEffect.PUBLISH_RESULT, SaleEffect.PUBLISH_DEBT)
 """What no flood of quotes may delay; nor the quotes of customers who have paid before."""
@@ -153,7 +155,9 @@ class Provider:
         since = cursors.since(self._store, CONSUMER, _OVERLAP)
         if since is None:
             since = int(self._clock.now() - self.terms.max_age)
-        filters = [Filter(kinds=[JOB_TEXT], tags={"p": [me]}), cancellations.FILTER]
+        # What everybody is asked is over within seconds: of that, nothing old is asked for.
+        anybody = Filter(kinds=[JOB_TEXT], since=int(self._clock.now()) - _OPEN_SECONDS)
+        filters = [Filter(kinds=[JOB_TEXT], tags={"p": [me]}), anybody, cancellations.FILTER]
         async with self._pool.subscribe(filters, since=since) as heard:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._driver.run)
@@ -169,8 +173,14 @@ class Provider:
                 task_status.started()
                 async for received in heard:
                     for event in (received.event, *heard.drain()):
-                        if event.kind != nip09.KIND or self.cancellations.concern(event):
+                        if self._concerns(event, me):
                             self._waiting.put(event.pubkey, event)
+
+    def _concerns(self, event: Event, me: str) -> bool:
+        """Whether it may be for us: what others are asked is none of our business, and costs a look."""
+        if event.kind == nip09.KIND:
+            return self.cancellations.concern(event)
+        return event.tag("p") == me or (event.tag("p") is None and event.pubkey != me)
 
     async def _hear(self, event: Event) -> None:
         if event.kind == nip09.KIND:

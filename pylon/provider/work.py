@@ -209,5 +209,5 @@ class Work:
 
 
 def _is_paid(sale: Sale) -> bool:
-    """Whether something was paid for it: its turn comes before those of all free jobs."""
+    """Whether something was paid for it, or is held: its turn comes before those of all free jobs."""
     return sale.paid + sale.held + sale.credit_used > 0

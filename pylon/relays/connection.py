@@ -25,11 +25,12 @@ import trio
 
 from protocols import session as wire
 from protocols.keys import SecretKey
-from protocols.nip01 import MAX_TIME, Event, Filter, sign_event
+from protocols.nip01 import Event, Filter, sign_event
 from pylon.clock import Clock
 from pylon.errors import RelayError
 from pylon.relays.information import Inform
 from pylon.relays.limits import RelayLimits
+from pylon.relays.request import FULL_PAGE, Request
 from pylon.relays.subscription import Subscription
 from pylon.relays.transport import Connect, Transport, TransportClosed
 
@@ -51,9 +52,6 @@ _AUTH_SECONDS = 5.0
 _MAX_CHALLENGES = 10
 _LONGEST_CHALLENGE = 1_024
 _MAX_UNSENT = 10_000
-_FULL_PAGE = 100
-"""Relays cap an answer, at 500 events or so. After one of at least this size there may be more: ask further back."""
-_MAX_PAGES = 1_000
 _INFORM_SECONDS = 2.0
 """How long a first connection waits for what the relay says of itself, before it is asked for anything."""
 _INFORM_AGAIN = 3_600.0
@@ -103,51 +101,6 @@ class _Answer:
     done: trio.Event = attrs.field(factory=trio.Event)
 
 
-@attrs.define(eq=False)
-class _Request:
-    """One REQ, and how much of what is stored it has brought."""
-
-    subscription: Subscription
-    filters: tuple[Filter, ...]
-    """As they went over the wire."""
-    at: float
-    page: int = 0
-    full_page: int = _FULL_PAGE
-    """Events from which on an answer may have been capped."""
-    stored: bool = False
-    counts: list[int] = attrs.field(init=False)
-    oldest: list[int] = attrs.field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self.counts = [0] * len(self.filters)
-        self.oldest = [MAX_TIME] * len(self.filters)
-
-    @property
-    def skims(self) -> bool:
-        """Whether the time of a known event is all that matters of it."""
-        return self.stored or len(self.filters) == 1
-
-    def count(self, index: int, created_at: int) -> None:
-        self.counts[index] += 1
-        self.oldest[index] = min(self.oldest[index], created_at)
-
-    def count_event(self, event: Event) -> None:
-        for index, wanted in enumerate(self.filters):
-            if wanted.matches(event):
-                self.count(index, event.created_at)
-
-    def further_back(self) -> tuple[Filter, ...]:
-        """What to ask for next, given that an answer is capped for each filter alone; nothing if all has come."""
-        rest = []
-        for wanted, count, oldest in zip(self.filters, self.counts, self.oldest, strict=True):
-            if wanted.limit is None and count >= self.full_page and self.page < _MAX_PAGES:
-                # The second that was cut in two is asked for whole, unless it fills an answer alone.
-                until = oldest if wanted.until is None or oldest < wanted.until else oldest - 1
-                if until >= (wanted.since or 0):
-                    rest.append(attrs.evolve(wanted, until=until))
-        return tuple(rest)
-
-
 class Connection:
     """The client's end of one relay. ``admit`` checks an event's signature, once for all relays."""
 
@@ -186,7 +139,7 @@ class Connection:
         self._cut = ""
         self._nonsense = 0
         self._pages = 0
-        self._requests: dict[str, _Request] = {}
+        self._requests: dict[str, Request] = {}
         self._unsent: deque[_Frame] = deque()
         self._filled = trio.Event()
         self._waiting: dict[str, list[_Answer]] = {}
@@ -358,7 +311,7 @@ class Connection:
         if self._transport is None or subscription.ended:
             return
         self._drop(subscription, pages_only=True)
-        if subscription.id not in self._requests and not self._has_place():
+        if subscription.id not in self._requests and not self._has_place(subscription):
             if not self._queued:
                 told = "%s: it takes %s subscriptions, and no more: what is asked beyond them waits for a place"
                 log.warning(told, self.url, self.limits.max_subscriptions)
@@ -378,14 +331,17 @@ class Connection:
             self._session.unsubscribe(name)
             subscription.relay_done(self.url)
             return
-        full = min(_FULL_PAGE, self.limits.page or _FULL_PAGE)
-        self._requests[name] = _Request(subscription, filters, trio.current_time(), page, full)
+        full = min(FULL_PAGE, self.limits.page or FULL_PAGE)
+        self._requests[name] = Request(subscription, filters, trio.current_time(), page, full)
         self.send_soon(frame)
 
-    def _has_place(self) -> bool:
-        """For one more subscription; one is kept for asking further back."""
-        limit = self.limits.subscriptions
-        return limit is None or sum(not request.page for request in self._requests.values()) < limit
+    def _has_place(self, subscription: Subscription) -> bool:
+        """For one more; some places are kept for what is only looked up."""
+        most, standing = self.limits.max_subscriptions, self.limits.subscriptions
+        if most is None or standing is None:
+            return True
+        lasting = sum(not request.page and not request.subscription.fleeting for request in self._requests.values())
+        return len(self._requests) < most and (subscription.fleeting or lasting < standing)
 
     def _ask_queued(self) -> None:
         """What has waited for a place and finds one."""
@@ -395,8 +351,9 @@ class Connection:
         while self._queued_pages and (most is None or len(self._requests) < max(2, most)):
             subscription, rest, page = self._queued_pages.popleft()
             self._ask_page(subscription, rest, page)
-        while self._queued and self._has_place():
-            self.ask(self._queued.pop(next(iter(self._queued))))
+        for subscription in sorted(self._queued.values(), key=lambda each: not each.fleeting):
+            if self._has_place(subscription):
+                self.ask(self._queued.pop(subscription.id))
 
     def forget(self, subscription: Subscription) -> None:
         """Send the CLOSE of all that was asked for it."""
@@ -545,7 +502,7 @@ class Connection:
             case wire.Late():
                 pass
 
-    def _event(self, request: _Request, event: Event) -> None:
+    def _event(self, request: Request, event: Event) -> None:
         subscription = request.subscription
         if not self._admit(event):
             self._count_nonsense("a forged event")
@@ -559,7 +516,7 @@ class Connection:
         if not subscription.deliver(event, self.url):
             log.debug("%s: a subscriber does not keep up; what it misses is asked for again", self.url)
 
-    def _stored(self, name: str, request: _Request) -> None:
+    def _stored(self, name: str, request: Request) -> None:
         request.stored = True
         subscription = request.subscription
         rest = () if subscription.lags(self.url) else request.further_back()
@@ -575,7 +532,7 @@ class Connection:
         self._pages += 1
         self._request(f"{subscription.id}.{self._pages}", subscription, rest, None, page)
 
-    def _closed(self, request: _Request, reason: str) -> None:
+    def _closed(self, request: Request, reason: str) -> None:
         subscription = request.subscription
         if request.page:
             # What it has not shown is asked for by the next connection: the mark has not moved.

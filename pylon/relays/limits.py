@@ -44,8 +44,9 @@ class RelayLimits:
 
     @property
     def subscriptions(self) -> int | None:
-        """How many may stand; one place stays free for asking further back."""
-        return None if self.max_subscriptions is None else max(1, self.max_subscriptions - 1)
+        """How many may stand; a quarter of the places stays free for what is only looked up."""
+        most = self.max_subscriptions
+        return None if most is None else max(1, most - max(1, most // 4))
 
     def too_long(self, frame: str) -> bool:
         if self.max_message_length is None or 4 * len(frame) <= self.max_message_length:

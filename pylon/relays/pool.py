@@ -116,12 +116,21 @@ class RelayPool:
 
     @asynccontextmanager
     async def subscribe(
-        self, filters: Sequence[Filter], *, since: int | None = None, relays: Iterable[str] | None = None
+        self,
+        filters: Sequence[Filter],
+        *,
+        since: int | None = None,
+        relays: Iterable[str] | None = None,
+        fleeting: bool = False,
     ) -> AsyncIterator[Subscription]:
-        """Verified events that match, stored ones from ``since`` on (Unix seconds) and live ones, from every relay."""
+        """Verified events that match, stored ones from ``since`` on (Unix seconds) and live ones, from every relay.
+
+        ``fleeting``: it ends when what is stored has come.
+        """
         self._names += 1
         wanted = None if relays is None else set(relays)
         subscription = Subscription(f"p{self._names}", list(filters), since, wanted, self._clock, self._resume)
+        subscription.fleeting = fleeting
         self._subscriptions[subscription.id] = subscription
         try:
             for url, connection in self._connections.items():
@@ -142,7 +151,7 @@ class RelayPool:
         Waits for every connected relay, at most ``timeout`` seconds; while none is connected, for the first one.
         """
         kept: dict[str, Event] = {}
-        async with self.subscribe(filters, relays=relays) as subscription:
+        async with self.subscribe(filters, relays=relays, fleeting=True) as subscription:
             with trio.move_on_after(timeout):
                 # Read as it comes: what waits in the subscription is bounded, what a relay has stored is not.
                 while not self.all_stored(subscription) and len(kept) < _FETCHED:

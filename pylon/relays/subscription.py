@@ -54,6 +54,8 @@ class Subscription:
         self.id = name
         self.relays = relays
         self.ended = False
+        self.fleeting = False
+        """Whether it ends when what is stored has come. It goes before those that stay, where places are few."""
         self.filters = tuple(
             wanted if since is None else attrs.evolve(wanted, since=max(since, wanted.since or 0)) for wanted in filters
         )

@@ -20,5 +20,11 @@ PURCHASES = (
         failed_at REAL NOT NULL, at REAL NOT NULL
     ) STRICT, WITHOUT ROWID
     """,
+    # Debts of before `at` count no more: their provider was to take them off its price, and has not.
+    """
+    CREATE TABLE disowned_debts (
+        owner TEXT NOT NULL, provider TEXT NOT NULL, at REAL NOT NULL, PRIMARY KEY (owner, provider)
+    ) STRICT, WITHOUT ROWID
+    """,
     "CREATE INDEX observed_providers_at ON observed_providers (at)",
 )

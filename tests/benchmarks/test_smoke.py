@@ -15,7 +15,7 @@ def test_every_benchmark_can_be_imported():
 
 
 def test_three_paid_jobs():
-    table = market.run(sequential=3, at_once=(3,), metered=3)
+    table = market.run(sequential=3, at_once=(3,), jobs=3, metered=3)
 
     names = {figure.name for figure in table.figures}
     assert {"one by one, p50", "3 at once", "3 at once, CPU of the provider"} <= names
@@ -26,7 +26,7 @@ def test_three_paid_jobs():
 
 
 def test_twenty_unpaid_requests():
-    table = unpaid.run(floods=(20,), many=40, sample=1)
+    table = unpaid.run(floods=(20,), many=40, sample=1, rest=0.1)
 
     figures = {figure.name: figure for figure in table.figures}
     assert {"a paid job behind 20", "a stranger's first job behind 20", "after 40 unpaid requests"} <= figures.keys()

@@ -83,7 +83,9 @@ class Customer(Party):
         if scheme is None:
             return await self.publish(JOB, "", *private, ["p", wish["provider"]])
         sealed = seal(self.keys, other, json.dumps(private), scheme)
-        return await self.publish(JOB, sealed, ["p", wish["provider"]], ["encrypted", scheme])
+        # Clients from before NIP-44 name no scheme.
+        named = ["encrypted"] if scheme == "nip04" else ["encrypted", scheme]
+        return await self.publish(JOB, sealed, ["p", wish["provider"]], named)
 
     def tell(self, event):
         said = {"request": tags_of(event, "e")[0][1], "by": event.author().to_hex(), "sealed": is_sealed(event)}

@@ -78,7 +78,7 @@ def party(role, relay):
         made.end()
 
 
-@pytest.mark.parametrize("sealed", ["nip44", None])
+@pytest.mark.parametrize("sealed", ["nip44", "nip04", None])
 def test_a_customer_made_of_nostr_sdk_buys_from_us(sealed, world, shared_relay):
     provider, purse = world.market(shared_relay)
     provider.start("provider", fake=True)

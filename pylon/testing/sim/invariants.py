@@ -40,6 +40,10 @@ if TYPE_CHECKING:
     from pylon.testing.sim.world import World
 
 
+_Sales = Mapping[tuple[str, str], tuple[Node, Sale]]
+"""By request and seller: what everybody is asked, several may have sold."""
+
+
 def answer_of(seller: str, prompt: str) -> str:
     """The only right answer of a seller to a prompt."""
     return f"{seller} thinks {hashlib.sha256(prompt.encode()).hexdigest()[:12]}"
@@ -58,7 +62,9 @@ def sales_of(node: Node) -> list[Sale]:
 def broken(world: World) -> Iterator[str]:
     """Every invariant that does not hold, in words."""
     purchases = purchases_of(world.buyer)
-    sales = {sale.id: (seller, sale) for seller in world.sellers for sale in sales_of(seller)}
+    sales = {
+        (sale.id, seller.secret.public.hex): (seller, sale) for seller in world.sellers for sale in sales_of(seller)
+    }
     if world.buyer.store is None or any(seller.store is None for seller in world.sellers):
         yield "moves_on: a node is not alive at the end"
         return
@@ -122,13 +128,11 @@ def _settled(payments: list[Payment]) -> list[Payment]:
     return [p for p in payments if p.direction is Direction.SENT and p.state is PaymentState.SETTLED]
 
 
-def _sales(world: World, sales: Mapping[str, tuple[Node, Sale]]) -> Iterator[str]:
-    results: dict[str, set[str]] = {}
+def _sales(world: World, sales: _Sales) -> Iterator[str]:
+    results: dict[tuple[str, str], set[str]] = {}
     for event in world.relay.events(Filter(kinds=[6050])):
-        seller, _ = sales.get(event.tag("e") or "", (None, None))
-        if seller is not None and event.pubkey == seller.secret.public.hex:
-            results.setdefault(event.tag("e") or "", set()).add(event.id)
-    for seller, sale in sales.values():
+        results.setdefault((event.tag("e") or "", event.pubkey), set()).add(event.id)
+    for asked, (seller, sale) in sales.items():
         label = f"{seller.name}'s sale {sale.id[:8]} ({sale.state.value})"
         if sale.state not in SALE.final:
             yield f"moves_on: {label} is unfinished"
@@ -136,13 +140,13 @@ def _sales(world: World, sales: Mapping[str, tuple[Node, Sale]]) -> Iterator[str
             yield f"result_or_debt: {label} still holds {sale.unearned} msats"
         if (sale.paid or sale.credit_used) and sale.state not in (SaleState.DELIVERED, SaleState.OWED):
             yield f"result_or_debt: {label} was paid"
-        if sale.state is SaleState.DELIVERED and not results.get(sale.id):
+        if sale.state is SaleState.DELIVERED and not results.get(asked):
             yield f"result_or_debt: {label} is on no relay"
-        if len(results.get(sale.id, ())) > 1:
-            yield f"one_result: {label} has {len(results[sale.id])}"
+        if len(results.get(asked, ())) > 1:
+            yield f"one_result: {label} has {len(results[asked])}"
 
 
-def _both_sides(world: World, purchases: list[Purchase], sales: Mapping[str, tuple[Node, Sale]]) -> Iterator[str]:
+def _both_sides(world: World, purchases: list[Purchase], sales: _Sales) -> Iterator[str]:
     elsewhere = {payment.payment_hash: payment for payment in world.payments["foreigner"]}
     for purchase in purchases:
         if purchase.paid and purchase.provider == world.foreigner.pubkey:
@@ -150,7 +154,7 @@ def _both_sides(world: World, purchases: list[Purchase], sales: Mapping[str, tup
             if payment is None or payment.amount != purchase.paid:
                 yield f"both_sides: purchase {purchase.id[:8]} paid {purchase.paid}, the foreigner has {payment}"
         elif purchase.paid:
-            _, sale = sales.get(purchase.request_id or "", (None, None))
+            _, sale = sales.get((purchase.request_id or "", purchase.provider or ""), (None, None))
             if sale is None or sale.paid != purchase.paid:
                 received = None if sale is None else sale.paid
                 yield f"both_sides: purchase {purchase.id[:8]} paid {purchase.paid}, its provider has {received}"
@@ -178,14 +182,18 @@ def _debts(world: World, store: Store) -> Iterator[str]:
         " FROM purchases WHERE provider IS NOT NULL GROUP BY owner, provider"
     )
     keys = {customer.owner: customer.secret.public.hex for customer in world.buyer.customers}
-    answered = {p.request_id for p in purchases_of(world.buyer) if p.state is PurchaseState.ANSWERED}
+    answered = {
+        purchase.request_id
+        for purchase in purchases_of(world.buyer)
+        if purchase.state is PurchaseState.ANSWERED and purchase.provider == world.foreigner.pubkey
+    }
     for row in rows:
         left = row["promised"] - row["used"]
         if left < 0:
             yield f"debts: {row['owner'][:8]} has used {row['used']} of {row['promised']} that it was owed"
         if row["provider"] == world.foreigner.pubkey:
             key = keys[row["owner"]]
-            # What came for nothing after its buyer had turned away was used, as its provider sees it.
+            # What came for nothing after its buyer had turned away, or unasked, was used as its provider sees it.
             late = sum(
                 job.credit_used
                 for job in world.foreigner.jobs
@@ -195,12 +203,12 @@ def _debts(world: World, store: Store) -> Iterator[str]:
                 yield f"debts: {row['owner'][:8]} believes that it is owed {left}, and {world.foreigner.owes} is"
 
 
-def _visits(world: World, sales: Mapping[str, tuple[Node, Sale]]) -> Iterator[str]:
+def _visits(world: World, sales: _Sales) -> Iterator[str]:
     """What the visitor's wallet has sent is what its sales were paid, each for its own."""
     sent = {payment.payment_hash: payment.amount for payment in _settled(world.payments["visitor"])}
     known: set[str] = set()
     for errand in world.visitor.errands:
-        _, sale = sales.get(errand.request.id, (None, None))
+        _, sale = sales.get((errand.request.id, errand.provider), (None, None))
         known |= errand.paid
         paid = sum(sent.get(payment_hash, 0) for payment_hash in errand.paid)
         if paid != (0 if sale is None else sale.paid):
@@ -209,15 +217,15 @@ def _visits(world: World, sales: Mapping[str, tuple[Node, Sale]]) -> Iterator[st
         yield f"charged_once: the visitor's payment {payment_hash[:8]} is for nothing that it asked for"
 
 
-def _holds(world: World, sales: Mapping[str, tuple[Node, Sale]]) -> Iterator[str]:
-    results = {event.tag("e") for event in world.relay.events(Filter(kinds=[6050]))}
+def _holds(world: World, sales: _Sales) -> Iterator[str]:
+    results = {(event.tag("e"), event.pubkey) for event in world.relay.events(Filter(kinds=[6050]))}
     payments = {
         payment.payment_hash: payment
         for payment in itertools.chain.from_iterable(world.payments.values())
         if payment.direction is Direction.SENT
     }
     owed: dict[tuple[str, str], int] = {}
-    for seller, sale in sales.values():
+    for asked, (seller, sale) in sales.items():
         account = (seller.name, sale.customer)
         owed[account] = owed.get(account, 0) + sale.owed - sale.credit_used
         payment = payments.get(sale.payment_hash or "")
@@ -227,7 +235,7 @@ def _holds(world: World, sales: Mapping[str, tuple[Node, Sale]]) -> Iterator[str
         if payment.state is PaymentState.PENDING:
             yield f"held_ends: {label} still holds {payment.amount} msats"
         taken = payment.state is PaymentState.SETTLED
-        if taken and sale.id not in results and sale.owed < sale.paid:
+        if taken and asked not in results and sale.owed < sale.paid:
             yield f"held_ends: {label} was taken, and nothing was delivered"
         if not taken and sale.earned:
             yield f"held_ends: {label} has earned what was given back"

@@ -176,3 +176,19 @@ def completed():
 def test_keys_complete(completed):
     assert completed("relay.") == ["relay.enabled", "relay.bind"]
     assert "network" in completed("n")
+
+
+def test_show_what_the_daemon_works_by(pylon, home, daemon):
+    assert pylon("config", "show", "--running")[0] == 3
+    rows = {
+        "network": {"value": "simnet", "source": "start", "where": None},
+        "log.level": {"value": "info", "source": "default", "where": None},
+        "provider.model_file": {"value": "/m.gguf", "source": "flag", "where": "--model-file"},
+    }
+    with daemon({"result": {"path": str(home.config), "exists": True, "keys": rows}}) as asked:
+        code, out, _ = pylon("config", "show", "--running", "--changed")
+        assert (code, asked[0]["method"]) == (0, "config")
+    assert 'network = "simnet"' in out
+    assert "# start" in out
+    assert "# --model-file" in out
+    assert "level" not in out

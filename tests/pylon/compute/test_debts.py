@@ -123,14 +123,14 @@ async def test_of_two_that_use_the_same_debt_one_does(autojump_clock, market):
     home, seller = await open_home(market), await open_actor(market, "seller")
     seller.announce()
     async with home.buying(quote_seconds=100.0) as (buyer, store):
-        await owing(market, seller, buyer, store)
+        await owing(market, seller, buyer, store, amount=sats(4))
         bought_ones = [await buyer.buy(f"number {n}", bid=BID, max_tokens=16, provider=seller.hex) for n in range(2)]
         requests = [await new_request(market, seller) for _ in bought_ones]
         for request in requests:
             await seller.quote(request, sats(1), credit_used_msats=sats(4))
         await until(lambda: all(buyer.records.load(store, p.id).state is PurchaseState.PAID for p in bought_ones))
         used = sorted(buyer.records.load(store, purchase.id).credit_used for purchase in bought_ones)
-        assert used == [sats(1), sats(4)], "what is taken off twice is the provider's own loss"
+        assert used == [0, sats(4)], "what is taken off twice is the provider's own loss"
         assert debts.owed_to(store, "") == {}
 
 
@@ -170,6 +170,42 @@ async def test_whoever_says_that_it_works_on_it_may_say_so_once(autojump_clock, 
         assert record.state is PurchaseState.FAILED
         assert "no answer in time" in record.reason
         assert market.clock.now() - began < 80
+
+
+async def test_who_does_not_take_off_what_it_owes_gains_nothing_by_owing(autojump_clock, market):
+    """Else a thief that owes would come first for ever, at its full price."""
+    home = await open_home(market)
+    thief, cheaper = await open_actor(market, "thief"), await open_actor(market, "cheaper")
+    thief.announce(price=sats(8))
+    async with home.buying() as (buyer, store):
+        await owing(market, thief, buyer, store, amount=sats(8))
+        cheaper.announce(price=sats(7))
+        await trio.sleep(1)
+        second = await buyer.buy("second", bid=BID, max_tokens=16)
+        request = await new_request(market, thief)
+        await thief.quote(request, sats(8))
+        await until(lambda: buyer.records.load(store, second.id).state is PurchaseState.PAID)
+        assert debts.owed_to(store, "") == {}
+        thief.answer(request)
+        await bought(buyer, second)
+        third = await buyer.buy("third", bid=BID, max_tokens=16)
+        await until(lambda: buyer.records.load(store, third.id).provider == cheaper.hex)
+        # What it owes from now on counts again.
+        await buyer.give_up(third.id, "enough")
+        await owing(market, thief, buyer, store, amount=sats(8))
+        assert debts.owed_to(store, "") == {thief.hex: sats(8)}
+
+
+async def test_what_cannot_be_invoiced_is_not_disowned(autojump_clock, market):
+    """A wallet that settles whole sats leaves a fraction of a debt for later."""
+    home, seller = await open_home(market), await open_actor(market, "seller")
+    seller.announce()
+    async with home.buying() as (buyer, store):
+        await owing(market, seller, buyer, store, amount=2_500)
+        second = await buyer.buy("second", bid=BID, max_tokens=16)
+        await seller.quote(await new_request(market, seller), sats(3), credit_used_msats=sats(2))
+        await until(lambda: buyer.records.load(store, second.id).state is PurchaseState.PAID)
+        assert debts.owed_to(store, "") == {seller.hex: 500}
 
 
 async def test_debts_are_their_owners_own(autojump_clock, market):

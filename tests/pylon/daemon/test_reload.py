@@ -18,7 +18,7 @@ from pylon.api.answerer import LocalAnswerer
 from pylon.api.gateway import MarketAnswerer
 from pylon.clock import SystemClock
 from pylon.config import Config, known_keys, value_at
-from pylon.daemon.reload import LIVE, UNUSED, compare, merged
+from pylon.daemon.reload import LIVE, UNUSED, Reloading, compare, merged
 from pylon.daemon.runtime import open_runtime
 from pylon.daemon.verbs import Verbs
 from pylon.errors import ConfigError
@@ -29,6 +29,7 @@ from pylon.relays.server import serve_relay
 from pylon.testing.backend import ScriptedBackend
 from pylon.wallets.budgets import Spend
 from pylon.wallets.limits import API_SCOPE
+from tests.pylon.relays.scripted import until
 from tests.pylon.test_config_edit import sample_of
 
 
@@ -38,6 +39,10 @@ def as_it_was(monkeypatch, tmp_path):
     monkeypatch.setenv("PYLON_MODELS", str(tmp_path / "models"))
     yield
     logging.getLogger("pylon").setLevel(logging.NOTSET)
+
+
+async def notify(method, data):
+    pass
 
 
 @pytest.fixture
@@ -117,6 +122,38 @@ async def test_a_relay_that_an_agent_or_an_app_needs_stays(running, relay):
     assert made["relays"] == ["ws://127.0.0.1:9"]  # those of the configuration as it is now
     await running.change("relays", "[]")
     assert "ws://127.0.0.1:9" in runtime.pool.urls
+
+
+async def test_the_relay_lists_of_agents_name_the_relays_as_they_are(running, relay):
+    runtime = running.runtime
+    verbs = Verbs.of(runtime).table()
+
+    async def notify(method, data):
+        pass
+
+    await verbs["agent.spawn"]({"name": "alice"}, notify)
+    await verbs["agent.spawn"]({"name": "bob", "relays": ["ws://127.0.0.1:9"]}, notify)
+    await verbs["agent.spawn"]({"name": "carol", "publish": False}, notify)
+
+    def listed():
+        rows = runtime.store.read("SELECT event FROM outbox WHERE kind IN (10002, 10050) ORDER BY id")
+        events = [json.loads(row["event"]) for row in rows]
+        return {(e["pubkey"], e["kind"]): [tag[1] for tag in e["tags"]] for e in events}
+
+    def at(url):
+        return sorted(kind for (_, kind), urls in listed().items() if url in urls)
+
+    await running.change("relays", relay)
+    with trio.fail_after(10):
+        await until(lambda: at(relay) == [10_002, 10_050])
+    assert at("ws://127.0.0.1:9") == [10_002, 10_050]
+    await running.change("relays", "[]")
+    with trio.fail_after(10):
+        await until(lambda: not at(relay))
+    count = runtime.store.one("SELECT COUNT(*) AS n FROM outbox WHERE kind = 10002")["n"]
+    runtime.pool._tell()
+    await trio.sleep(0.2)
+    assert runtime.store.one("SELECT COUNT(*) AS n FROM outbox WHERE kind = 10002")["n"] == count, "once is enough"
 
 
 async def test_prices_terms_and_the_announcement(running):
@@ -213,6 +250,17 @@ async def test_flags_and_variables_of_the_start_still_win(home, monkeypatch):
                 "min_price_msats": "PYLON_MIN_PRICE_MSATS",
                 "provider.max_tokens": "--max-tokens",
             }
+            rows = (await Reloading(runtime).config({}, notify))["keys"]
+            assert rows["provider.max_tokens"] == {"value": 77, "source": "flag", "where": "--max-tokens"}
+            assert rows["min_price_msats"]["source"] == "environment"
+            assert rows["network"]["where"] == f"{home.config}:1"
+            running.put("network", "mainnet")
+            rows = (await Reloading(runtime).config({}, notify))["keys"]
+            assert rows["network"] == {"value": "simnet", "source": "start", "where": None}
+            assert rows["spark.api_key"] == {"value": None, "source": "default", "where": None, "set": False}
+            running.home.config.write_text("network = 3")
+            rows = (await Reloading(runtime).config({}, notify))["keys"]
+            assert rows["network"]["value"] == "simnet"
             assert (runtime.provider.terms.price, runtime.provider.terms.max_tokens) == (5000, 77)
 
 

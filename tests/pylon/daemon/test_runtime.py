@@ -235,3 +235,37 @@ def test_the_model_that_is_served(tmp_path, make):
 
 def test_the_clock_is_the_systems():
     assert SystemClock().now() > 1.6e9
+
+
+async def test_status_does_not_wait_for_what_hangs(make):
+    """The part is named, and unknown; all else is told."""
+    home, config = make("hangs")
+    async with opened(home, config, mode="host") as runtime:
+
+        async def hang():
+            await trio.sleep_forever()
+
+        async def broken():
+            raise RuntimeError("secret words")
+
+        for known, why in ((hang, "no answer within"), (broken, "RuntimeError at")):
+            runtime = attrs.evolve(runtime, wallets=attrs.evolve(runtime.wallets, known=known))
+            with trio.fail_after(2):
+                report = await verb(runtime, "status")
+            assert report["wallet"]["settled_msats"] is None
+            assert report["incomplete"]["wallet"].startswith(why)
+            assert "secret" not in str(report)
+            assert report["daemon"]["mode"] == "host"
+            assert report["relays"]
+            assert report["quarantined"] == []
+
+
+async def test_status_tells_what_is_sold(make):
+    home, config = make("sells")
+    async with opened(home, config, mode="provider", backend=ScriptedBackend(ANSWER)) as runtime:
+        report = await verb(runtime, "status")
+        assert report["incomplete"] == {}
+        sold = report["provider"]
+        assert (sold["closed"], sold["open"], sold["running"], sold["waiting"]) == ("", {}, 0, 0)
+        assert sold["slots"] >= 1
+        assert sold["earned_msats"] == 0

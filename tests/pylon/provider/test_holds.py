@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
+import attrs
 import pytest
 import trio
 
@@ -11,7 +12,7 @@ from protocols import bolt11
 from protocols.nip90 import FEEDBACK, JOB_TEXT, parse_feedback
 from pylon.daemon import books
 from pylon.errors import PaymentFailed, PaymentUnknown, WalletError
-from pylon.money import sats
+from pylon.money import Msat, sats
 from pylon.provider import sale as machine
 from pylon.provider.pricing import Terms
 from pylon.provider.sale import SALE, SaleEffect, SaleState
@@ -22,6 +23,20 @@ from tests.pylon.market import PRICE, open_actor, open_home, until
 
 RESULT = JOB_TEXT + 1_000
 ON_DELIVERY = [("pay_on_delivery", "true")]
+
+
+class Silent:
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *exc):
+        return None
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        await trio.sleep_forever()
 
 
 def ask(customer, home, **changes):
@@ -184,6 +199,39 @@ async def test_a_hold_that_lapsed_while_the_provider_was_away(autojump_clock, ma
         assert market.events(RESULT) == []
 
 
+@pytest.mark.parametrize("seconds", [5.0, 200.0])
+async def test_a_wallet_that_is_behind_with_what_it_says_is_given_time(autojump_clock, market, seconds):
+    """It has settled, says that nothing is held, and knows of the money a little later, or much later."""
+    home, customer = await open_home(market, funds=0), await open_actor(market, "customer")
+    settle, lookup, settled = home.wallet.settle, home.wallet.lookup_invoice, []
+
+    async def settles(preimage):
+        if settled:
+            raise PaymentFailed("nothing is held")
+        settled.append(market.clock.now())
+        await settle(preimage)
+        raise PaymentFailed("nothing is held")
+
+    async def behind(payment_hash):
+        issued = await lookup(payment_hash)
+        if settled and market.clock.now() < settled[0] + seconds:
+            return attrs.evolve(issued, received=Msat(0), held=Msat(0), settled_at=None)
+        return issued
+
+    home.wallet.settle, home.wallet.lookup_invoice = settles, behind
+    home.wallet.events = Silent
+    async with home.selling() as (provider, store):
+        request = ask(customer, home)
+        await pay(customer, request)
+        sale = await until(lambda: (s := provider.records.load(store, request.id)).paid and s, 1_000)
+        # Too late for the result it is the customer's money all the same.
+        wanted = (SaleState.DELIVERED, PRICE, 0) if seconds < 20 else (SaleState.OWED, 0, PRICE)
+        assert (await ended(provider, store, request)).paid == sale.paid == PRICE
+        sale = provider.records.load(store, request.id)
+        assert (sale.state, sale.earned, sale.owed) == wanted
+        await sound(home, store)
+
+
 async def test_a_hold_that_is_gone_when_it_is_settled(autojump_clock, market):
     """The result was made for nothing, and is not given away."""
     home, customer = await open_home(market, funds=0), await open_actor(market, "customer")
@@ -273,19 +321,6 @@ async def test_one_that_expired_and_is_held_late_is_still_served(autojump_clock,
 async def test_wallets_that_tell_nothing_are_asked(autojump_clock, market):
     home, customer = await open_home(market, funds=0), await open_actor(market, "customer")
 
-    class Silent:
-        async def __aenter__(self):
-            return self
-
-        async def __aexit__(self, *exc):
-            return None
-
-        def __aiter__(self):
-            return self
-
-        async def __anext__(self):
-            await trio.sleep_forever()
-
     home.wallet.events = Silent
     async with home.selling() as (provider, store):
         request = ask(customer, home)
@@ -312,3 +347,16 @@ def test_each_effect_of_a_hold_is_a_crash_point():
     points = SALE.crash_points()
     for effect in (SaleEffect.SETTLE_HOLD, SaleEffect.CANCEL_HOLD):
         assert f"sale.{effect.value}.before" in points
+
+
+async def test_no_words_are_told_for_money_that_could_be_taken_back(autojump_clock, market):
+    """Whoever has read nearly all of it could cancel, and keep both."""
+    home, customer = await open_home(market), await open_actor(market, "customer")
+    backend = ScriptedBackend(Reply("word " * 50, pace=0.1))
+    async with home.selling(backend) as (provider, store):
+        for params, told in (([], True), (ON_DELIVERY, False)):
+            request = customer.ask(home.secret, params=params, max_tokens=100)
+            await pay(customer, request)
+            assert (await ended(provider, store, request)).state is SaleState.DELIVERED
+            partials = [e for e in market.events(FEEDBACK) if e.tags_named("e")[0][1] == request.id]
+            assert any(e.tag("status") == "partial" for e in partials) is told

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 import trio
@@ -112,6 +112,34 @@ async def test_all_that_is_stored_comes_where_an_answer_is_short(autojump_clock)
             await pool.connected()
             found = await pool.fetch([Filter(kinds=[1])], timeout=60)
     assert [event.content for event in found] == [str(number) for number in range(57)]
+
+
+async def test_what_is_looked_up_finds_a_place_beside_those_that_stay(autojump_clock):
+    async with open_memory_relay("ws://a", clock=clock(), limits=Limits(max_subscriptions=4)) as relay:
+        relay.publish(note("here"))
+        async with pooled(relay, informs(max_subscriptions=4), url="ws://a") as pool, AsyncExitStack() as stack:
+            await pool.connected()
+            for number in range(20, 30):
+                await stack.enter_async_context(pool.subscribe([notes(number)]))
+            for _ in range(5):
+                began = trio.current_time()
+                assert [event.content for event in await pool.fetch([notes(1)], timeout=60)] == ["here"]
+                assert trio.current_time() - began < 1
+
+
+async def test_never_more_than_its_number_at_once(autojump_clock):
+    script = Script()
+    async with pooled(script, informs(max_subscriptions=4)) as pool, trio.open_nursery() as nursery:
+        for number in range(1, 6):
+            nursery.start_soon(pool.fetch, [notes(number)], 50)
+        async with pool.subscribe([notes(8)]), pool.subscribe([notes(9)]):
+            for _ in range(20):
+                await trio.sleep(1)
+                assert len(standing(script.link)) <= 4
+                script.link.say("EOSE", standing(script.link)[-1])
+            asked = {frame[2]["kinds"][0] for frame in script.link.reqs()}
+            assert asked == {1, 2, 3, 4, 5, 8, 9}
+        nursery.cancel_scope.cancel()
 
 
 async def test_what_is_too_long_is_refused_here(autojump_clock):
