@@ -7,7 +7,7 @@ Rules
 2. The fuller the book, the less a stranger may hold: from half full on ever fewer, in the end one; and long requests
    are not heard. So many keys that ask much leave room for one that asks little.
 3. Strangers are heard at a bounded rate. Above it a stranger who holds a quote already gets no other; far above it
-   none is heard.
+   all of them wait for their turn.
 4. A full book makes room for a newcomer by giving up its oldest quote, if that had its time (``young``) to be paid:
    never a fresh one, never one that is paid. It is refusing a newcomer or giving up on somebody who has not paid for a
    minute, and who loses nothing: an invoice that was pushed out can be paid as long as it is valid, and is served.
@@ -23,7 +23,9 @@ import attrs
 
 _STRANGERS_A_SECOND = 30.0
 _BURST = 300.0
-"""Strangers' requests that may come at once before they are rationed; with twice as many, none is heard."""
+"""Strangers' requests that may come at once before they are rationed."""
+_FAR_ABOVE = 4
+"""With so many times that, strangers wait."""
 _LONG = 8_192
 """Characters of a request that are too many from a stranger when the book is half full."""
 
@@ -72,9 +74,9 @@ class Ration:
         """Strangers are rationed."""
         return self.level(now) >= _BURST
 
-    def is_gone(self, now: float) -> bool:
-        """No stranger is heard."""
-        return self.level(now) >= 2 * _BURST
+    def wait(self, now: float) -> float:
+        """Seconds that a stranger is to wait before it is heard."""
+        return max(0.0, self.level(now) - _FAR_ABOVE * _BURST) / _STRANGERS_A_SECOND
 
     def take(self, now: float) -> None:
         """A stranger was heard."""

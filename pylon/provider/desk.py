@@ -151,10 +151,12 @@ class Desk:
         if standing is Standing.BLOCKED or inbox.seen(self._store, CONSUMER, event.id):
             return
         caller = _Caller(event.pubkey, standing, customers.has_paid(self._store, event.pubkey), size)
+        if not (caller.known or caller.trusted):
+            await trio.sleep(self._ration.wait(self._clock.monotonic()))
         if not self._hears(self._store, caller):
             self._pass_over(event)
             return
-        await self._hear(event, caller, now)
+        await self._hear(event, caller, self._clock.now())
 
     # --- room ---------------------------------------------------------------------------------------------------
 
@@ -163,12 +165,10 @@ class Desk:
         if caller.trusted:
             return True
         total, mine = customers.open_sales(source, caller.customer)
-        at = self._clock.monotonic()
-        if not caller.known and (self._ration.is_gone(at) or self._minting.statistics().tasks_waiting > _MOST_UNMINTED):
+        if not caller.known and self._minting.statistics().tasks_waiting > _MOST_UNMINTED:
             return False
-        return self._book.hears(
-            total=total, mine=mine, size=caller.size, known=caller.known, rationed=self._ration.is_short(at)
-        )
+        rationed = self._ration.is_short(self._clock.monotonic())
+        return self._book.hears(total=total, mine=mine, size=caller.size, known=caller.known, rationed=rationed)
 
     def _make_room(self, tx: Tx, caller: _Caller) -> Step[Sale] | None:
         """Room for a sale of this caller; the step of the one that was pushed out for it. Raises ``_NoRoom``."""

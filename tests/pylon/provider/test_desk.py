@@ -14,7 +14,7 @@ from protocols.nip01 import sign_event
 from protocols.nip90 import FEEDBACK, JOB_TEXT
 from pylon.errors import WalletError
 from pylon.money import Msat
-from pylon.provider import customers, forgetting
+from pylon.provider import book, customers, forgetting
 from pylon.provider.book import Book, Ration
 from pylon.provider.pricing import Standing, Terms
 from pylon.provider.sale import SaleState
@@ -77,17 +77,18 @@ def test_the_ration_leaks_and_never_goes_below_nothing(pauses):
     assert ration.level(now + 10_000) == 0
 
 
-def test_a_burst_is_rationed_and_then_not_heard():
+def test_a_burst_is_rationed_and_then_has_to_wait():
     ration = Ration()
     for _ in range(300):
         assert not ration.is_short(0.0)
         ration.take(0.0)
     assert ration.is_short(0.0)
-    assert not ration.is_gone(0.0)
-    for _ in range(300):
+    assert ration.wait(0.0) == 0
+    for _ in range(930):
         ration.take(0.0)
-    assert ration.is_gone(0.0)
-    assert not ration.is_short(11.0)
+    assert ration.wait(0.0) == pytest.approx(1.0)
+    assert ration.wait(1.0) == 0
+    assert not ration.is_short(31.1)
 
 
 # --- at the desk ----------------------------------------------------------------------------------------------
@@ -113,6 +114,48 @@ async def test_a_flood_leaves_a_bounded_trace_and_room_for_a_newcomer(autojump_c
         assert booked(store) == counted(store) == {}
         request = crowd[0].ask(home.secret, prompt="when the quotes have expired")
         await crowd[0].told(request, "payment-required")
+
+
+async def test_many_new_keys_make_each_other_wait_and_who_has_paid_waits_for_none(autojump_clock, market, monkeypatch):
+    monkeypatch.setattr(book, "_BURST", 2.0)
+    monkeypatch.setattr(book, "_STRANGERS_A_SECOND", 2.0)
+    home, payer = await open_home(market), await open_actor(market, "payer")
+    crowd = await crowd_of(market, 40)
+    async with home.selling() as (provider, store):
+        first = payer.ask(home.secret, prompt="first")
+        await payer.pay(await payer.told(first, "payment-required"))
+        await until(lambda: provider.records.load(store, first.id).state is SaleState.DELIVERED)
+        await trio.sleep(10)
+        for actor in crowd:
+            actor.ask(home.secret)
+        newcomer = await open_actor(market, "newcomer", funds=0)
+        new = newcomer.ask(home.secret, prompt="I am new here")
+        await trio.sleep(2)
+        assert 8 <= count(store, "sales", "state = 'quoted'") <= 8 + 2 * 2 + 8
+        began = trio.current_time()
+        await payer.told(payer.ask(home.secret, prompt="again"), "payment-required")
+        assert trio.current_time() - began < 5, "one turn of each who is being looked at"
+        await newcomer.told(new, "payment-required")
+        assert count(store, "sales", "state = 'quoted'") >= 41
+
+
+async def test_who_has_paid_or_is_trusted_is_not_rationed(autojump_clock, market):
+    home, payer, friend, stranger = [
+        await open_home(market),
+        *[await open_actor(market, name) for name in ("payer", "friend", "stranger")],
+    ]
+    async with home.selling(terms=Terms(PRICE, standings={friend.hex: Standing.TRUSTED})) as (provider, store):
+        first = payer.ask(home.secret, prompt="first")
+        await payer.pay(await payer.told(first, "payment-required"))
+        await until(lambda: provider.records.load(store, first.id).state is SaleState.DELIVERED)
+        for _ in range(1_200 + 30 * 20):
+            provider.desk._ration.take(market.clock.monotonic())
+        began = trio.current_time()
+        for actor in (payer, friend):
+            await actor.told(actor.ask(home.secret, prompt="again"), "payment-required")
+        assert trio.current_time() - began < 1
+        await stranger.told(stranger.ask(home.secret), "payment-required")
+        assert 19 < trio.current_time() - began < 22
 
 
 async def test_a_full_book_gives_up_its_oldest_quote_but_no_fresh_one_and_none_that_is_paid(autojump_clock, market):
