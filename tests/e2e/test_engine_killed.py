@@ -21,6 +21,8 @@ def engine_of(daemon):
 def test_an_engine_killed_in_the_middle_of_a_paid_answer(model, world):
     relay = world.relay()
     provider, buyer = world.market(relay)
+    beforehand = "[provider]\npay_on_delivery = false\n"
+    provider.configure(relays=[relay], top=f"min_price_msats = {PRICE_MSATS}", more=beforehand)
     provider.start("provider", "--model-file", str(model.path))
     buyer.start()
     buyer.fund()

@@ -7,7 +7,7 @@ import pytest
 
 from protocols.nip90 import FEEDBACK
 from pylon.store.outbox import DeliveryState
-from tests.e2e.homes import FEE_MSATS, FUNDS_SATS, PRICE_MSATS, PURCHASE_ENDS, fetch, until
+from tests.e2e.homes import FEE_MSATS, FUNDS_SATS, PRICE_MSATS, PURCHASE_ENDS, SALE_ENDS, fetch, until
 
 pytestmark = pytest.mark.e2e
 
@@ -55,7 +55,7 @@ class Trade:
 
     def open_sales(self):
         """Sold and not ended; a quote that nobody has paid is open for as long as its invoice lives."""
-        return [row for row in self.provider.sales() if row["state"] in ("received", "priced", "working", "served")]
+        return [row for row in self.provider.sales() if row["state"] not in (*SALE_ENDS, "quoted")]
 
 
 @pytest.mark.parametrize("seed", [1, 2])

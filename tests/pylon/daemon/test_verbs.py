@@ -48,6 +48,8 @@ async def test_the_table(verbs):
         "job.submit", "job.list", "job.status", "job.cancel", "trace", "earnings", "books", "compute", *WALLET_VERBS,
         "wallet.freeze", "wallet.thaw", "wallet.approvals", "wallet.approve", "wallet.deny",
         "wallet.connect", "wallet.connections", "wallet.disconnect",
+        "provider.status", "provider.jobs", "provider.credits", "provider.payout",
+        "provider.block", "provider.unblock", "provider.trust", "provider.untrust",
     }  # fmt: skip
 
 
