@@ -516,6 +516,10 @@ SALE: Machine[Sale] = Machine(
             Arrow(_S.SERVED, (_E.PUBLISH_RESULT, _E.PUBLISH_DEBT), _bill, _is_overpaid, "overpaid meanwhile"),
         ),
         (_S.BILLING, Minted, Arrow(_S.SERVED, (_E.PUBLISH_RESULT,), _bill)),
+        (
+            *(_S.BILLING, MintFailed),
+            Arrow(_S.SERVED, (_E.PUBLISH_RESULT, _E.PUBLISH_DEBT), _serve_unbilled, _is_overpaid, "overpaid meanwhile"),
+        ),
         (_S.BILLING, MintFailed, Arrow(_S.SERVED, (_E.PUBLISH_RESULT,), _serve_unbilled)),
         (_S.BILLING, Paid, Arrow(_S.BILLING, (), _take)),
         (_S.SERVED, Delivered, Arrow(_S.DELIVERED)),

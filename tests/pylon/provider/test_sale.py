@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 
 from pylon.money import Msat
 from pylon.provider import sale as m
@@ -117,6 +117,7 @@ def test_a_result_that_no_relay_takes_is_owed():
 
 
 @settings(max_examples=600)
+@example([m.OnTrust(PRICE), m.Answered("words"), m.Paid(Msat(1)), m.Paid(PRICE), m.MintFailed("no")])
 @given(st.lists(inputs, max_size=25))
 def test_no_sequence_of_inputs_loses_or_invents_money(messages):
     record, paid = fresh(), 0
