@@ -126,23 +126,25 @@ CLIENTS = {
 
 
 @pytest.fixture(scope="module")
-def seller(tmp_path_factory, shared_relay):
+def seller(tmp_path_factory):
+    """On a relay of its own: it quotes whatever is asked there."""
     with World(tmp_path_factory.mktemp("seller")) as world:
-        provider, purse = world.market(shared_relay)
+        relay = world.relay()
+        provider, purse = world.market(relay)
         provider.start("provider", fake=True)
         purse.fund()
-        yield provider, purse
+        yield provider, purse, relay
         provider.stop()
         provider.check_books()
 
 
 @pytest.mark.parametrize("client", CLIENTS)
-def test_requests_as_real_clients_send_them(client, seller, shared_relay):
-    provider, purse = seller
+def test_requests_as_real_clients_send_them(client, seller):
+    provider, purse, relay = seller
     content, tags = CLIENTS[client]
-    with party("customer", shared_relay) as customer:
+    with party("customer", relay) as customer:
         request = customer.do(tags=[*tags, ["p", provider.pubkey]], content=content)
-        quote = customer.hear("status", request=request)
+        quote = customer.hear("status", request=request, by=provider.pubkey)
         assert (quote["status"], quote["msats"]) == ("payment-required", PRICE_MSATS)
         purse.json("wallet", "pay", quote["bolt11"], "--yes")
         assert customer.hear("text", request=request)["text"] == answer("Why?")
@@ -197,12 +199,13 @@ def test_a_provider_made_of_nostr_sdk_that_asks_for_more_is_not_paid(world, shar
     buyer.stop()
 
 
-def test_we_ask_everybody_and_buy_from_the_cheapest_who_answers(world, shared_relay):
+def test_we_ask_everybody_and_buy_from_the_cheapest_who_answers(world):
     """In the open: two bidders made of nostr-sdk quote, one is paid; what the other says is not heard."""
-    shop, buyer = world.node("shop").configure(), world.market(shared_relay)[1]
+    relay = world.relay()
+    shop, buyer = world.node("shop").configure(), world.market(relay)[1]
     buyer.start()
     buyer.fund()
-    with party("bidder", shared_relay) as dear, party("bidder", shared_relay) as cheap:
+    with party("bidder", relay) as dear, party("bidder", relay) as cheap:
         # Made before they are asked for: a command takes its time, and quotes are waited for for seconds.
         offers = [(dear, bill(shop, PRICE_MSATS + 5_000)), (cheap, bill(shop, PRICE_MSATS))]
         buyer.run("job", "submit", "-", "--open", "--bid", "20", stdin="Who is the cheapest?")
