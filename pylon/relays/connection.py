@@ -30,7 +30,7 @@ from pylon.clock import Clock
 from pylon.errors import RelayError
 from pylon.relays.information import Inform
 from pylon.relays.limits import RelayLimits
-from pylon.relays.request import FULL_PAGE, Request
+from pylon.relays.request import FULL_PAGE, UNANSWERED_SECONDS, Request, Unanswered
 from pylon.relays.subscription import Subscription
 from pylon.relays.transport import Connect, Transport, TransportClosed
 
@@ -233,6 +233,7 @@ class Connection:
                 self._nursery.start_soon(self._listen, transport)
                 self._nursery.start_soon(self._ping, transport)
                 self._nursery.start_soon(self._watch)
+                self._nursery.start_soon(self._insist)
                 with trio.move_on_after(_INFORM_SECONDS):
                     await self._informed.wait()
                 self._transport = transport
@@ -436,6 +437,14 @@ class Connection:
             if trio.current_time() >= self._heard + SILENCE_SECONDS:
                 self.cut(f"silent for {SILENCE_SECONDS:.0f} s")
                 return
+
+    async def _insist(self) -> None:
+        """Put a REQ again that was answered by nothing."""
+        unanswered = Unanswered()
+        while True:
+            await trio.sleep(UNANSWERED_SECONDS / 2)
+            for request in unanswered.due(self._requests.values(), trio.current_time()):
+                self.ask(request.subscription)
 
     async def _ping(self, transport: Transport) -> None:
         while True:

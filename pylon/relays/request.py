@@ -5,6 +5,8 @@ Relays cap an answer, each filter alone, and do not say so: an answer of some si
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import attrs
 
 from protocols.nip01 import MAX_TIME, Event, Filter
@@ -13,6 +15,8 @@ from pylon.relays.subscription import Subscription
 FULL_PAGE = 100
 """Relays cap an answer, at 500 events or so. After one of at least this size there may be more: ask further back."""
 _MAX_PAGES = 1_000
+UNANSWERED_SECONDS = 60.0
+"""After which a REQ that a relay has answered by nothing at all is put again; twice as long each time."""
 
 
 @attrs.define(eq=False)
@@ -58,3 +62,21 @@ class Request:
                 if until >= (wanted.since or 0):
                     rest.append(attrs.evolve(wanted, until=until))
         return tuple(rest)
+
+
+class Unanswered:
+    """Relays that have too much to do drop a REQ and say nothing of it: neither events, nor an end, nor a refusal."""
+
+    def __init__(self) -> None:
+        self._waits: dict[str, float] = {}
+        """Seconds that each subscription still goes without an answer."""
+
+    def due(self, requests: Iterable[Request], now: float) -> list[Request]:
+        """Those to put again. Pages are not: what they would have shown is asked for by the next connection."""
+        waiting = [request for request in requests if not (request.stored or request.page or any(request.counts))]
+        names = [request.subscription.id for request in waiting]
+        self._waits = {name: self._waits.get(name, UNANSWERED_SECONDS) for name in names}
+        due = [request for request in waiting if now - request.at >= self._waits[request.subscription.id]]
+        for request in due:
+            self._waits[request.subscription.id] *= 2
+        return due

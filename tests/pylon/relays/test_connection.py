@@ -95,6 +95,23 @@ async def test_a_half_open_relay_is_cut_after_90_seconds_and_lives_again(autojum
         assert await take(notes, 1) == ["again"]
 
 
+async def test_a_request_that_is_answered_by_nothing_is_put_again_ever_more_seldom(autojump_clock):
+    """Found by seed 1231: a REQ that got lost on a connection that stood left its consumer deaf."""
+    script = Script()
+    async with pooled(script) as pool, pool.subscribe([NOTES]) as notes:
+        await until(lambda: len(script.link.reqs()) == 1)
+        began = trio.current_time()
+        times = []
+        for count in (2, 3, 4):
+            await until(lambda count=count: len(script.link.reqs()) == count)
+            times.append(trio.current_time() - began)
+        assert times == pytest.approx([60, 180, 420], abs=31)
+        script.link.show(notes.id, note("there"))
+        assert await take(notes, 1) == ["there"]
+        await trio.sleep(3_600)
+        assert len(script.link.reqs()) == 4, "one word is an answer"
+
+
 async def test_a_relay_that_answers_pings_or_talks_is_never_cut(autojump_clock):
     script = Script()
     async with pooled(script) as pool:
@@ -344,6 +361,7 @@ async def test_a_restricted_subscription_is_not_asked_again_and_others_live(auto
         async with pool.subscribe([NOTES]) as notes, pool.subscribe([Filter(kinds=[2])]) as others:
             await settle()
             script.link.say("CLOSED", notes.id, "restricted: not you")
+            script.link.say("EOSE", others.id)
             await trio.sleep(3600)
             assert len(script.link.reqs()) == 2
             script.link.show(others.id, note("two", kind=2))
