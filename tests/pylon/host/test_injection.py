@@ -357,8 +357,8 @@ async def test_what_is_paid_late_is_on_the_strangers_budget_too(autojump_clock, 
         await trio.sleep(3_000)
         first, second = world.ticks(agent)
         assert first.cost == 0, "it ended before it paid"
-        assert intents.spent_in(world.store, first.id) > 0
-        assert "15 sat" not in second.reason
+        spent = [intents.spent_in(world.store, tick.id) for tick in (first, second)]
+        assert 0 < sum(spent) <= sats(15), "whichever was quoted first has left the other no room"
 
 
 async def test_no_flood_leaves_the_operator_without_a_word(autojump_clock, tmp_path):
