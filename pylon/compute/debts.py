@@ -11,7 +11,8 @@ Rules
    used twice. More than that is the provider's own loss: a debt that we have never heard of (an old backup, a relay
    that forgot) is no reason not to take it.
 4. A provider that asks for money and leaves a sat or more of its debt aside has *disowned* it: it has paid it out, used
-   it for an answer that we did not wait for, or means to keep it. What it owed until then attracts us no more.
+   it for an answer that we did not wait for, or means to keep it. What it owed until then attracts us no more. In the
+   open market it need not take it off: who asks everybody may take another's quote.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def use(tx: Tx, before: Purchase, after: Purchase, now: float) -> Msat:
     if provider is None or not (asks or after.credit_used > before.credit_used):
         return after.credit_used
     owed = owed_by(tx, after.owner, provider, but=after.id)
-    if asks and owed - after.credit_used >= MSATS_PER_SAT:
+    if asks and not after.open and owed - after.credit_used >= MSATS_PER_SAT:
         tx.execute(
             "INSERT OR REPLACE INTO disowned_debts (owner, provider, at) VALUES (?, ?, ?)", (after.owner, provider, now)
         )

@@ -105,6 +105,8 @@ def test_a_quote_that_comes_too_late_is_not_paid(relay, market):
 
 def test_a_backend_that_always_fails_ends_in_a_debt(relay, market):
     provider, buyer = market
+    beforehand = "[provider]\npay_on_delivery = false\n"
+    provider.configure(relays=[relay], top=f"min_price_msats = {PRICE_MSATS}", more=beforehand)
     provider.start("provider", "--fails", fake=True)
     buyer.start()
     buyer.fund()

@@ -127,7 +127,9 @@ class Foreigner:
         if not self.calm and self._chance.random() < 0.1:
             self._say(request, FeedbackStatus.ERROR, message="not today")
             return
-        used = Msat(min(self.owes.get(request.customer, 0), self.price))
+        # A customer who asks everybody may take another, and what was used would be gone.
+        open_to_all = request.provider is None
+        used = Msat(0) if open_to_all else Msat(min(self.owes.get(request.customer, 0), self.price))
         self._owe(request, -used)
         job = Job(request, used)
         self.jobs.append(job)

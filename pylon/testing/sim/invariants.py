@@ -25,6 +25,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from protocols.nip01 import Filter
+from pylon.compute.debts import owed_to
 from pylon.compute.purchase import PURCHASE, Purchase, PurchaseState
 from pylon.compute.purchases import purchase_records
 from pylon.daemon import books
@@ -199,8 +200,9 @@ def _debts(world: World, store: Store) -> Iterator[str]:
                 for job in world.foreigner.jobs
                 if job.request.customer == key and job.delivered and job.request.id not in answered
             )
-            if left > world.foreigner.owes.get(key, 0) + late:
-                yield f"debts: {row['owner'][:8]} believes that it is owed {left}, and {world.foreigner.owes} is"
+            believed = owed_to(store, row["owner"]).get(world.foreigner.pubkey, 0)
+            if believed > world.foreigner.owes.get(key, 0) + late:
+                yield f"debts: {row['owner'][:8]} believes that it is owed {believed}, and {world.foreigner.owes} is"
 
 
 def _visits(world: World, sales: _Sales) -> Iterator[str]:

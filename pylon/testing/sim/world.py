@@ -38,6 +38,8 @@ TROUBLE_SECONDS = 400.0
 CALM_SECONDS = 7_200.0
 FUNDS = sats(1_000)
 _STEP = 20.0
+_LASTING = 3
+"""Steps: a seller asks its wallet within two of them."""
 
 
 @attrs.define
@@ -236,6 +238,7 @@ class World:
             faults.duplicate = rng.choice([0.0, 0.0, 0.3])
             faults.reorder = rng.choice([0.0, 0.0, 0.3])
             faults.lose_ok = rng.choice([0.0, 0.0, 0.3])
+            self._end_silence()
             faults.silent = rng.random() < 0.05
             await trio.sleep(rng.uniform(5.0, 40.0))
             if not self.trouble:
@@ -255,7 +258,13 @@ class World:
         ends = self.rng.choice([PaymentState.SETTLED, PaymentState.SETTLED, PaymentState.FAILED])
         return Fault(kind, seconds=self.rng.choice([0.0, 0.5, 5.0, 60.0]), ends=ends)
 
+    def _end_silence(self) -> None:
+        """What was said into a half-open connection is lost for good: nothing passes on it ever again."""
+        if self.relay.faults.silent:
+            self.relay.disconnect_all()
+
     async def _calm_down(self) -> None:
+        self._end_silence()
         self.ledger.clear_faults()
         self.relay.faults = Faults()
         self.foreigner.calm = True
@@ -304,12 +313,15 @@ class World:
             await self._buy(1_000 + number, customer)
 
     async def _until_settled(self) -> None:
-        """Everybody lives and nothing goes wrong: wait for every end, at most ``CALM_SECONDS``."""
-        end = trio.current_time() + CALM_SECONDS
-        while trio.current_time() < end:
+        """Everybody lives and nothing goes wrong: wait for every end, at most ``CALM_SECONDS``.
+
+        An end is one that lasts: a seller may hear of the payment of an expired quote at its next look only.
+        """
+        end, ended = trio.current_time() + CALM_SECONDS, 0
+        while trio.current_time() < end and ended < _LASTING:
             await trio.sleep(_STEP)
-            if all(node.alive for node in (*self.sellers, self.buyer)) and not self._unfinished():
-                break
+            alive = all(node.alive for node in (*self.sellers, self.buyer))
+            ended = ended + 1 if alive and not self._unfinished() else 0
         self.told.virtual_seconds = trio.current_time()
 
     def _unfinished(self) -> bool:
