@@ -93,6 +93,8 @@ class Story:
             player.ready()
             self._tell(f"{player.name:<9} pid {player.pid}, sells a thought for {format_msat(player.price)}")
         self._tell(f"relay     {self._relay}")
+        # Whoever is ready may not have been heard yet.
+        until(lambda: len(self._home.ask("compute", swarm=True)["swarm_providers"]) == 2, 30, "not both announced")
 
     def _model(self) -> Path:
         if self._model_file is not None:
