@@ -26,6 +26,8 @@ from pylon.wallets.simnet import SimnetWallet
 _FEE = sats(10)
 _PATIENCE = 600.0
 """Seconds for which it looks for answers."""
+_STEPS = 10.0
+"""Seconds within which it looks, pays, and the payment is heard of."""
 
 
 @attrs.define
@@ -126,6 +128,12 @@ class Visitor:
             )
         )
         self._relay.publish(request)
+
+    @property
+    def is_about_to_pay(self) -> bool:
+        """Whether a moment to pay is still to come, or has come just now."""
+        now = trio.current_time()
+        return any(errand.pays and now < errand.asked_at + errand.delay + _STEPS for errand in self.errands)
 
     def _cancel_some(self) -> None:
         now = trio.current_time()

@@ -329,7 +329,7 @@ class World:
         open_sales = any(
             sale.state not in SALE.final for seller in self.sellers for sale in invariants.sales_of(seller)
         )
-        return open_purchases or open_sales
+        return open_purchases or open_sales or self.visitor.is_about_to_pay
 
     def purchases(self) -> list[Purchase]:
         return invariants.purchases_of(self.buyer)
