@@ -1,4 +1,4 @@
-"""The simulated market: 120 seeds, replay, and whether it would notice.
+"""The simulated market: 80 seeds, replay, and whether it would notice.
 
 Each planted bug is one that a real system of this kind has had. The seeds that find them are few on purpose: if a
 change makes the simulation blind, this is where it shows.
@@ -23,7 +23,7 @@ from pylon.testing.sim import foreigner, invariants, world
 from pylon.testing.sim.world import simulate
 from pylon.wallets import purse
 
-SEEDS = 120
+SEEDS = 80
 CHUNK = 10
 
 
