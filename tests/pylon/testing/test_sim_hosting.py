@@ -331,7 +331,7 @@ SEED_OF = {
     "pending": 45,
     "unknown": 31,
     "band": 106,
-    "again": 75,
+    "again": 118,
     "missed": 0,
     "unwatched": 0,
     "strangers": 2,
