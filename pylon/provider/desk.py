@@ -102,6 +102,7 @@ class Desk:
         self._router = router
         self._clock = clock
         self.terms = terms
+        """Those that the next request is looked at by; nobody else keeps any."""
         self._driver = driver
         self._book = Book(terms.max_open, terms.max_open_per_customer)
         self._ration = Ration()
@@ -261,7 +262,7 @@ class Desk:
         sale, verdict = await self._appraise(asked, found, now, free=False)
         match verdict:
             case machine.OnTrust(price):
-                verdict = await self._holds.agree(asked.job, machine.Priced(price))
+                verdict = await self._agree(asked.job, machine.Priced(price))
             case machine.Priced():
                 pass
             case _:
@@ -324,7 +325,7 @@ class Desk:
         if isinstance(verdict, machine.Refused):
             return sale, verdict
         if isinstance(verdict, machine.Priced):
-            verdict = await self._holds.agree(job, verdict)
+            verdict = await self._agree(job, verdict)
         repeated = "" if job.encrypted else event.to_json()
         taken = Sale(
             id=event.id,
@@ -342,6 +343,9 @@ class Desk:
             request=repeated if len(repeated.encode()) <= _LONGEST_REQUEST else "",
         )
         return taken, verdict
+
+    async def _agree(self, job: JobRequest, verdict: machine.Priced) -> machine.Priced:
+        return await self._holds.agree(job, verdict) if self.terms.pay_on_delivery else verdict
 
     async def _default(self) -> str:
         """The model that answers where a job names none."""

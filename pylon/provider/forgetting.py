@@ -39,12 +39,12 @@ Ask = Callable[[str], Awaitable[object]]
 """Asks the wallet about the invoice of a sale, by the sale's id, and claims what was paid. Raises where it cannot."""
 
 
-async def keep_few(store: Store, clock: Clock, terms: Terms, ask: Ask | None, keep: int = KEEP) -> None:
+async def keep_few(store: Store, clock: Clock, terms: Callable[[], Terms], ask: Ask | None) -> None:
     """Until cancelled."""
     await trio.sleep(_FIRST)
     while True:
         try:
-            await forget(store, clock.now(), terms, ask, keep)
+            await forget(store, clock.now(), terms(), ask)
         except Exception as error:
             log.warning("cannot forget old requests: %s", brief(error))
         await trio.sleep(_EVERY)

@@ -25,7 +25,6 @@ from pylon.driver import Driver
 from pylon.errors import PaymentFailed, PaymentUnknown, WalletError, brief
 from pylon.provider import sale as machine
 from pylon.provider.payments import HOLD_DOUBT, WALLET_SECONDS, Payments, hash_of
-from pylon.provider.pricing import Terms
 from pylon.provider.sale import Sale, SaleState
 from pylon.store.database import Store
 from pylon.wallets.port import Can, Wallet
@@ -51,7 +50,6 @@ class Holds:
         store: Store,
         wallet: Wallet | None,
         payments: Payments | None,
-        terms: Terms,
         clock: Clock,
         rng: random.Random,
         driver: Driver[Sale],
@@ -59,7 +57,6 @@ class Holds:
         self._store = store
         self._wallet = wallet
         self._payments = payments
-        self.terms = terms
         self._clock = clock
         self._rng = rng
         self._driver = driver
@@ -69,7 +66,7 @@ class Holds:
 
     async def agree(self, job: JobRequest, verdict: machine.Priced) -> machine.Priced:
         """The verdict, with a preimage where both sides can do without trust."""
-        if self._wallet is None or not self.terms.pay_on_delivery or not job.pay_on_delivery:
+        if self._wallet is None or not job.pay_on_delivery:
             return verdict
         if self._can is None:
             try:

@@ -79,7 +79,6 @@ class Provider:
         self._wallet = wallet
         self.router = router
         self._clock = clock
-        self.terms = terms
         self._work = Work(
             secret=secret, pool=pool, router=router, clock=clock, rng=rng, deadlines=deadlines, slots=slots
         )
@@ -121,7 +120,6 @@ class Provider:
             store=store,
             wallet=wallet,
             payments=self.payments,
-            terms=terms,
             clock=clock,
             rng=rng,
             driver=self._driver,
@@ -145,9 +143,14 @@ class Provider:
         """Jobs that wait for their turn at a backend."""
         return self._work.waiting
 
+    @property
+    def terms(self) -> Terms:
+        """How it sells by now."""
+        return self.desk.terms
+
     def sell_by(self, terms: Terms) -> None:
         """Sell by new terms from the next request on; what was quoted stays quoted."""
-        self.terms = self.desk.terms = self.holds.terms = terms
+        self.desk.terms = terms
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Resume open sales, then take requests until cancelled."""
@@ -169,7 +172,7 @@ class Provider:
                 nursery.start_soon(self.deliveries.watch)
                 nursery.start_soon(handle_together, self._waiting, self._hear)
                 ask = None if self.payments is None else self._ask_about
-                nursery.start_soon(keep_few, self._store, self._clock, self.terms, ask)
+                nursery.start_soon(keep_few, self._store, self._clock, lambda: self.terms, ask)
                 task_status.started()
                 async for received in heard:
                     for event in (received.event, *heard.drain()):

@@ -166,7 +166,6 @@ async def test_prices_terms_and_the_announcement(running):
     assert sorted(report["applied"]) == ["min_price_msats", "provider.max_tokens", "provider.name"]
     assert (provider.terms.price, provider.terms.max_tokens) == (7000, 99)
     assert provider.terms.unit == before.unit
-    assert provider.desk.terms is provider.terms
     assert ["price", "7000", "msats"] in (await announced(running, "Another"))["tags"]
     await running.change("provider.name", "A third")
     await announced(running, "A third")
