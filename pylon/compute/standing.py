@@ -12,6 +12,8 @@ Rules
 
 from __future__ import annotations
 
+import sqlite3
+
 import attrs
 
 from pylon.store.database import Reads, Tx
@@ -126,5 +128,5 @@ def _write(tx: Tx, provider: str, now: Standing) -> None:
     )
 
 
-def _standing(row: object) -> Standing:
-    return Standing(*(row[name] for name in ("good", "bad", "seconds", "failed_at", "at")))  # type: ignore[index]
+def _standing(row: sqlite3.Row) -> Standing:
+    return Standing(*(row[name] for name in ("good", "bad", "seconds", "failed_at", "at")))
