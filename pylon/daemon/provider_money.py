@@ -97,16 +97,14 @@ class ProviderMoney:
         wanted = None if params.get("amount_msats") is None else reading.whole(params, "amount_msats", 1, MAX_MSAT)
         wallet = self.purse.wallet
         target, amount = await self._target(wallet, customer, reading.text(params, "target").strip(), wanted)
-        cause, kind = target.payment_hash, f"{credits.PAYOUT}:{customer}"
-        if cause is None:
-            cause = f"{self._payouts(customer):x}"
         fee = await self.withdrawals.pay(
             self.purse,
             target.text,
             target.payment_hash,
             amount,
-            cause=cause,
-            kind=kind,
+            # To an address one more is another payment.
+            cause=None if target.payment_hash else f"{credits.payouts(self.store, customer):x}",
+            kind=credits.payout_kind(customer),
             admit=lambda tx: self._admit(tx, customer, amount, target.payment_hash),
         )
         return {
@@ -117,6 +115,7 @@ class ProviderMoney:
         }
 
     def _admit(self, tx: Tx, customer: str, amount: Msat, payment_hash: str | None) -> None:
+        """What was begun is asked of its intent. Raises ``BudgetExceeded``."""
         if payment_hash is None or intents.find(tx, payment_hash) is None:
             self._check(tx, customer, amount)
 
@@ -134,14 +133,6 @@ class ProviderMoney:
             "pylon books shows what is under way" if under_way else "pay out less: --amount",
         )
 
-    def _payouts(self, customer: str) -> int:
-        """How many payouts to this customer have settled or failed, which makes the next one another."""
-        first = f"{credits.PAYOUT}:{customer}:"
-        row = self.store.one(
-            "SELECT COUNT(*) AS n FROM intents WHERE owner = '' AND cause >= ? AND cause < ? || 'g'", (first, first)
-        )
-        return 0 if row is None else int(row["n"])
-
     async def _target(self, wallet: Wallet, customer: str, text: str, wanted: int | None) -> tuple[Target, Msat]:
         """What is to be paid, and how much; what is not said is all that is owed, as the wallet can pay it."""
         info = await wallet.info()
@@ -158,10 +149,7 @@ class ProviderMoney:
             raise WrongNetwork(f"this is to be paid on {target.network}: this wallet is on {info.network}")
         if target.amount is not None and wanted not in (None, target.amount):
             raise InvoiceInvalid(f"the invoice is for {format_msat(target.amount)}", "leave --amount out")
-        amount = named if target.amount is None else target.amount
-        if target.payment_hash is None or intents.find(self.store, target.payment_hash) is None:
-            self._check(self.store, customer, amount)
-        return target, amount
+        return target, named if target.amount is None else target.amount
 
     async def _invoice(self, address: str, amount: Msat) -> str:
         """An invoice of a lightning address or LNURL, checked and not paid. Raises ``WalletError``."""

@@ -44,7 +44,6 @@ class Withdrawals:
         :param payment_hash: of the invoice; ``None`` for an address.
         :param amount: as for ``Purse.reserve``.
         :param cause: what tells two payments to one address apart, whatever is asked for twice: wanted for an address.
-
         :param kind: begins the cause of its intent.
         :param admit: asked in the transaction that reserves it; raises what speaks against it.
 

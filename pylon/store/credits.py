@@ -12,8 +12,10 @@ from pylon.errors import StoreError
 from pylon.money import Msat
 from pylon.store.database import Reads, Tx
 
-PAYOUT = "payout"
+_PAYOUT = "payout"
 """Begins the causes of intents that pay debts out."""
+_TO_CUSTOMER = "owner = '' AND cause >= ?1 AND cause < ?1 || 'g'"
+"""Which intents pay the debts of one customer out, by the beginning of their causes; what follows is hex."""
 
 
 @attrs.frozen
@@ -37,13 +39,17 @@ def owed(source: Reads, customer: str) -> Msat:
 
 def paying(source: Reads, customer: str) -> Msat:
     """What is on its way to a customer, or may be."""
-    first = f"{PAYOUT}:{customer}:"
     row = source.one(
-        "SELECT SUM(amount_msats) AS n FROM intents"
-        " WHERE owner = '' AND state = 'pending' AND cause >= ? AND cause < ? || 'g'",
-        (first, first),
+        f"SELECT SUM(amount_msats) AS n FROM intents WHERE state = 'pending' AND {_TO_CUSTOMER}",
+        (f"{payout_kind(customer)}:",),
     )
     return Msat(0 if row is None or row["n"] is None else row["n"])
+
+
+def payouts(source: Reads, customer: str) -> int:
+    """How many payments to a customer were begun, whatever became of them."""
+    row = source.one(f"SELECT COUNT(*) AS n FROM intents WHERE {_TO_CUSTOMER}", (f"{payout_kind(customer)}:",))
+    return 0 if row is None else int(row["n"])
 
 
 def available(source: Reads, customer: str) -> Msat:
@@ -76,15 +82,15 @@ def move(tx: Tx, customer: str, msats: int, at: float) -> None:
     tx.touch("credits")
 
 
-def payout_cause(customer: str, what: str) -> str:
-    """The cause of an intent that pays a debt out; ``what`` (hex) tells one customer's apart."""
-    return f"{PAYOUT}:{customer}:{what}"
+def payout_kind(customer: str) -> str:
+    """Begins the causes of intents that pay a customer's debts out; a colon follows, and hex that tells them apart."""
+    return f"{_PAYOUT}:{customer}"
 
 
 def customer_of(cause: str) -> str:
     """Whose debt a cause pays out, also where the wallet had first said that it failed; empty: it is not known."""
     kind, _, rest = cause.partition(":")
-    return rest.partition(":")[0] if kind == PAYOUT else ""
+    return rest.partition(":")[0] if kind == _PAYOUT else ""
 
 
 def derived(source: Reads) -> dict[str, int]:

@@ -175,7 +175,7 @@ def sale_moved(
 
 
 def debt_paid_out(tx: Tx, cause: str, payment_hash: str, msats: int, fee: int, at: float) -> bool:
-    """What was owed went back to the customer; we bear the fee. ``cause`` is the intent's (``credits.payout_cause``).
+    """What was owed went back to the customer; we bear the fee. ``cause`` is the intent's (``credits.payout_kind``).
 
     More than is owed by now (the wallet had said that it failed, and the credit was used meanwhile) is our loss.
     """

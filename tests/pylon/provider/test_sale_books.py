@@ -131,7 +131,7 @@ class Walk:
         if amount > 0:
             self.payments += 1
             # As the books see it: the intent behind it is another's story.
-            cause = credits.payout_cause(customer, f"{self.payments:x}")
+            cause = f"{credits.payout_kind(customer)}:{self.payments:x}"
             ledger.post(tx, cause, "paid_out:x", ledger.Account.OWED, ledger.Account.PAID_OUT, amount, 0.0)
             ledger.post(tx, cause, "refund", ledger.Account.REFUNDS, ledger.Account.WALLET, amount, 0.0)
             credits.move(tx, customer, -amount, 0.0)
