@@ -23,10 +23,6 @@ class Tariff:
     answer: int = 0
     """Of 1,000 tokens of the longest answer."""
 
-    @property
-    def by_tokens(self) -> bool:
-        return self.prompt > 0 or self.answer > 0
-
     def price(self, tokens_in: int, tokens_out: int) -> int:
         """Of one job, msats, rounded up."""
         tokens = self.prompt * tokens_in + self.answer * tokens_out
