@@ -18,6 +18,7 @@ from protocols.nip19 import encode_npub
 from protocols.nip89 import Announcement, AnnouncementInvalid, parse_announcement
 from protocols.nip90 import JOB_TEXT
 from pylon.clock import Clock
+from pylon.compute.board import AHEAD_SECONDS
 from pylon.relays.connection import ConnectionState
 from pylon.relays.pool import RelayPool
 
@@ -25,8 +26,6 @@ MOST = 500
 """Announcements that are looked at, the newest."""
 _CONNECT_SHARE = 0.5
 """Of the whole time, for relays to be connected: those that are not by then are not asked."""
-_AHEAD = 900
-"""Seconds that a provider's clock may be ahead of ours; what is dated later is no sign of life."""
 
 
 class Pulse(enum.StrEnum):
@@ -92,7 +91,7 @@ async def look(pool: RelayPool, clock: Clock, *, seconds: float) -> Swarm:
 
 def judge(announcement: Announcement, beat: int | None, now: float) -> Seller:
     """How it stands with a provider, by its announcement and its last beat."""
-    heard = [at for at in (announcement.created_at, beat) if at is not None and at <= now + _AHEAD]
+    heard = [at for at in (announcement.created_at, beat) if at is not None and at <= now + AHEAD_SECONDS]
     last = max(heard, default=0)
     return Seller(announcement, last, _pulse(last >= now - heartbeat.SILENT_SECONDS, beat))
 
