@@ -222,7 +222,7 @@ class Payments:
         """
 
         def job(tx: Tx) -> Step[Sale] | None:
-            sale_id = zaps.paid_sale(tx, payment_hash)
+            sale_id = claims.sale_of(tx, payment_hash)
             if (
                 amount <= 0
                 or sale_id is None

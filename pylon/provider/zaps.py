@@ -43,17 +43,6 @@ def note(tx: Tx, payment_hash: str, zap_request: str, *, at: float, expires_at: 
 _CLAIMED = "SELECT 1 FROM claims WHERE claims.payment_hash = sale_zaps.payment_hash"
 
 
-def paid_sale(source: Reads, payment_hash: str) -> str | None:
-    """The sale that a payment is for, by its own invoice or by a zap; ``None``: it is for none."""
-    row = source.one(
-        "SELECT id FROM sales WHERE payment_hash = ?1 UNION ALL"
-        " SELECT sale_id FROM sale_zaps WHERE payment_hash = ?1 AND EXISTS"
-        " (SELECT 1 FROM sales WHERE id = sale_id) LIMIT 1",
-        (payment_hash,),
-    )
-    return None if row is None else str(row["id"])
-
-
 def unpaid(source: Reads, since: float) -> list[str]:
     """Payment hashes of zaps for sales that are not paid, as far as we know, and expire at ``since`` or later."""
     rows = source.read(

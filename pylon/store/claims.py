@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pylon.money import Msat
-from pylon.store.database import Tx
+from pylon.store.database import Reads, Tx
 
 
 def take(
@@ -28,6 +28,17 @@ def take(
         (wallet, payment_id, payment_hash, sale_id, amount, sealed, at),
     )
     return done.rowcount == 1
+
+
+def sale_of(source: Reads, payment_hash: str) -> str | None:
+    """The sale that a payment is for, claimed or not, by its own invoice or by a zap; ``None``: it is for none."""
+    row = source.one(
+        "SELECT id FROM sales WHERE payment_hash = ?1 UNION ALL"
+        " SELECT sale_id FROM sale_zaps WHERE payment_hash = ?1 AND EXISTS"
+        " (SELECT 1 FROM sales WHERE id = sale_id) LIMIT 1",
+        (payment_hash,),
+    )
+    return None if row is None else str(row["id"])
 
 
 def where(wallet: str, payment_id: str) -> str:

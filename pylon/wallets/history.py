@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 import orjson
 
 from pylon.money import Msat
-from pylon.store import intents, ledger, settings
+from pylon.store import claims, intents, ledger, settings
 from pylon.store.database import Reads, Store, Tx
 from pylon.store.intents import Intent, IntentState
 from pylon.wallets.port import Direction, Payment, PaymentState, Wallet
@@ -124,11 +124,4 @@ def is_of_a_sale(source: Reads, payment: Payment) -> bool:
     """Whether a payment that the home has received was asked for by a sale."""
     if payment.outside or not payment.payment_hash:
         return False
-    return (
-        source.one(
-            "SELECT 1 FROM sales WHERE payment_hash = ?1 UNION ALL SELECT 1 FROM sale_zaps z"
-            " JOIN sales s ON s.id = z.sale_id WHERE z.payment_hash = ?1 LIMIT 1",
-            (payment.payment_hash,),
-        )
-        is not None
-    )
+    return claims.sale_of(source, payment.payment_hash) is not None

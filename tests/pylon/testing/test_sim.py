@@ -323,7 +323,7 @@ def test_a_zap_that_is_taken_for_a_gift_is_noticed(monkeypatch):
         row = source.one("SELECT id FROM sales WHERE payment_hash = ?", (payment_hash,))
         return None if row is None else row["id"]
 
-    monkeypatch.setattr(payments.zaps, "paid_sale", by_invoice)
+    monkeypatch.setattr(payments.claims, "sale_of", by_invoice)
     seed, broken = _first_broken()
     print(f"found by seed {seed}: {broken[0]}")
     assert any(problem.startswith("both_sides") for problem in broken)
