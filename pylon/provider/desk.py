@@ -245,7 +245,10 @@ class Desk:
             return
         given = customers.free_left(self._store, caller.customer, self.terms.free_per_day, now) > 0
         while True:
-            sale, verdict = await self._appraise(asked, found, now, free=given or caller.standing is Standing.FREE)
+            terms = self.terms
+            if given or caller.standing is Standing.FREE:
+                terms = attrs.evolve(terms, payments=False)
+            sale, verdict = await self._appraise(asked, found, now, terms)
             takes_one = given and caller.standing is not Standing.FREE and isinstance(verdict, machine.Free)
             try:
                 await self._decide(asked.event, caller, sale, verdict, now, takes_one=takes_one)
@@ -259,15 +262,9 @@ class Desk:
         Its customer chooses one of many: what is not chosen must have cost nobody anything, so nothing is done free, on
         trust, or for what we owe; and that we cannot do it is no news to anybody.
         """
-        sale, verdict = await self._appraise(asked, found, now, free=False)
-        match verdict:
-            case machine.OnTrust(price):
-                verdict = await self._agree(asked.job, machine.Priced(price))
-            case machine.Priced():
-                pass
-            case _:
-                return
-        await self._decide(asked.event, caller, sale, verdict, now)
+        sale, verdict = await self._appraise(asked, found, now, attrs.evolve(self.terms, on_trust=False))
+        if isinstance(verdict, machine.Priced):
+            await self._decide(asked.event, caller, sale, verdict, now)
 
     async def _decide(
         self, event: Event, caller: _Caller, sale: Sale, verdict: object, now: float, *, takes_one: bool = False
@@ -303,19 +300,19 @@ class Desk:
         return [pushed, self._driver.begin_in(tx, sale, verdict)]
 
     async def _appraise(
-        self, asked: _Asked, found: Mapping[JobInput, str], now: float, *, free: bool
+        self, asked: _Asked, found: Mapping[JobInput, str], now: float, terms: Terms
     ) -> tuple[Sale, object]:
-        """The sale as it would begin, and its first input: refused, free, or priced."""
+        """The sale as it would begin by these terms, and its first input: refused, free, or priced."""
         event, job = asked.event, asked.job
         prompt = job.joined(found)
         sale = Sale(id=event.id, customer=event.pubkey, kind=event.kind, created_at=now)
         served = await self._router.models()
         models = [model.id for model in served]
-        default = await self._default()
+        default = "" if job.model is not None else await self._default()
         model = served_as(job.model, models, default)
         verdict = appraise(
             job,
-            attrs.evolve(self.terms, payments=False) if free else self.terms,
+            terms,
             prompt=prompt,
             models=models,
             default=default,
@@ -324,28 +321,22 @@ class Desk:
         )
         if isinstance(verdict, machine.Refused):
             return sale, verdict
-        if isinstance(verdict, machine.Priced):
-            verdict = await self._agree(job, verdict)
+        if isinstance(verdict, machine.Priced) and terms.pay_on_delivery:
+            verdict = await self._holds.agree(job, verdict)
         repeated = "" if job.encrypted else event.to_json()
-        taken = Sale(
-            id=event.id,
-            customer=event.pubkey,
-            kind=event.kind,
-            created_at=now,
+        taken = attrs.evolve(
+            sale,
             prompt=prompt or "",
             encrypted=job.encrypted,
             scheme=job.scheme,
             model=model or "",
-            max_tokens=job.max_tokens or self.terms.default_tokens,
+            max_tokens=job.max_tokens or terms.default_tokens,
             temperature=job.number("temperature", 0.0, 2.0),
             top_p=job.number("top_p", 0.0, 1.0),
             json_schema=asked.schema,
             request=repeated if len(repeated.encode()) <= _LONGEST_REQUEST else "",
         )
         return taken, verdict
-
-    async def _agree(self, job: JobRequest, verdict: machine.Priced) -> machine.Priced:
-        return await self._holds.agree(job, verdict) if self.terms.pay_on_delivery else verdict
 
     async def _default(self) -> str:
         """The model that answers where a job names none."""
