@@ -95,7 +95,7 @@ class Payments:
         self._gone: dict[str, float] = {}
         """Sales whose hold was not there at the last looks, and since when."""
         self._asked = _BEGINNING
-        """End and sale of the last invoice that was asked about: where the next look goes on."""
+        """End and sale of the last invoice that was asked about: where the next poll goes on."""
 
     async def watch(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Claim what comes in. A wallet that is not there, or ends its events, is listened to again later."""
@@ -142,7 +142,7 @@ class Payments:
         What has expired lately may have been paid in its last moment, or the wallet may not have told the truth of it;
         and what was done on trust may be paid by now.
 
-        ``most`` bounds how many invoices are asked about now; the next look goes on where this one ends. So ten
+        ``most`` bounds how many invoices are asked about now; the next such look goes on where this one ends. So ten
         thousand quotes that nobody pays cost no more than a few: each is asked about once more when its time is over.
         """
         for sale in list(self._driver.records.where(self._store, "state = ?", (SaleState.HELD.value,))):
@@ -152,20 +152,25 @@ class Payments:
             if zapped is not None and zapped.received > 0:
                 await self.claim(payment_hash, zapped.received)
         since, asked = self._clock.now() - lately, 0
-        while most is None or asked < most:
-            rows = self._store.read(
-                "SELECT id, expires_at FROM sales WHERE paid_msats = 0 AND expires_at >= ?1"
-                " AND (expires_at > ?1 OR id > ?2) AND state <> ?3 ORDER BY expires_at, id LIMIT ?4",
-                (*max((since, ""), self._asked), SaleState.HELD.value, _ASKED_AT_ONCE),
-            )
-            for row in rows:
-                for sale in list(self._driver.records.where(self._store, "id = ?", (row["id"],))):
-                    await self.claim_if_paid(sale)
-                self._asked = (row["expires_at"], row["id"])
-            asked += len(rows)
-            if len(rows) < _ASKED_AT_ONCE:
-                self._asked = _BEGINNING
-                return
+        at = _BEGINNING if most is None else self._asked
+        try:
+            while most is None or asked < most:
+                rows = self._store.read(
+                    "SELECT id, expires_at FROM sales WHERE paid_msats = 0 AND expires_at >= ?1"
+                    " AND (expires_at > ?1 OR id > ?2) AND state <> ?3 ORDER BY expires_at, id LIMIT ?4",
+                    (*max((since, ""), at), SaleState.HELD.value, _ASKED_AT_ONCE),
+                )
+                for row in rows:
+                    for sale in list(self._driver.records.where(self._store, "id = ?", (row["id"],))):
+                        await self.claim_if_paid(sale)
+                    at = (row["expires_at"], row["id"])
+                asked += len(rows)
+                if len(rows) < _ASKED_AT_ONCE:
+                    at = _BEGINNING
+                    return
+        finally:
+            if most is not None:
+                self._asked = at
 
     async def look(self, payment_hash: str) -> IssuedInvoice | None:
         """What the wallet says of an invoice of ours."""

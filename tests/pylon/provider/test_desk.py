@@ -446,3 +446,23 @@ async def test_quotes_that_nobody_pays_cost_the_wallet_a_bounded_number_of_quest
         ]
         assert len(plan) == 1
         assert plan[0].startswith("SEARCH sales USING INDEX sales_unpaid")
+
+
+async def test_a_wallet_that_is_heard_again_is_asked_about_every_open_invoice(autojump_clock, market, monkeypatch):
+    """However far the polls have come, which ask about a few at a time."""
+    monkeypatch.setattr("pylon.provider.payments._ASKED_AT_ONCE", 5)
+    home, crowd = await open_home(market), await crowd_of(market, 18)
+    asked, lookup = [], home.wallet.lookup_invoice
+
+    async def counting(payment_hash):
+        asked.append(payment_hash)
+        return await lookup(payment_hash)
+
+    home.wallet.lookup_invoice = counting
+    async with home.selling() as (provider, _):
+        for actor in crowd:
+            actor.ask(home.secret)
+        await until(lambda: len(set(asked)) in range(5, 15), 400)
+        asked.clear()
+        await provider.payments._claim_all_paid(0.0)
+        assert len(asked) == 18
