@@ -10,7 +10,9 @@ import attrs
 import pytest
 import trio
 
+from protocols.keys import SecretKey
 from protocols.nip01 import Event
+from protocols.nip57 import RECEIPT, build_request
 from protocols.nip89 import parse_announcement
 from pylon import config as configuration
 from pylon import identity
@@ -18,6 +20,7 @@ from pylon.clock import SystemClock
 from pylon.compute.purchase import PurchaseState
 from pylon.config_backends import DEFAULT_URLS, check_backends
 from pylon.config_values import Bind
+from pylon.daemon.hosting import HOME_NAME
 from pylon.daemon.runtime import open_runtime
 from pylon.daemon.verbs import Verbs
 from pylon.errors import ConfigError, IdentityError, ModelMissing
@@ -269,3 +272,22 @@ async def test_status_tells_what_is_sold(make):
         assert (sold["closed"], sold["open"], sold["running"], sold["waiting"]) == ("", {}, 0, 0)
         assert sold["slots"] >= 1
         assert sold["earned_msats"] == 0
+
+
+async def test_a_zap_to_the_home_has_its_receipt_as_soon_as_it_is_paid(make):
+    home, config = make("seller")
+    config = attrs.evolve(config, api=attrs.evolve(config.api, bind=Bind("127.0.0.1", 0)))
+    async with opened(home, config, mode="provider", backend=ScriptedBackend(ANSWER), serve_http=True) as selling:
+        own, amount, relays = selling.identity.pubkey, sats(21), list(selling.pool.urls)
+        request = build_request(
+            SecretKey.generate(), recipient=own, relays=relays, amount_msats=amount, created_at=int(selling.clock.now())
+        )
+        invoice = await selling.hosting.pay.invoice(HOME_NAME, amount, request.to_json())
+        assert selling.hosting.pay.unpaid(own)
+        customer, terms = make("customer", relays=tuple(relays))
+        terms = attrs.evolve(terms, relay=attrs.evolve(terms.relay, enabled=False))
+        async with opened(customer, terms) as buying:
+            await verb(buying, "wallet.fund", amount_msats=sats(100))
+            await buying.wallet.pay(invoice, max_fee=sats(10), idempotency_key="a zap")
+        await until(lambda: not selling.hosting.pay.unpaid(own), 10)
+        assert len(selling.store.read("SELECT 1 FROM outbox WHERE kind = ?", (RECEIPT,))) == 1
