@@ -26,6 +26,7 @@ from pylon.daemon.relay_check import look
 from pylon.daemon.wallets import open_wallets
 from pylon.errors import AlreadyRunning, ModelMissing, PylonError
 from pylon.money import Msat, format_msat
+from pylon.relays.probe import Auth
 from pylon.relays.server import SOFTWARE
 from pylon.store import books as store_books
 from pylon.store.database import open_store
@@ -209,18 +210,17 @@ def _relay(row: dict[str, Any], away: Any) -> Sequence[Finding]:
         step = row[what]
         if step is None or step["ok"]:
             continue
-        detail = "it did not come so far" if step is None else step["detail"]
-        remedy = replace
-        if row["auth"] == "asked for, and there is no key here to answer with":
+        detail, remedy = step["detail"], replace
+        if row["auth"] == Auth.NO_KEY:
             remedy = "pylon init; or PYLON_PASSPHRASE_FILE=FILE pylon doctor"
-        elif row["auth"] == "refused" or detail.startswith(("restricted", "blocked")) or pays:
+        elif row["auth"] == Auth.REFUSED or detail.startswith(("restricted", "blocked")) or pays:
             remedy = f"it takes its members' events only: join it, or {replace}"
         findings.append(away("relays", f"{url} cannot be {verb}: {detail}", remedy))
     if findings:
         return findings
     told = f"{url}: connected in {row['connect']['seconds'] * 1_000:,.0f} ms"
     told += "" if row["latency"] is None else f", latency {row['latency'] * 1_000:,.0f} ms"
-    return [passed("relays", told + (", authenticated" if row["auth"] == "accepted" else ""))]
+    return [passed("relays", told + (", authenticated" if row["auth"] == Auth.ACCEPTED else ""))]
 
 
 def _clock(ahead: list[tuple[float, str]], *, near: bool) -> Sequence[Finding]:
