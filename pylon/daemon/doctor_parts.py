@@ -14,6 +14,7 @@ from typing import Any
 
 import trio
 
+from pylon.clock import Clock
 from pylon.config import Config
 from pylon.config_values import Bind
 from pylon.daemon.compute import survey
@@ -280,15 +281,15 @@ async def ports(patient: Patient) -> Sequence[Finding]:
             told = f"{config.api.bind} was taken: HTTP is served on {api}"
             return [warned("ports", told, "pylon config set api.bind 127.0.0.1:PORT; pylon api says where it is")]
         return [passed("ports", f"HTTP is served on {api}" if api else "HTTP is switched off")]
-    findings = [*await _relay_port(config), *_api_port(config)]
+    findings = [*await _relay_port(config, patient.clock), *_api_port(config)]
     return findings or [passed("ports", "those of the relay and of HTTP are free")]
 
 
-async def _relay_port(config: Config) -> Sequence[Finding]:
+async def _relay_port(config: Config, clock: Clock) -> Sequence[Finding]:
     trouble = _taken(config.relay.bind) if config.relay.enabled else ""
     if not trouble:
         return []
-    if trouble == "taken" and await software_at(f"http://{config.relay.bind}") == SOFTWARE:
+    if trouble == "taken" and await software_at(config.relay.bind, clock) == SOFTWARE:
         return [passed("ports", f"{config.relay.bind} is served by another Pylon's relay, which this home uses")]
     remedy = "pylon config set relay.bind 127.0.0.1:PORT; or relay.enabled false"
     return [failed("ports", f"the relay's {config.relay.bind} is {trouble}", remedy)]
