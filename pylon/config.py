@@ -418,7 +418,7 @@ def _find(path: Path, text: str, environ: Mapping[str, str], flags: Mapping[str,
     values, sources = found.values, found.sources
     where = _Lines(path, text)
 
-    for key, value in _leaves(_parse(path, text)):
+    for key, value in _leaves(parse(path, text)[1]):
         target = _MOVED.get(key, key)
         if target in _KINDS:
             values[target], sources[target] = value, Source("file", where(key))
@@ -475,9 +475,11 @@ def read_text(path: Path) -> str:
         raise ConfigError(f"{path}:{line}: not UTF-8", "save the file as UTF-8") from None
 
 
-def _parse(path: Path, text: str) -> dict[str, Any]:
+def parse(path: Path, text: str) -> tuple[tomlkit.TOMLDocument, dict[str, Any]]:
+    """The file with its comments, and its plain values. Raises ``ConfigError`` with the line where it is no TOML."""
     try:
-        return tomlkit.parse(text).unwrap()
+        document = tomlkit.parse(text)
+        return document, document.unwrap()
     except (TOMLKitError, RecursionError, ValueError) as error:
         line = getattr(error, "line", None)
         place = f"{path}:{line}" if line else str(path)

@@ -7,17 +7,17 @@ wrong elsewhere in it before is told, and is no reason to refuse: it may be what
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import attrs
 import tomlkit
-from tomlkit.exceptions import TOMLKitError
 from tomlkit.items import Item
 
 from pylon import config as configuration
@@ -27,11 +27,6 @@ from pylon.config_default import remark
 from pylon.config_values import Bind, Kind
 from pylon.errors import ConfigError, UsageError
 from pylon.files import put_private
-
-try:
-    import fcntl as _fcntl
-except ImportError:  # Windows: of two at once, the later one wins
-    _fcntl = None  # type: ignore[assignment]
 
 _LOCK_SECONDS = 5.0
 _INDENT = "    "
@@ -123,18 +118,22 @@ def unset_value(file: Path, path: KeyPath) -> Edited:
 
 def relays_in(file: Path) -> list[str] | None:
     """The relays that the file itself names; ``None`` where it names none."""
-    value = _parse(file, configuration.read_text(file)).unwrap().get("relays")
+    value = _plain(file).get("relays")
     return [str(url) for url in value] if isinstance(value, list) else None
 
 
 def has(file: Path, path: KeyPath) -> bool:
     """Whether the file itself has this key."""
-    table: Any = _parse(file, configuration.read_text(file)).unwrap()
+    table: Any = _plain(file)
     for name in path:
         if not isinstance(table, Mapping) or name not in table:
             return False
         table = table[name]
     return True
+
+
+def _plain(file: Path) -> dict[str, Any]:
+    return configuration.parse(file, configuration.read_text(file))[1]
 
 
 # --- the document -----------------------------------------------------------------------------------------------------
@@ -197,26 +196,17 @@ def _drop(document: tomlkit.TOMLDocument, path: KeyPath) -> None:
         del table[path[-1]]
 
 
-def _parse(file: Path, text: str) -> tomlkit.TOMLDocument:
-    try:
-        return tomlkit.parse(text)
-    except (TOMLKitError, RecursionError, ValueError) as error:
-        line = getattr(error, "line", None)
-        place = f"{file}:{line}" if line else str(file)
-        raise ConfigError(f"{place}: not TOML: {error}", "mend the line; strings stand in double quotes") from None
-
-
 # --- the file ---------------------------------------------------------------------------------------------------------
 
 
-def _edit(file: Path, path: KeyPath, change: Any) -> Edited:
+def _edit(file: Path, path: KeyPath, change: Callable[[tomlkit.TOMLDocument], None]) -> Edited:
     """Change the file by ``change``. Raises ``ConfigError`` where that would make anything wrong that was right."""
     real = Path(os.path.realpath(file))  # a link into somebody's dotfiles stays one
     try:
         real.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _alone(real.parent):
             before = configuration.read_text(real)
-            document = _parse(file, before)
+            document, _ = configuration.parse(file, before)
             problems = configuration.problems_in(file, before)
             change(document)
             text = tomlkit.dumps(document)
@@ -236,15 +226,12 @@ def _edit(file: Path, path: KeyPath, change: Any) -> Edited:
 @contextlib.contextmanager
 def _alone(directory: Path) -> Iterator[None]:
     """One at a time, of all who change a file in this directory; the kernel takes it back from one that dies."""
-    if _fcntl is None:
-        yield
-        return
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         deadline = time.monotonic() + _LOCK_SECONDS
         while True:
             try:
-                _fcntl.flock(descriptor, _fcntl.LOCK_EX | _fcntl.LOCK_NB)
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 if time.monotonic() >= deadline:

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import attrs
 
 from pylon.config_backends import ALLOWED, KINDS, check_backends
+from pylon.errors import UsageError
 
 
 @attrs.frozen
@@ -109,6 +110,14 @@ def relay_url(value: Any) -> str:
     if "@" in parts.netloc or parts.fragment or re.search(r"[\s\x00-\x1f\x7f]", url):
         raise ValueError
     return url
+
+
+def relay_urls(values: Iterable[Any]) -> list[str]:
+    """The relays that somebody has named, each once. Raises ``UsageError``."""
+    try:
+        return list(dict.fromkeys(map(relay_url, values)))
+    except (ValueError, TypeError):
+        raise UsageError("a relay is named by its address", "wss://relay.example") from None
 
 
 def _bind(value: Any) -> Bind:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +96,7 @@ async def _examine(home: Home) -> tuple[Sequence[Finding], bool]:
 
 
 def _key_of(home: Home) -> Callable[[], Unlocked] | None:
-    """What opens the home without asking anybody."""
+    """What opens the home without asking anybody: once, for the checks run side by side, and opening takes memory."""
     from pylon import identity
     from pylon.passphrase import from_environment
 
@@ -105,7 +106,13 @@ def _key_of(home: Home) -> Callable[[], Unlocked] | None:
             return None
     except (PylonError, OSError):
         return None  # the check of the identity says why
-    return functools.partial(identity.unlock, home, given)
+    one_at_a_time, opened = threading.Lock(), functools.cache(functools.partial(identity.unlock, home, given))
+
+    def unlock() -> Unlocked:
+        with one_at_a_time:
+            return opened()
+
+    return unlock
 
 
 def _mend(found: Sequence[Finding]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pylon.cli.output import State, emit, json_option, note, pass_state, warn
-from pylon.errors import NotFound, NotRunning, PylonError, UsageError
+from pylon.errors import NotFound, NotRunning, PylonError
 
 if TYPE_CHECKING:
     from pylon.config import Config
@@ -193,12 +193,9 @@ def _config(state: State) -> Config:
 
 
 def _urls(urls: tuple[str, ...]) -> list[str]:
-    from pylon.config_values import relay_url
+    from pylon.config_values import relay_urls
 
-    try:
-        return list(dict.fromkeys(relay_url(url) for url in urls))
-    except (ValueError, TypeError):
-        raise UsageError("a relay is named by its address", "wss://relay.example") from None
+    return relay_urls(urls)
 
 
 def _same(url: str) -> str:

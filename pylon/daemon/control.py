@@ -40,6 +40,12 @@ whether to go on without it is the method's choice."""
 Method = Callable[[dict[str, Any], Notify], Awaitable[Any]]
 """``async method(params, notify)`` returns what JSON can say, or raises a ``PylonError``."""
 
+
+async def to_nobody(method: str, params: Any) -> bool:
+    """``Notify`` where nobody listens, and the method goes on nevertheless."""
+    return True
+
+
 OnError = Callable[[str, BaseException], None]
 """Told of a method's name and of an exception of it that is no ``PylonError``."""
 

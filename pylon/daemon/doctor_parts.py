@@ -14,6 +14,7 @@ from typing import Any
 
 import trio
 
+from pylon.clock import Clock
 from pylon.config import Config
 from pylon.config_values import Bind
 from pylon.daemon.compute import survey
@@ -26,6 +27,7 @@ from pylon.daemon.relay_check import look
 from pylon.daemon.wallets import open_wallets
 from pylon.errors import AlreadyRunning, ModelMissing, PylonError
 from pylon.money import Msat, format_msat
+from pylon.relays.probe import Auth
 from pylon.relays.server import SOFTWARE
 from pylon.store import books as store_books
 from pylon.store.database import open_store
@@ -209,18 +211,17 @@ def _relay(row: dict[str, Any], away: Any) -> Sequence[Finding]:
         step = row[what]
         if step is None or step["ok"]:
             continue
-        detail = "it did not come so far" if step is None else step["detail"]
-        remedy = replace
-        if row["auth"] == "asked for, and there is no key here to answer with":
+        detail, remedy = step["detail"], replace
+        if row["auth"] == Auth.NO_KEY:
             remedy = "pylon init; or PYLON_PASSPHRASE_FILE=FILE pylon doctor"
-        elif row["auth"] == "refused" or detail.startswith(("restricted", "blocked")) or pays:
+        elif row["auth"] == Auth.REFUSED or detail.startswith(("restricted", "blocked")) or pays:
             remedy = f"it takes its members' events only: join it, or {replace}"
         findings.append(away("relays", f"{url} cannot be {verb}: {detail}", remedy))
     if findings:
         return findings
     told = f"{url}: connected in {row['connect']['seconds'] * 1_000:,.0f} ms"
     told += "" if row["latency"] is None else f", latency {row['latency'] * 1_000:,.0f} ms"
-    return [passed("relays", told + (", authenticated" if row["auth"] == "accepted" else ""))]
+    return [passed("relays", told + (", authenticated" if row["auth"] == Auth.ACCEPTED else ""))]
 
 
 def _clock(ahead: list[tuple[float, str]], *, near: bool) -> Sequence[Finding]:
@@ -280,15 +281,15 @@ async def ports(patient: Patient) -> Sequence[Finding]:
             told = f"{config.api.bind} was taken: HTTP is served on {api}"
             return [warned("ports", told, "pylon config set api.bind 127.0.0.1:PORT; pylon api says where it is")]
         return [passed("ports", f"HTTP is served on {api}" if api else "HTTP is switched off")]
-    findings = [*await _relay_port(config), *_api_port(config)]
+    findings = [*await _relay_port(config, patient.clock), *_api_port(config)]
     return findings or [passed("ports", "those of the relay and of HTTP are free")]
 
 
-async def _relay_port(config: Config) -> Sequence[Finding]:
+async def _relay_port(config: Config, clock: Clock) -> Sequence[Finding]:
     trouble = _taken(config.relay.bind) if config.relay.enabled else ""
     if not trouble:
         return []
-    if trouble == "taken" and await software_at(f"http://{config.relay.bind}") == SOFTWARE:
+    if trouble == "taken" and await software_at(config.relay.bind, clock) == SOFTWARE:
         return [passed("ports", f"{config.relay.bind} is served by another Pylon's relay, which this home uses")]
     remedy = "pylon config set relay.bind 127.0.0.1:PORT; or relay.enabled false"
     return [failed("ports", f"the relay's {config.relay.bind} is {trouble}", remedy)]

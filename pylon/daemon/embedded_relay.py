@@ -12,10 +12,10 @@ from pathlib import Path
 
 import trio
 
-from protocols.nip11 import MEDIA_TYPE, RelayInformation
 from pylon.clock import Clock
 from pylon.config_values import Bind
-from pylon.errors import ConfigError
+from pylon.errors import ConfigError, RelayError
+from pylon.relays.information import fetch_information
 from pylon.relays.relay import open_relay
 from pylon.relays.server import SOFTWARE, PortTaken, serve_relay
 
@@ -61,7 +61,7 @@ class EmbeddedRelay:
         return url
 
     async def _expect_pylon(self) -> None:
-        software = await software_at(f"http://{self._bind}")
+        software = await software_at(self._bind, self._clock)
         if software != SOFTWARE:
             raise ConfigError(
                 f"the embedded relay's address {self._bind} is taken by something that is no Pylon relay",
@@ -82,13 +82,10 @@ class _Bound(trio.TaskStatus[list[tuple[str, int]]]):
         self._outer.started(self._relay.bound(host, port))
 
 
-async def software_at(url: str) -> str | None:
-    """What the NIP-11 document at ``url`` calls its software; ``None`` without such a document."""
-    import httpx
-
+async def software_at(bind: Bind, clock: Clock) -> str | None:
+    """What the NIP-11 document of an address of this machine calls its software; ``None`` without such a document."""
     try:
-        async with httpx.AsyncClient(timeout=_ANSWER_WITHIN, trust_env=False) as client:
-            answer = await client.get(url, headers={"Accept": MEDIA_TYPE})
-            return RelayInformation.from_json(answer.content).software
-    except (httpx.HTTPError, ValueError):
+        answer = await fetch_information(f"ws://{bind}", clock=clock, timeout=_ANSWER_WITHIN, near=True)
+    except RelayError:
         return None
+    return answer.information.software

@@ -12,7 +12,7 @@ import attrs
 
 from protocols.keys import SecretKey
 from pylon.clock import Clock
-from pylon.config_values import relay_url
+from pylon.config_values import relay_urls
 from pylon.daemon.control import Method, Notify
 from pylon.errors import UsageError
 from pylon.relays.probe import SECONDS, Probe, by_http, probe_all
@@ -38,10 +38,7 @@ def read_urls(value: object) -> list[str]:
     """Addresses that somebody has named. Raises ``UsageError``."""
     if not isinstance(value, list) or len(value) > MOST:
         raise UsageError(f"relays must be a list of at most {MOST}")
-    try:
-        return list(dict.fromkeys(relay_url(url) for url in value))
-    except (ValueError, TypeError):
-        raise UsageError("a relay is named by its address", "wss://relay.example") from None
+    return relay_urls(value)
 
 
 @attrs.frozen

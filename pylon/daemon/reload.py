@@ -35,21 +35,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_WALLET = (
-    "budget_day_sats",
-    "budget_each_sats",
-    "payee_day_sats",
-    "max_fee_sats",
-    "reserve_sats",
-    "approve_above_sats",
-)
-LIVE: frozenset[KeyPath] = frozenset(
+_SOLD: frozenset[KeyPath] = frozenset(
     {
-        ("relays",),
         ("enable_payments",),
         ("require_payment",),
         ("min_price_msats",),
-        ("provider", "pay_on_delivery"),
         ("provider", "name"),
         ("provider", "description"),
         ("provider", "max_tokens"),
@@ -62,32 +52,26 @@ LIVE: frozenset[KeyPath] = frozenset(
         ("provider", "trusted_free"),
         ("provider", "blocked"),
         ("provider", "deadlines", "payment"),
-        ("api", "market"),
-        ("api", "budget_day_msats"),
-        ("api", "budget_each_msats"),
-        ("log", "level"),
-        *(("wallet", name) for name in _WALLET),
     }
 )
-"""Taken over while the home runs."""
-
-_SOLD = {
-    "enable_payments",
-    "require_payment",
-    "min_price_msats",
-    "provider.pay_on_delivery",
-    "provider.name",
-    "provider.description",
-    "provider.max_tokens",
-    "provider.price_in_msats",
-    "provider.price_out_msats",
-    "provider.multipliers",
-    "provider.free_per_day",
-    "provider.trusted",
-    "provider.trusted_free",
-    "provider.blocked",
-    "provider.deadlines.payment",
+"""How it sells, and how it is announced."""
+_WALLET = (
+    "budget_day_sats",
+    "budget_each_sats",
+    "payee_day_sats",
+    "max_fee_sats",
+    "reserve_sats",
+    "approve_above_sats",
+)
+LIVE: frozenset[KeyPath] = _SOLD | {
+    ("relays",),
+    ("api", "market"),
+    ("api", "budget_day_msats"),
+    ("api", "budget_each_msats"),
+    ("log", "level"),
+    *(("wallet", name) for name in _WALLET),
 }
+"""Taken over while the home runs."""
 
 UNUSED = ("claude",)
 """Read and checked, and used by nothing yet: nothing has to be restarted for them."""
@@ -263,7 +247,7 @@ class Reloading:
         runtime = self.runtime
         if "log.level" in changed:
             set_log_level(new)
-        if changed & _SOLD:
+        if changed & {".".join(key) for key in _SOLD}:
             self._retune(new)
         if changed & {"api.market", "api.budget_each_msats"} and runtime.openai is not None:
             router = None if runtime.provider is None else runtime.provider.router
@@ -306,12 +290,3 @@ def _overridden(loaded: Loaded) -> dict[str, str]:
     return {
         ".".join(key): source.where for key, source in loaded.sources.items() if source.kind in ("environment", "flag")
     }
-
-
-async def read_again(runtime: Runtime) -> None:
-    """What SIGHUP does: the verb ``reload``, with nobody to answer; what comes of it is in the log."""
-
-    async def notify(method: str, params: Any) -> None:
-        pass
-
-    await Reloading(runtime).reload({}, notify)

@@ -375,6 +375,7 @@ def _provider(
         rng=rng,
         terms=terms_of(config, unit),
         deadlines=deadlines(config.provider.deadlines),
+        received=received,
     )
 
 

@@ -17,7 +17,7 @@ from pylon import identity
 from pylon.config import Config
 from pylon.crashpoints import install_from_environment
 from pylon.daemon import books
-from pylon.daemon.control import Notify, serve_control
+from pylon.daemon.control import Notify, serve_control, to_nobody
 from pylon.daemon.coredumps import forbid_core_dumps
 from pylon.daemon.logs import Log, start_logging
 from pylon.daemon.notify import Notifier
@@ -163,16 +163,12 @@ class _Daemon:
         async with self.reloading:
             self.manager.reloading()
             try:
-                await Reloading(running[0]).reload({}, _to_nobody)
+                await Reloading(running[0]).reload({}, to_nobody)
             except PylonError as error:
                 log.error("the configuration was not taken over: %s", error.message)
             except Exception as error:
                 log.error("the configuration was not taken over: %s", brief(error))
             self.manager.ready(self._told())
-
-
-async def _to_nobody(method: str, params: Any) -> bool:
-    return True
 
 
 def facts(runtime: Runtime) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import trio
 
 from pylon import __version__
 from pylon.daemon.agents import AgentVerbs
+from pylon.daemon.control import to_nobody
 from pylon.daemon.runtime import Runtime
 from pylon.daemon.wallet_verbs import WalletGuard
 from pylon.errors import PylonError, brief
@@ -42,7 +43,7 @@ async def report(runtime: Runtime, agents: AgentVerbs | None) -> dict[str, Any]:
         return [] if runtime.provider is None else await runtime.provider.router.standings(PATIENCE / 2)
 
     async def everybody() -> Any:
-        return {} if agents is None else await agents.list({"limit": STATUS_AGENTS}, _nobody)
+        return {} if agents is None else await agents.list({"limit": STATUS_AGENTS}, to_nobody)
 
     async with trio.open_nursery() as nursery:
         for name, ask in (("wallet", balance), ("backends", backends), ("agents", everybody)):
@@ -155,7 +156,3 @@ def _quarantined(children: list[dict[str, Any]], agents: list[dict[str, Any]]) -
         for child in told
         if child["state"] == ChildState.QUARANTINED
     ]
-
-
-async def _nobody(method: str, params: Any) -> bool:
-    return True

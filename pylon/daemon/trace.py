@@ -26,8 +26,9 @@ _SUBJECTS = (
     "SELECT 'purchase' AS machine, id FROM purchases WHERE " + BEGINS.format("id") + " UNION"
     " SELECT 'purchase', purchase_id FROM purchase_requests WHERE " + BEGINS.format("request_id") + " UNION"
     " SELECT 'sale', id FROM sales WHERE " + BEGINS.format("id") + " UNION"
-    " SELECT substr(effect, 1, instr(effect, '.') - 1), subject FROM outbox WHERE " + BEGINS.format("event_id") + ""
-    " AND (effect LIKE 'purchase.%' OR effect LIKE 'sale.%') LIMIT 100"
+    " SELECT substr(effect, 1, instr(effect, '.') - 1), subject FROM outbox WHERE "
+    + BEGINS.format("event_id")
+    + " AND (effect LIKE 'purchase.%' OR effect LIKE 'sale.%') LIMIT 100"
 )
 
 

@@ -13,7 +13,7 @@ import attrs
 
 from pylon.clock import Clock
 from pylon.config import Config
-from pylon.config_values import relay_url
+from pylon.config_values import relay_urls
 from pylon.daemon.agent_params import text, whole
 from pylon.daemon.control import Method, Notify
 from pylon.daemon.hosting import usual_relays
@@ -79,10 +79,7 @@ class ConnectVerbs:
         if wanted:
             if not isinstance(wanted, list) or len(wanted) > _MOST_RELAYS:
                 raise UsageError(f"relays must be a list of at most {_MOST_RELAYS}")
-            try:
-                return tuple(dict.fromkeys(relay_url(url) for url in wanted))
-            except (ValueError, TypeError):
-                raise UsageError("a relay is named by its address", "wss://relay.example") from None
+            return tuple(relay_urls(wanted))
         found = tuple(self.relays() or self.config.relays or usual_relays(self.config))
         found = tuple(url for url in found if not url.endswith(":0"))[:_MOST_RELAYS]
         if not found:

@@ -15,6 +15,7 @@ import attrs
 import trio
 
 from protocols.nip11 import MEDIA_TYPE, InformationInvalid, RelayInformation
+from pylon import publicnet
 from pylon.clock import Clock
 from pylon.errors import RelayError, brief
 
@@ -49,13 +50,14 @@ def http_address(url: str) -> str:
     return {"ws": "http", "wss": "https"}.get(scheme, scheme) + separator + rest
 
 
-async def fetch_information(url: str, *, clock: Clock, timeout: float = ANSWER_SECONDS) -> Answered:
-    """Raises ``RelayError`` where the relay has no such document, or does not answer in time."""
+async def fetch_information(url: str, *, clock: Clock, timeout: float = ANSWER_SECONDS, near: bool = False) -> Answered:
+    """Raises ``RelayError`` where the relay has no such document, or does not answer in time.
+
+    ``near``: it is on this machine, though its address may not say so.
+    """
     import httpx
 
-    host = urlsplit(url).hostname or ""
-    near = host in ("localhost", "127.0.0.1", "::1")
-    received = bytearray()
+    near = near or urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
     try:
         with trio.fail_after(timeout):
             # Reading all certificates takes long: once, and not for an address that has none. A proxy in the
@@ -69,21 +71,17 @@ async def fetch_information(url: str, *, clock: Clock, timeout: float = ANSWER_S
                     date = answer.headers.get("date", "")
                     if answer.status_code != 200:
                         raise RelayError(f"{url}: no NIP-11 document (HTTP {answer.status_code})")
-                    # Left by cancelling: httpx has a stack of generators here, and whoever just stops leaves them to
-                    # the collector.
-                    with trio.CancelScope() as scope:
-                        async for chunk in answer.aiter_raw():
-                            received += chunk
-                            if len(received) > MAX_BYTES:
-                                scope.cancel()
-        if len(received) > MAX_BYTES:
-            raise RelayError(f"{url}: its NIP-11 document is too long")
+                    received = await publicnet.read(answer, MAX_BYTES)
     except trio.TooSlowError:
         raise RelayError(f"{url}: no NIP-11 document within {timeout:g} s") from None
+    except publicnet.TooLong:
+        raise RelayError(f"{url}: its NIP-11 document is too long") from None
+    except publicnet.Compressed:
+        raise RelayError(f"{url}: no NIP-11 document (it is compressed)") from None
     except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, ValueError) as error:
         raise RelayError(f"{url}: no NIP-11 document ({type(error).__name__})") from None
     try:
-        information = RelayInformation.from_json(bytes(received))
+        information = RelayInformation.from_json(received)
     except InformationInvalid as error:
         raise RelayError(f"{url}: no NIP-11 document ({error})") from None
     return Answered(information, _ahead(date, middle))

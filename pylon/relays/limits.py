@@ -55,13 +55,17 @@ class RelayLimits:
 
     def too_old(self, frame: str, now: float) -> bool:
         """Whether the event in a frame is older than the relay takes."""
+        if self.oldest is None:
+            return False
         created_at = _created_at(frame)
-        return self.oldest is not None and created_at is not None and created_at < now - self.oldest
+        return created_at is not None and created_at < now - self.oldest
 
     def too_early(self, frame: str, now: float) -> bool:
         """Whether the event in a frame is dated further ahead than the relay takes; later it will be taken."""
+        if self.ahead is None:
+            return False
         created_at = _created_at(frame)
-        return self.ahead is not None and created_at is not None and created_at > now + self.ahead
+        return created_at is not None and created_at > now + self.ahead
 
 
 def _positive(value: int | None) -> int | None:

@@ -185,26 +185,24 @@ class _Looking:
         self.probe = attrs.evolve(self.probe, **changes)
 
     async def _talk(self, transport: Transport) -> None:
+        self._know(read=Step(False, detail="it did not answer in time"))
         began = trio.current_time()
         with trio.move_on_after(_STEP_SECONDS):
             await transport.ping()
             self._know(latency=trio.current_time() - began)
-        self._know(read=Step(False, detail="it did not answer in time"))
         self._know(read=await self._try(self._read, transport))
         self._know(write=Step(False, detail="it did not say whether it has the event"))
         self._know(write=await self._try(self._write, transport))
 
-    async def _try(self, step: object, transport: Transport) -> Step:
+    async def _try(self, step: Callable[[Transport], Awaitable[Step]], transport: Transport) -> Step:
         """A step, once more after an authentication if that was what it lacked."""
-        assert callable(step)
-        taken: Step = await step(transport)
+        taken = await step(transport)
         if not taken.ok and taken.detail.startswith("auth-required"):
             if self._signer is None:
                 self._know(auth=Auth.NO_KEY)
                 return taken
             if await self._authenticate(transport):
-                again: Step = await step(transport)
-                return again
+                return await step(transport)
         return taken
 
     async def _read(self, transport: Transport) -> Step:

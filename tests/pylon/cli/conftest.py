@@ -50,7 +50,8 @@ def simnet(pylon):
 def daemon(home):
     """Stand in for the daemon: ``with daemon(*lines) as asked`` answers every call with ``lines``.
 
-    A line is ``{"method", "params"}`` (a notification), ``{"result"}`` or ``{"error"}``; after ``None`` it hangs up.
+    A line is ``{"method", "params"}`` (a notification), ``{"result"}`` or ``{"error"}``; after ``None`` it hangs up,
+    after ``...`` it is silent to its end.
     """
 
     @contextmanager
@@ -59,7 +60,7 @@ def daemon(home):
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(home.socket))
         listener.listen()
-        asked = []
+        asked, over = [], threading.Event()
 
         def serve():
             while True:
@@ -80,6 +81,9 @@ def daemon(home):
             for line in lines:
                 if line is None:
                     return
+                if line is ...:
+                    over.wait(10)
+                    return
                 own = {} if "method" in line else {"id": asked[-1]["id"]}
                 connection.sendall(json.dumps({"jsonrpc": "2.0", **own, **line}).encode() + b"\n")
 
@@ -88,6 +92,7 @@ def daemon(home):
         try:
             yield asked
         finally:
+            over.set()
             listener.shutdown(socket.SHUT_RDWR)
             listener.close()
             thread.join(5)

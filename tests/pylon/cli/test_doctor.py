@@ -217,8 +217,11 @@ def test_a_passphrase_is_never_asked_for(sound, home, tmp_path, monkeypatch):
     secret.chmod(0o600)
     monkeypatch.setenv("PYLON_PASSPHRASE_FILE", str(secret))
     protect(home, Passphrase("canary horse battery"))
+    opened, unlock = [], identity.unlock
+    monkeypatch.setattr(identity, "unlock", lambda *given: opened.append(given) or unlock(*given))
     report = examined(sound)
     assert of(report, "books", "pass")
+    assert len(opened) == 1, "opening takes 128 MiB"
     assert "canary" not in json.dumps(report)
     monkeypatch.delenv("PYLON_PASSPHRASE_FILE")
     report = examined(sound)

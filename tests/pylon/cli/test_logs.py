@@ -6,30 +6,24 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pylon.cli import logs as module
-from pylon.cli.main import run
-from pylon.paths import Home
 
 
 @pytest.fixture
-def home(tmp_path):
-    home = Home(tmp_path / "home")
+def home(home):
     home.prepare()
     return home
 
 
 @pytest.fixture
-def logs(home, capsys):
-    def logs(*arguments: str):
-        code = run(["--home", str(home.root), "logs", *arguments])
-        return code, *capsys.readouterr()
-
-    return logs
+def logs(pylon):
+    return partial(pylon, "logs")
 
 
 def line(event="hello", level="info", **more):

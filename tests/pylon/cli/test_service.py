@@ -9,35 +9,28 @@ import shutil
 import stat
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from pylon.cli import service as module
-from pylon.cli.main import run
 from pylon.cli.service_units import launchd_plist, quoted, systemd_unit
-from pylon.paths import Home
 
 
 @pytest.fixture
-def home(tmp_path, monkeypatch):
+def home(home, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("PYLON_MODELS", str(tmp_path / "models"))
     monkeypatch.setenv("PYLON_LOCKS", str(tmp_path / "locks"))
-    monkeypatch.delenv("PYLON_HOME", raising=False)
-    home = Home(tmp_path / "home")
     home.prepare()
     home.mnemonic.write_text("")
     return home
 
 
 @pytest.fixture
-def service(home, capsys):
-    def service(*arguments: str):
-        code = run(["--home", str(home.root), "service", *arguments])
-        return code, *capsys.readouterr()
-
-    return service
+def service(pylon):
+    return partial(pylon, "service")
 
 
 @pytest.fixture

@@ -6,14 +6,11 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
-from contextlib import contextmanager
+from functools import partial
 
 import pytest
 
 from pylon.cli import status as module
-from pylon.cli.main import run
-from pylon.paths import Home
 
 REPORT = {
     "daemon": {"running": True, "pid": 77, "uptime_secs": 3725, "provider_active": True, "host_active": False},
@@ -32,45 +29,14 @@ REPORT = {
 
 
 @pytest.fixture
-def home(tmp_path):
-    home = Home(tmp_path / "home")
+def home(home):
     home.prepare()
     return home
 
 
 @pytest.fixture
-def status(home, capsys):
-    def status(*arguments: str):
-        code = run(["--home", str(home.root), "status", *arguments])
-        return code, *capsys.readouterr()
-
-    return status
-
-
-@contextmanager
-def daemon(home: Home, answer):
-    """Something that listens on the control socket and answers one line, or never."""
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(home.socket))
-    listener.listen()
-    done = threading.Event()
-    asked = []
-
-    def serve():
-        connection, _ = listener.accept()
-        with connection:
-            asked.append(json.loads(connection.recv(65536)))
-            if answer is not None:
-                reply = {"jsonrpc": "2.0", "id": asked[0]["id"], **answer}
-                connection.sendall(json.dumps(reply).encode() + b"\n")
-            done.wait(10)
-
-    thread = threading.Thread(target=serve)
-    thread.start()
-    yield asked
-    done.set()
-    thread.join()
-    listener.close()
+def status(pylon):
+    return partial(pylon, "status")
 
 
 def test_without_a_daemon(status, home):
@@ -101,16 +67,16 @@ def test_a_stale_socket_is_no_daemon(status, home):
     assert status("--json")[0] == 3
 
 
-def test_json_is_what_the_daemon_said(status, home):
-    with daemon(home, {"result": REPORT}) as asked:
+def test_json_is_what_the_daemon_said(status, home, daemon):
+    with daemon({"result": REPORT}) as asked:
         code, out, err = status("--json")
     assert (code, err) == (0, "")
     assert json.loads(out) == REPORT
     assert asked[0]["method"] == "status"
 
 
-def test_text(status, home):
-    with daemon(home, {"result": REPORT}):
+def test_text(status, home, daemon):
+    with daemon({"result": REPORT}):
         code, out, _ = status()
     assert code == 0
     for text in (
@@ -133,24 +99,23 @@ def test_a_report_of_another_version_is_still_shown(report):
     assert "running" in module.render(report)
 
 
-def test_a_daemon_that_hangs_is_not_called_stopped(status, home, monkeypatch):
+def test_a_daemon_that_hangs_is_not_called_stopped(status, home, monkeypatch, daemon):
     monkeypatch.setattr(module, "TIMEOUT", 0.1)
-    with daemon(home, None):
+    with daemon(...):
         code, out, err = status("--json")
     assert code == 1
     assert json.loads(out)["daemon"]["running"] is True
     assert "0.1 s" in json.loads(out)["silent"]
     assert json.loads(err)["error"]["code"] == "control"
-    home.socket.unlink()
-    with daemon(home, None):
+    with daemon(...):
         code, out, err = status()
     assert code == 1
     assert out.startswith("Daemon:   running (its pid is not known), and silent: ")
 
 
-def test_an_error_of_the_daemon_is_told(status, home):
+def test_an_error_of_the_daemon_is_told(status, home, daemon):
     data = {"code": "store", "message": "disk full", "hint": "make room", "exit_code": 1}
-    with daemon(home, {"error": {"code": -32000, "message": "disk full", "data": data}}):
+    with daemon({"error": {"code": -32000, "message": "disk full", "data": data}}):
         code, _, err = status()
     assert code == 1
     assert err == "error: disk full\nhint: make room\n"
@@ -258,7 +223,7 @@ def test_an_agent_that_does_not_tick_says_why():
     assert "dormant, paused (dormant: 0 sat; wakes on any deposit)" in shown
 
 
-def test_watching_without_a_terminal(home):
+def test_watching_without_a_terminal(home, daemon):
     """One report after the other, through the end of a daemon and without one."""
     process = subprocess.Popen(
         [sys.executable, "-m", "pylon", "--home", str(home.root), "status", "--watch", "-i", "0.1", "--json"],
@@ -267,10 +232,9 @@ def test_watching_without_a_terminal(home):
     )  # fmt: skip
     try:
         assert json.loads(process.stdout.readline())["daemon"]["running"] is False
-        with daemon(home, {"result": REPORT}):
+        with daemon({"result": REPORT}):
             while not json.loads(process.stdout.readline())["daemon"]["running"]:
                 pass
-        home.socket.unlink()
         while json.loads(process.stdout.readline())["daemon"]["running"]:
             pass
         process.send_signal(signal.SIGINT)

@@ -7,27 +7,20 @@ import os
 import socket
 import threading
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 
-from pylon.cli.main import run
-from pylon.paths import Home
-
 
 @pytest.fixture
-def home(tmp_path):
-    home = Home(tmp_path / "home")
+def home(home):
     home.prepare()
     return home
 
 
 @pytest.fixture
-def stop(home, capsys):
-    def stop(*arguments: str):
-        code = run(["--home", str(home.root), "stop", *arguments])
-        return code, *capsys.readouterr()
-
-    return stop
+def stop(pylon):
+    return partial(pylon, "stop")
 
 
 @contextmanager

@@ -24,6 +24,8 @@ from pylon.passphrase import Passphrase
 from pylon.paths import Home
 from pylon.store import intents, settings
 from pylon.store.database import open_store
+from pylon.wallets.history import unbooked
+from pylon.wallets.port import Direction, Payment, PaymentState
 from tests.pylon.daemon.agent_home import furnish
 
 PHRASE = "leader monkey parrot ring guide accident before fence cannon height naive bean"
@@ -135,6 +137,21 @@ def test_there_and_back(home, tmp_path):
     frozen = trio.run(look)
     assert frozen["at"] == NOW
     assert "backup" in frozen["reason"]
+
+
+def test_what_was_sent_since_the_backup_is_booked_as_anothers_doing(home, tmp_path):
+    new = Home(tmp_path / "new")
+    restore(new, backed_up(home), WORDS, CLOCK)
+
+    def sent(name, at):
+        hashed = name * 64
+        return Payment(name, hashed, Direction.SENT, PaymentState.SETTLED, Msat(5_000), Msat(7), at, at)
+
+    async def look():
+        async with open_store(new.database, vault=unlock(new).vault, clock=SystemClock()) as store:
+            return unbooked(store, [sent("d", NOW - 1), sent("e", NOW + 1)], "", 0.0)
+
+    assert [payment.payment_id for payment in trio.run(look)] == ["d"], "what is sent from now on has an intent of ours"
 
 
 def test_a_home_with_a_passphrase_comes_back_with_the_backups(home, tmp_path):

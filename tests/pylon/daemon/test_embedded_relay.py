@@ -13,7 +13,7 @@ import trio
 from pylon.clock import SystemClock
 from pylon.config_values import Bind
 from pylon.daemon import embedded_relay
-from pylon.daemon.embedded_relay import EmbeddedRelay
+from pylon.daemon.embedded_relay import EmbeddedRelay, software_at
 from pylon.errors import ConfigError
 from pylon.relays.pool import RelayPool
 from pylon.relays.server import SOFTWARE
@@ -55,6 +55,13 @@ async def test_it_serves_where_it_says(tmp_path):
         assert one.serving
         assert port_of(url) > 0
         assert await software(url) == SOFTWARE
+
+
+async def test_a_proxy_of_the_environment_is_not_meant_for_this_machine(tmp_path, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    async with running(relay(tmp_path, "one")) as url:
+        for host in ("127.0.0.1", "0.0.0.0"):
+            assert await software_at(Bind(host, port_of(url)), SystemClock()) == SOFTWARE
 
 
 async def test_a_pool_connects(tmp_path):

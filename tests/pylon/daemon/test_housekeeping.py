@@ -93,3 +93,25 @@ async def test_a_full_disk_does_not_end_it(autojump_clock, market):
         with trio.move_on_after(3 * housekeeping.EVERY + 1):
             await housekeeping.keep_house(store, market.clock)
         assert len(tries) == 4
+
+
+async def test_requests_of_apps_are_forgotten_once_they_are_answered(autojump_clock, market):
+    home = await open_home(market, funds=0)
+    async with home.selling() as (_, store):
+
+        def asked(tx):
+            tx.execute(
+                "INSERT INTO wallet_connections VALUES ('app', 'own', 'app', x'00', '[]', 1, NULL, 1.0, NULL, NULL)"
+            )
+            for name, answered_at in (("answered", 2.0), ("open", None)):
+                tx.execute(
+                    "INSERT INTO connection_requests (id, client, encryption, created_at, taken_at, answered_at)"
+                    " VALUES (?, 'app', 'nip44_v2', 1.0, 1.0, ?)",
+                    (name, answered_at),
+                )
+
+        await store.write(asked)
+        await housekeeping.sweep(store, 1.0 + housekeeping.KEEP_INBOX)
+        assert count(store, "connection_requests") == 2
+        await housekeeping.sweep(store, market.clock.now() + MONTH)
+        assert [row["id"] for row in store.read("SELECT id FROM connection_requests")] == ["open"]

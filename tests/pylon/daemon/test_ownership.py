@@ -63,6 +63,14 @@ def test_a_phrase_that_was_changed_by_hand_is_noticed(pylon, tmp_path):
     _is_told(pylon("books"), "its identity is another now", "identity.mnemonic.TIME")
 
 
+def test_a_home_in_which_nothing_has_moved_may_change_its_identity(pylon, tmp_path):
+    assert pylon("books")[0] == 0
+    (tmp_path / "home" / "identity.mnemonic").write_text(PHRASE + "\n")
+    assert pylon("books")[0] == 0
+    assert pylon("wallet", "fund")[0] == 0
+    assert pylon("books", "--check")[0] == 0
+
+
 def test_the_same_phrase_may_be_brought_back(tmp_path, monkeypatch, capsys):
     import io
 

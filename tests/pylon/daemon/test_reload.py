@@ -103,6 +103,9 @@ async def test_relays_come_and_go(running, relay):
     assert (await running.change("relays", "[]"))["applied"] == ["relays"]
     assert pool.urls == [own]
     assert (await running.reload())["applied"] == []
+    for named in (own, "[]"):
+        await running.change("relays", named)
+        assert pool.urls == [own], "the home's own is there whether it is named or not"
 
 
 async def test_a_relay_that_an_agent_or_an_app_needs_stays(running, relay):
@@ -147,6 +150,8 @@ async def test_the_relay_lists_of_agents_name_the_relays_as_they_are(running, re
     with trio.fail_after(10):
         await until(lambda: at(relay) == [10_002, 10_050])
     assert at("ws://127.0.0.1:9") == [10_002, 10_050]
+    profiles = "SELECT COUNT(*) AS n FROM deliveries JOIN outbox USING (event_id) WHERE relay = ? AND kind = 0"
+    assert runtime.store.one(profiles, (relay,))["n"] == 1, "and who it is, is told there as well"
     await running.change("relays", "[]")
     with trio.fail_after(10):
         await until(lambda: not at(relay))

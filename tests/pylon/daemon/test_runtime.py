@@ -10,6 +10,8 @@ import attrs
 import pytest
 import trio
 
+from protocols import nip57, nip90
+from protocols.keys import SecretKey
 from protocols.nip01 import Event
 from protocols.nip89 import parse_announcement
 from pylon import config as configuration
@@ -18,15 +20,18 @@ from pylon.clock import SystemClock
 from pylon.compute.purchase import PurchaseState
 from pylon.config_backends import DEFAULT_URLS, check_backends
 from pylon.config_values import Bind
+from pylon.daemon.hosting import HOME_NAME
 from pylon.daemon.runtime import open_runtime
 from pylon.daemon.verbs import Verbs
 from pylon.errors import ConfigError, IdentityError, ModelMissing
 from pylon.groups import cause
 from pylon.inference.backends import choose_model
-from pylon.money import sats
+from pylon.money import Msat, sats
 from pylon.paths import Home
 from pylon.testing.backend import ScriptedBackend
 from pylon.testing.backends import OllamaServer, OpenAIServer
+from pylon.wallets.budgets import Spend
+from pylon.wallets.nwc_service import WalletService
 from tests.pylon.market import until
 
 PROMPT, ANSWER = "why-is-the-sky-so-blue?", "nobody-has-ever-known"
@@ -269,3 +274,52 @@ async def test_status_tells_what_is_sold(make):
         assert (sold["closed"], sold["open"], sold["running"], sold["waiting"]) == ("", {}, 0, 0)
         assert sold["slots"] >= 1
         assert sold["earned_msats"] == 0
+
+
+async def test_a_zap_of_a_request_pays_for_it_and_has_its_receipt_as_soon_as_it_is_paid(make):
+    home, config = make("seller", min_price_msats=sats(21))
+    config = attrs.evolve(config, api=attrs.evolve(config.api, bind=Bind("127.0.0.1", 0)))
+    async with opened(home, config, mode="provider", backend=ScriptedBackend(ANSWER), serve_http=True) as selling:
+        own, relays, pay = selling.identity.pubkey, list(selling.pool.urls), selling.hosting.pay
+        customer, now = SecretKey.generate(), int(selling.clock.now())
+        seller = selling.identity.nostr.public
+        job = nip90.build_request(customer, prompt=PROMPT, provider=seller, max_tokens=8, created_at=now)
+        await selling.pool.connected(1)
+        await selling.pool.publish(relays[0], job)
+        (sale,) = await until(lambda: selling.store.read("SELECT id FROM sales WHERE state = 'quoted'"), 10)
+        request = nip57.build_request(
+            customer, recipient=own, relays=relays, amount_msats=sats(21), created_at=now, event=job
+        )
+        invoice = await pay.invoice(HOME_NAME, sats(21), request.to_json())
+        assert pay.unpaid(own)
+        buyer, terms = make("buyer", relays=tuple(relays))
+        terms = attrs.evolve(terms, relay=attrs.evolve(terms.relay, enabled=False))
+        async with opened(buyer, terms) as buying:
+            await verb(buying, "wallet.fund", amount_msats=sats(100))
+            await buying.wallet.pay(invoice, max_fee=sats(10), idempotency_key="a zap")
+        await until(lambda: not pay.unpaid(own), 10)
+        assert len(selling.store.read("SELECT 1 FROM outbox WHERE kind = ?", (nip57.RECEIPT,))) == 1
+        delivered = "SELECT 1 FROM sales WHERE id = ? AND state = 'delivered'"
+        await until(lambda: selling.store.one(delivered, (sale["id"],)), 10)
+
+
+async def test_what_a_home_that_sells_has_beside(make, monkeypatch):
+    ours = logging.getLogger("pylon")
+    monkeypatch.setattr(ours, "level", ours.level)
+    monkeypatch.setattr("pylon.daemon.runtime.WalletService", Apps)
+    home, config = make("seller")
+    api, wallet = attrs.evolve(config.api, enabled=False), attrs.evolve(config.wallet, budget_each_sats=3)
+    config = attrs.evolve(config, api=api, wallet=wallet, log=attrs.evolve(config.log, level="error"))
+    async with opened(home, config, mode="both", backend=ScriptedBackend(ANSWER), serve_http=True) as selling:
+        assert selling.supervisor.status("disk").state == "running"
+        assert ours.level == logging.ERROR
+        (own,) = selling.pool.urls
+        await until(lambda: selling.pool._named(own).limits.max_subscriptions, 10)
+        spend = Spend(owner="", scope="app", purpose="invoice", cause="c", amount=Msat(1), max_fee=Msat(0))
+        assert Apps.limits(selling.store, spend).each == sats(3), "apps spend within the home's budgets"
+
+
+class Apps(WalletService):
+    def __init__(self, *parts, limits):
+        Apps.limits = staticmethod(limits)
+        super().__init__(*parts, limits=limits)

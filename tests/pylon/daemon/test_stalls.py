@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import time
+from types import SimpleNamespace
 
 import trio
 
@@ -47,3 +48,13 @@ async def test_a_loop_that_turns_is_not_told(caplog):
 
     watch, said = await watched(caplog, work)
     assert (watch.stalls, said) == (0, [])
+
+
+def test_a_machine_that_slept_is_no_stall(monkeypatch, caplog):
+    times = iter([0.0, 0.0, 10.0, 10.05, 10.1])
+    monkeypatch.setattr("pylon.daemon.stalls.time", SimpleNamespace(monotonic=lambda: next(times)))
+    watch = StallWatch(limit=0.1, every=0.05)
+    waits = iter([False, False, False, True])
+    watch._over = SimpleNamespace(wait=lambda seconds: next(waits))
+    watch._watch(0)
+    assert (watch.stalls, caplog.records) == (0, [])

@@ -142,6 +142,30 @@ async def test_never_more_than_its_number_at_once(autojump_clock):
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize("how", ["left", "dropped"])
+async def test_what_lies_further_back_is_not_asked_for_whom_nobody_hears_any_more(autojump_clock, how):
+    script = Script()
+    async with pooled(script, informs(max_subscriptions=2, max_limit=1)) as pool, trio.open_nursery() as nursery:
+        async with pool.subscribe([notes(1)]):
+            nursery.start_soon(pool.fetch, [notes(2)], 50)
+            await settle()
+            first, second = standing(script.link)
+            script.link.show(first, note("one"))
+            script.link.say("EOSE", first)
+            await settle()
+            assert standing(script.link) == [first, second], "there is no place for a page"
+            if how == "dropped":
+                script.link.drop()
+                await until(lambda: len(script.links) == 2)
+                await settle()
+                script.link.say("EOSE", second)
+                await settle()
+                assert standing(script.link) == [first], "the new connection has not shown anything yet"
+        await settle()
+        assert {frame[1] for link in script.links for frame in link.reqs()} == {first, second}
+        nursery.cancel_scope.cancel()
+
+
 async def test_what_is_too_long_is_refused_here(autojump_clock):
     script = Script()
     async with pooled(script, informs(max_message_length=600)) as pool:
