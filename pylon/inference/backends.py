@@ -18,9 +18,8 @@ import logging
 import os
 import random
 from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import attrs
 import httpx
@@ -33,6 +32,7 @@ from pylon.inference.apple_fm import AppleFm
 from pylon.inference.http import is_loopback, loads, open_client, parse_url, plain_address, read_body
 from pylon.inference.llamacpp import EmbeddedLlama
 from pylon.inference.llamacpp_inprocess import InProcessLlama
+from pylon.inference.local_engine import LocalEngine
 from pylon.inference.models import ModelFile, find, from_file, installed, models_directory
 from pylon.inference.ollama import Ollama
 from pylon.inference.openai import OpenAICompatible
@@ -109,27 +109,12 @@ class Unusable:
         return Health(False, self._why)
 
 
-class Engine(Backend, Protocol):
-    """A backend of ours that has to be run."""
-
-    model: ModelFile
-    slots: int
-
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep it alive until cancelled."""
-        ...
-
-    def running(self) -> AbstractAsyncContextManager[object]:
-        """Alive, and answering, for as long as the block. Raises ``BackendUnavailable``."""
-        ...
-
-
 @attrs.frozen
 class Found:
     """The backends of a home."""
 
     router: Router
-    engine: Engine | None = None
+    engine: LocalEngine[Any] | None = None
     """The embedded engine, which somebody must run."""
     engine_missing: ModelMissing | None = None
     """Why there is no embedded engine although one was wanted."""
@@ -162,7 +147,7 @@ async def find_backends(
     Raises ``ConfigError``.
     """
     places: list[Place] = []
-    engine: Engine | None = None
+    engine: LocalEngine[Any] | None = None
     missing: ModelMissing | None = None
     for rank, kind in enumerate(_kinds(config)):
         tables = [table for table in config.backends if table.kind == kind]
@@ -187,7 +172,7 @@ async def find_backends(
     return Found(Router(places, default_model=config.default_model), engine, missing)
 
 
-def make_engine(model: ModelFile, logs: Path | None, rng: random.Random | None) -> tuple[Engine, str]:
+def make_engine(model: ModelFile, logs: Path | None, rng: random.Random | None) -> tuple[LocalEngine[Any], str]:
     """The embedded engine that can be had here, and what stands for its address. Raises ``ModelMissing`` without any.
 
     A child process first: what crashes there crashes alone.

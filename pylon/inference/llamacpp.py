@@ -18,27 +18,19 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from pathlib import Path
 
 import trio
 
 from pylon.backoff import Backoff
-from pylon.errors import BackendUnavailable, ModelMissing
-from pylon.inference.deadlines import Accepted, collect, enforce
+from pylon.inference.deadlines import Accepted
 from pylon.inference.engine import MAX_LINE, Settings
-from pylon.inference.models import ModelFile, greeted
+from pylon.inference.local_engine import LocalEngine
+from pylon.inference.models import ModelFile
 from pylon.inference.openai import OpenAICompatible
-from pylon.inference.port import (
-    DEFAULT_DEADLINES,
-    Chunk,
-    Completion,
-    Deadlines,
-    Health,
-    InferenceRequest,
-    ModelInfo,
-)
+from pylon.inference.port import Chunk, InferenceRequest
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +53,7 @@ _KEPT_PREFIXES = ("LC_", "LD_", "DYLD_", "CUDA_", "HIP_", "ROCR_", "GGML_", "VK_
 """What the child may know of our environment; keys of other services are not among it."""
 
 
-class EmbeddedLlama:
+class EmbeddedLlama(LocalEngine[OpenAICompatible]):
     """A backend with one model, in a process of its own.
 
     :param threads: for computing; ``None``: ``engine.default_threads()``.
@@ -76,6 +68,9 @@ class EmbeddedLlama:
     starts it. ``health`` says ``starting``, ``ready``, ``restarting: <why>`` or ``stopped``.
     """
 
+    called = "the embedded engine"
+    see = "see logs/engine.log"
+
     def __init__(
         self,
         model: ModelFile,
@@ -88,63 +83,13 @@ class EmbeddedLlama:
         backoff: Backoff | None = None,
         command: Sequence[str] = ENGINE,
     ) -> None:
-        self.model = model
-        self.slots = slots
-        self.context = context
+        super().__init__(model, slots=slots, context=context, rng=rng, backoff=backoff)
         self.pid: int | None = None
         self._threads = threads
         self._log_path = log_path
-        self._backoff = backoff or Backoff(rng or random.Random())
         self._command = list(command)
-        self._client: OpenAICompatible | None = None
-        self._state = "stopped"
-        self._loading = False
         self._ready_at = math.inf
-        self._changed = trio.Event()
         self._turn = trio.Semaphore(slots)
-
-    def __repr__(self) -> str:
-        return f"EmbeddedLlama({self.model.name!r}, {self._state!r})"
-
-    @property
-    def name(self) -> str:
-        return "llamacpp"
-
-    async def models(self) -> list[ModelInfo]:
-        return [ModelInfo(self.model.name, self.name, self.context)]
-
-    async def health(self) -> Health:
-        return Health(self._client is not None, self._state)
-
-    def stream(
-        self, request: InferenceRequest, deadlines: Deadlines = DEFAULT_DEADLINES
-    ) -> AbstractAsyncContextManager[AsyncIterator[Chunk]]:
-        return enforce(self.name, deadlines, lambda accepted: self._generate(request, accepted))
-
-    async def complete(self, request: InferenceRequest, deadlines: Deadlines = DEFAULT_DEADLINES) -> Completion:
-        return await collect(self.stream(request, deadlines), self.model.name)
-
-    async def aclose(self) -> None:
-        """Nothing: the child ends with ``run`` or ``running``."""
-
-    async def ready(self) -> None:
-        """Wait until the child answers. Raises ``BackendUnavailable`` if it fails to start, or is not started."""
-        await self._ready_client()
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[EmbeddedLlama]:
-        """The engine, answering, for as long as the block lasts. Raises ``BackendUnavailable``."""
-        failure: Exception | None = None
-        async with trio.open_nursery() as nursery:
-            await nursery.start(self.run)
-            try:
-                await self.ready()
-                yield self
-            except Exception as error:
-                failure = error  # raised below, where no nursery wraps it into a group
-            nursery.cancel_scope.cancel()
-        if failure is not None:
-            raise failure
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the child alive until cancelled. ``started`` means that the first start has begun."""
@@ -182,7 +127,7 @@ class EmbeddedLlama:
                 self._say(f"restarting: {reason}")
                 return reason
             finally:
-                if self._client is not None:
+                if self._ready is not None:
                     self._say("stopping")
                 with trio.CancelScope(shield=True, deadline=trio.current_time() + _ENDING):
                     await client.aclose()
@@ -253,31 +198,15 @@ class EmbeddedLlama:
             misses = 0 if (await client.health()).ok else misses + 1
         return "the engine hung, and was ended"
 
-    async def _ready_client(self) -> OpenAICompatible:
-        while self._client is None:
-            if not self._loading:
-                raise BackendUnavailable(f"the embedded engine is not ready ({self._state})", "see logs/engine.log")
-            await self._changed.wait()
-        return self._client
-
     async def _generate(self, request: InferenceRequest, accepted: Accepted) -> AsyncGenerator[Chunk, None]:
-        if request.model != self.model.name:
-            raise ModelMissing(
-                f"the embedded engine has no model {request.model!r}, only {self.model.name!r}",
-                "pylon models lists what is there",
-            )
-        await self._ready_client()
+        request = self._asked(request)
+        await self._when_ready()
         accepted()
         async with self._turn:
-            client = await self._ready_client()
-            async with aclosing(client.generate(greeted(self.model, request), accepted)) as chunks:
+            client = await self._when_ready()
+            async with aclosing(client.generate(request, accepted)) as chunks:
                 async for chunk in chunks:
                     yield chunk
-
-    def _say(self, state: str, client: OpenAICompatible | None = None, *, loading: bool = False) -> None:
-        self._state, self._client, self._loading = state, client, loading
-        self._changed.set()
-        self._changed = trio.Event()
 
 
 async def _end(process: trio.Process) -> None:

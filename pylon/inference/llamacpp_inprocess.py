@@ -23,28 +23,19 @@ import functools
 import logging
 import random
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
 from typing import Any, TypeVar
 
 import attrs
 import trio
 
 from pylon.backoff import Backoff
-from pylon.errors import BackendUnavailable, InferenceError, ModelMissing
-from pylon.inference.deadlines import Accepted, collect, enforce
+from pylon.errors import BackendUnavailable, InferenceError
+from pylon.inference.deadlines import Accepted
 from pylon.inference.engine import default_threads
-from pylon.inference.models import ModelFile, greeted
-from pylon.inference.port import (
-    DEFAULT_DEADLINES,
-    Chunk,
-    Completion,
-    Deadlines,
-    Health,
-    InferenceRequest,
-    ModelInfo,
-    Usage,
-)
+from pylon.inference.local_engine import LocalEngine
+from pylon.inference.models import ModelFile
+from pylon.inference.port import Chunk, Health, InferenceRequest, Usage
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +47,7 @@ _STOPPING = 2.0
 """Seconds for a thread to notice that it is to stop."""
 
 
-class InProcessLlama:
+class InProcessLlama(LocalEngine[Any]):
     """A backend with one model, in this process; used like ``EmbeddedLlama``.
 
     :param threads: for computing; ``None``: ``engine.default_threads()``.
@@ -67,7 +58,8 @@ class InProcessLlama:
     says ``starting``, ``ready``, ``stuck in an earlier request``, ``restarting: <why>`` or ``stopped``.
     """
 
-    slots = 1
+    called = "the engine in this process"
+    see = "see the log"
 
     def __init__(
         self,
@@ -78,63 +70,15 @@ class InProcessLlama:
         rng: random.Random | None = None,
         backoff: Backoff | None = None,
     ) -> None:
-        self.model = model
-        self.context = context
+        super().__init__(model, slots=1, context=context, rng=rng, backoff=backoff)
         self._threads = threads or default_threads()
-        self._backoff = backoff or Backoff(rng or random.Random())
-        self._llama: Any = None
-        self._state = "stopped"
-        self._loading = False
         self._stuck = False
-        self._changed = trio.Event()
         self._turn = trio.Lock()
         # One that computes, and one that has just been given up.
         self._threads_of_ours = trio.CapacityLimiter(2)
 
-    def __repr__(self) -> str:
-        return f"InProcessLlama({self.model.name!r}, {self._state!r})"
-
-    @property
-    def name(self) -> str:
-        return "llamacpp"
-
-    async def models(self) -> list[ModelInfo]:
-        return [ModelInfo(self.model.name, self.name, self.context)]
-
     async def health(self) -> Health:
-        if self._stuck:
-            return Health(False, "stuck in an earlier request")
-        return Health(self._llama is not None, self._state)
-
-    def stream(
-        self, request: InferenceRequest, deadlines: Deadlines = DEFAULT_DEADLINES
-    ) -> AbstractAsyncContextManager[AsyncIterator[Chunk]]:
-        return enforce(self.name, deadlines, lambda accepted: self._generate(request, accepted))
-
-    async def complete(self, request: InferenceRequest, deadlines: Deadlines = DEFAULT_DEADLINES) -> Completion:
-        return await collect(self.stream(request, deadlines), self.model.name)
-
-    async def aclose(self) -> None:
-        """Nothing: the model goes with ``run`` or ``running``."""
-
-    async def ready(self) -> None:
-        """Wait until the model is loaded. Raises ``BackendUnavailable`` where it cannot be, or is not going to be."""
-        await self._loaded()
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[InProcessLlama]:
-        """The engine, loaded, for as long as the block lasts. Raises ``BackendUnavailable``."""
-        failure: Exception | None = None
-        async with trio.open_nursery() as nursery:
-            await nursery.start(self.run)
-            try:
-                await self.ready()
-                yield self
-            except Exception as error:
-                failure = error  # raised below, where no nursery wraps it into a group
-            nursery.cancel_scope.cancel()
-        if failure is not None:
-            raise failure
+        return Health(False, "stuck in an earlier request") if self._stuck else await super().health()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Load the model, and keep it until cancelled. What does not load is tried again: a file may be put right."""
@@ -179,25 +123,18 @@ class InProcessLlama:
                 if not self._stuck:
                     await trio.to_thread.run_sync(llama.close)
 
-    async def _loaded(self) -> Any:
-        while self._llama is None:
-            if not self._loading:
-                raise BackendUnavailable(f"the engine in this process is not ready ({self._state})", "see the log")
-            await self._changed.wait()
+    async def _when_ready(self) -> Any:
+        llama = await super()._when_ready()
         if self._stuck:
             raise BackendUnavailable("the engine in this process is stuck in an earlier request", "start it anew")
-        return self._llama
+        return llama
 
     async def _generate(self, request: InferenceRequest, accepted: Accepted) -> AsyncGenerator[Chunk, None]:
-        if request.model != self.model.name:
-            raise ModelMissing(
-                f"the engine in this process has no model {request.model!r}, only {self.model.name!r}",
-                "pylon models lists what is there",
-            )
-        await self._loaded()
+        request = self._asked(request)
+        await self._when_ready()
         accepted()
         async with self._turn:
-            turn = _Turn(await self._loaded(), greeted(self.model, request))
+            turn = _Turn(await self._when_ready(), request)
             try:
                 while True:
                     chunk = await self._in_thread(turn.step, turn.stop)
@@ -249,11 +186,6 @@ class InProcessLlama:
                     self._stuck = True
                     log.error("the engine in this process does not stop; nothing is asked of it until it does")
             raise
-
-    def _say(self, state: str, llama: Any = None, *, loading: bool = False) -> None:
-        self._state, self._llama, self._loading = state, llama, loading
-        self._changed.set()
-        self._changed = trio.Event()
 
 
 class _Stopped(Exception):

@@ -264,6 +264,8 @@ class MemoryRelay:
         self.random = random
         self.connections_made = 0
         self._connections: dict[_Connection, None] = {}
+        self._parsed: dict[str, Event] = {}
+        """What ``events`` has shown before: whoever polls it looks at the same ones over and over."""
 
     @asynccontextmanager
     async def connect(self, url: str) -> AsyncIterator[Transport]:
@@ -314,7 +316,13 @@ class MemoryRelay:
         """What a client asking for ``filters`` (default: everything) would be shown, newest first."""
         self.core.flush()
         stored = self.core.store.query(filters or (Filter(),), self.core.now(), limit=1_000_000)
-        return [Event.parse(orjson.loads(text)) for text in stored]
+        return [self._parse(text) for text in stored]
+
+    def _parse(self, text: str) -> Event:
+        event = self._parsed.get(text)
+        if event is None:
+            event = self._parsed[text] = Event.parse(orjson.loads(text))
+        return event
 
     async def send_raw(self, text: str) -> None:
         """Send any text to every client: a forged event, an EOSE for nobody, half a frame."""

@@ -122,7 +122,7 @@ async def test_a_prompt_that_is_too_long_is_said(engine, tmp_path):
 
 
 async def test_nobody_else_gets_an_answer(engine):
-    address = engine._client.address
+    address = engine._ready.address
     async with httpx.AsyncClient(trust_env=False) as stranger:
         for headers in ({}, {"Authorization": "Bearer guess"}):
             for path in ("models", "chat/completions"):
@@ -164,7 +164,7 @@ async def test_through_the_router_under_a_name_that_is_not_there(engine):
 async def test_llamacpps_own_server_over_http_by_configuration(engine, tmp_path, monkeypatch):
     """The same server as strangers run it: recognised by what it says, and used with a key from the environment."""
     monkeypatch.setenv("PYLON_MODELS", str(tmp_path / "none"))
-    address, key = engine._client.address, engine._client._client.headers["authorization"].removeprefix("Bearer ")
+    address, key = engine._ready.address, engine._ready._client.headers["authorization"].removeprefix("Bearer ")
     assert await is_llamacpp(address, key)
     assert not await is_llamacpp(address), "one that would refuse us is of no use"
     for kind in ("llamacpp", "openai"):

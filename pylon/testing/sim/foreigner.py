@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import random
 from collections.abc import Callable
+from typing import TypedDict, Unpack
 
 import attrs
 import trio
@@ -40,6 +41,17 @@ _LATE_SECONDS = 100.0
 _LIES = 0.05
 """How often a quote takes off more than it does."""
 _PRICES = (1_000, 4_000, 9_000)
+
+
+class _Said(TypedDict, total=False):
+    """Of ``build_feedback``, what it says."""
+
+    message: str
+    amount_msats: int
+    bolt11: str
+    credit_msats: int
+    credit_used_msats: int | None
+    hold_until: int | None
 
 
 @attrs.define
@@ -246,7 +258,7 @@ class Foreigner:
             )
         )
 
-    def _say(self, request: JobRequest, status: FeedbackStatus, **said: object) -> None:
+    def _say(self, request: JobRequest, status: FeedbackStatus, **said: Unpack[_Said]) -> None:
         now = int(self._clock.now())
         self._publish(
             build_feedback(
@@ -255,7 +267,7 @@ class Foreigner:
                 customer=request.customer,
                 status=status,
                 created_at=now,
-                **said,  # type: ignore[arg-type]
+                **said,
             )
         )
 

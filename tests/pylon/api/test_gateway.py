@@ -33,6 +33,7 @@ from tests.pylon.api.test_openai_routes import ask, joined, raised
 from tests.pylon.market import PRICE, Actor, account_of, open_actor, open_home, until
 
 BEFOREHAND = Terms(min_price=PRICE, pay_on_delivery=False)
+ON_TRUST = Terms(min_price=PRICE, on_trust=True)
 WORDS = "it is not known why, and never was"
 
 
@@ -448,18 +449,34 @@ async def test_who_leaves_while_it_is_held_pays_nothing(market):
 
 
 async def test_what_was_heard_is_paid(market):
-    """Whoever leaves in the middle has had words that were said on trust."""
+    """Whoever leaves in the middle has had words that were paid before."""
     backend = ScriptedBackend(Reply(WORDS, pace=0.2))
     async with open_seller(market, backend), open_gateway(await open_home(market)) as gateway:
-
-        def hear_one(client):
-            with ask(stream=True)(client) as pieces:
-                next(piece for piece in pieces if piece.choices[0].delta.content)
-
         await gateway.client.run(hear_one)
         await until(lambda: gateway.jobs()[0].state is PurchaseState.ANSWERED, 10)
         assert gateway.jobs()[0].text == WORDS
         assert gateway.told()[0] == PRICE
+
+
+def hear_one(client):
+    with ask(stream=True)(client) as pieces:
+        next(piece for piece in pieces if piece.choices[0].delta.content)
+
+
+async def test_words_on_trust(market):
+    """They come before anything is paid: with their price, and who has heard some does not give the purchase up."""
+    backend = ScriptedBackend(Reply(WORDS, pace=0.1))
+    async with open_seller(market, backend, ON_TRUST), open_gateway(await open_home(market)) as gateway:
+        raw = await gateway.client.run(
+            lambda client: client.chat.completions.with_raw_response.create(
+                model="", messages=[{"role": "user", "content": "why?"}], stream=True
+            )
+        )
+        assert "x-pylon-price-msats" in raw.headers
+        assert "x-pylon-paid-msats" not in raw.headers
+        assert joined(await gateway.client.run(lambda _: list(raw.parse()))) == WORDS
+        await gateway.client.run(hear_one)
+        await until(lambda: [job.state for job in gateway.jobs()] == [PurchaseState.ANSWERED] * 2, 10)
 
 
 async def test_who_leaves_loses_no_answer(market):

@@ -96,7 +96,7 @@ async def test_a_child_that_dies_in_the_middle(engine):
     embedded = engine()
     async with embedded.running():
         first = embedded.pid
-        key = embedded._client._client.headers["authorization"]
+        key = embedded._ready._client.headers["authorization"]
         with trio.fail_after(2), pytest.raises(BackendUnavailable):
             await embedded.complete(ask("die"))
         await trio.sleep(0.05)
@@ -107,7 +107,7 @@ async def test_a_child_that_dies_in_the_middle(engine):
             await embedded.complete(ask())
         await until(embedded, ok=True)
         assert embedded.pid != first
-        assert embedded._client._client.headers["authorization"] != key
+        assert embedded._ready._client.headers["authorization"] != key
         assert f"pid {embedded.pid}" in (await embedded.complete(ask())).text
 
 

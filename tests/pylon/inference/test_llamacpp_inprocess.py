@@ -199,7 +199,7 @@ async def test_what_fails_quotes_nobody_and_passes(tmp_path, manners, error):
 @pytest.mark.parametrize("lie", [{}, {"choices": []}, {"choices": [{}]}, 7, {"choices": [{"delta": 1}]}, None])
 async def test_what_is_no_chunk(tmp_path, manners, monkeypatch, lie):
     async with engine(tmp_path).running() as llama:
-        monkeypatch.setattr(llama._llama, "_said", lambda prompt, most: iter([lie]), raising=False)
+        monkeypatch.setattr(llama._ready, "_said", lambda prompt, most: iter([lie]), raising=False)
         with pytest.raises(BackendUnavailable, match="failed"):
             await llama.complete(ask())
         monkeypatch.undo()
@@ -208,7 +208,7 @@ async def test_what_is_no_chunk(tmp_path, manners, monkeypatch, lie):
 async def test_an_answer_that_breaks_off_is_none(tmp_path, manners, monkeypatch):
     """It ends without having said that it ends."""
     async with engine(tmp_path).running() as llama:
-        monkeypatch.setattr(llama._llama, "_said", lambda prompt, most: iter([]), raising=False)
+        monkeypatch.setattr(llama._ready, "_said", lambda prompt, most: iter([]), raising=False)
         with pytest.raises(BackendUnavailable, match="broke off"):
             await llama.complete(ask())
 

@@ -61,8 +61,8 @@ async def test_its_own_count(llama, model):
         ]
 
         def whole(tokens=tokens, messages=messages):
-            llama._llama.reset()
-            return llama._llama.create_chat_completion(messages, max_tokens=tokens, temperature=0.0, seed=1)
+            llama._ready.reset()
+            return llama._ready.create_chat_completion(messages, max_tokens=tokens, temperature=0.0, seed=1)
 
         said = await trio.to_thread.run_sync(whole)
         assert done.text == said["choices"][0]["message"]["content"]
@@ -154,7 +154,7 @@ async def test_the_stand_in_has_its_shape(llama):
         return chunks, len(sizes), chunk["choices"][0]["finish_reason"]
 
     manners = fake_llama.Manners()
-    real = await trio.to_thread.run_sync(said, llama._llama, 3)
+    real = await trio.to_thread.run_sync(said, llama._ready, 3)
     assert real[1:] == (3, "length")
     manners.words = ["word"] * 3
     fake = fake_llama.module(manners)
