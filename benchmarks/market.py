@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from benchmarks.floor import Floor, Needs, measure
-from benchmarks.processes import Child, child, pylon_relay
+from benchmarks.processes import Child, child_when_ready, pylon_relay
 from benchmarks.report import Table, percentile
 
 SEQUENTIAL = 60
@@ -156,22 +157,7 @@ def _budget_of(
     return (f"{name}, 20 at once, with the clocks in", "calls/job", "us CPU/job", "us wall/job"), lines
 
 
-def party(role: str, url: str, directory: Path, *, metered: bool = False, **more: Any) -> Any:
+def party(role: str, url: str, directory: Path, *, metered: bool = False, **more: Any) -> AbstractContextManager[Child]:
     """A provider or a buyer, ready."""
     settings = {"relay": url, "directory": str(directory), "metered": metered, "slots": SLOTS, "patience": 60.0, **more}
-    return _ready(["-m", "benchmarks.parties", role, json.dumps(settings)])
-
-
-class _ready:
-    """A party that has said that it is ready."""
-
-    def __init__(self, arguments: Sequence[str]) -> None:
-        self._child = child(arguments)
-
-    def __enter__(self) -> Child:
-        party = self._child.__enter__()
-        party.line()
-        return party
-
-    def __exit__(self, *exc: Any) -> None:
-        self._child.__exit__(*exc)
+    return child_when_ready(["-m", "benchmarks.parties", role, json.dumps(settings)])

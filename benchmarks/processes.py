@@ -80,6 +80,14 @@ def child(arguments: Sequence[str], environment: Mapping[str, str] | None = None
 
 
 @contextlib.contextmanager
+def child_when_ready(arguments: Sequence[str]) -> Iterator[Child]:
+    """The same, when it has printed its first line, which says so."""
+    with child(arguments) as started:
+        started.line()
+        yield started
+
+
+@contextlib.contextmanager
 def pylon_relay() -> Iterator[tuple[Child, str]]:
     """Our relay as a process of its own, in memory; its URL."""
     with child(["-m", "pylon.relays.server", "--port", "0"]) as relay:

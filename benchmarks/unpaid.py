@@ -10,11 +10,12 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from benchmarks.market import party
-from benchmarks.processes import Child, child, pylon_relay
+from benchmarks.processes import Child, child_when_ready, pylon_relay
 from benchmarks.report import Table, percentile
 
 FLOODS = (100, 10_000)
@@ -102,23 +103,10 @@ def _outcome(found: dict[str, Any]) -> str:
     return f"{len(found['failed'])} of {len(found['seconds'])} FAILED: {found['failed'][0]}" if found["failed"] else ""
 
 
-def _flood(url: str, provider: Child, requests: int) -> Any:
+def _flood(url: str, provider: Child, requests: int) -> AbstractContextManager[Child]:
     """The flooder, when all is signed. Its next line says that the relay has taken everything."""
     key = provider.ask(do="tell")["key"]
-    return _signed(["-m", "benchmarks.flooder", url, key, str(requests), str(max(requests // _A_KEY, 1)), "0"])
-
-
-class _signed:
-    def __init__(self, arguments: Sequence[str]) -> None:
-        self._child = child(arguments)
-
-    def __enter__(self) -> Child:
-        flooder = self._child.__enter__()
-        flooder.line()
-        return flooder
-
-    def __exit__(self, *exc: Any) -> None:
-        self._child.__exit__(*exc)
+    return child_when_ready(["-m", "benchmarks.flooder", url, key, str(requests), str(max(requests // _A_KEY, 1)), "0"])
 
 
 def _come_to_rest(provider: Child, seconds: float) -> None:

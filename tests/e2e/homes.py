@@ -41,6 +41,9 @@ FUNDS_SATS = 100_000
 PRICE_MSATS = 10_000
 FEE_MSATS = 50
 """What simnet charges to pay ``PRICE_MSATS``."""
+BEFOREHAND = "pay_on_delivery = false"
+"""Of a provider that takes a payment at once, and holds none until the work is done."""
+PORTS_OF_ITS_OWN = '[relay]\nbind = "127.0.0.1:0"\n\n[api]\nbind = "127.0.0.1:0"\n'
 
 PURCHASE_ENDS = {state.value for state in PURCHASE.final}
 SALE_ENDS = {state.value for state in SALE.final}
@@ -150,16 +153,31 @@ class Node:
             env=environment(),
         )
 
+    def run_with(self, words: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """A command that finds this file open, its descriptor's number being the last argument."""
+        with words.open("rb") as file:
+            return subprocess.run(
+                [command(), "--home", str(self.root), *arguments, str(file.fileno())],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+                pass_fds=(file.fileno(),),
+                env=environment(),
+            )
+
     def json(self, *arguments: str, stdin: str = "", timeout: float = 60.0) -> Any:
-        done = self.run(*arguments, "--json", stdin=stdin, timeout=timeout)
-        assert done.returncode == 0, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return json.loads(done.stdout)
+        return json.loads(self._told(*arguments, stdin=stdin, timeout=timeout))
 
     def json_lines(self, *arguments: str) -> list[Any]:
         """What a command prints with ``--json``, one value a line."""
-        done = self.run(*arguments, "--json")
+        return [json.loads(line) for line in self._told(*arguments).splitlines()]
+
+    def _told(self, *arguments: str, stdin: str = "", timeout: float = 60.0) -> str:
+        done = self.run(*arguments, "--json", stdin=stdin, timeout=timeout)
         assert done.returncode == 0, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return [json.loads(line) for line in done.stdout.splitlines()]
+        return done.stdout
 
     def fund(self) -> None:
         self.json("wallet", "fund", "-a", str(FUNDS_SATS))
@@ -296,6 +314,17 @@ def stop(*nodes: Node) -> None:
         assert daemon.process.wait(20) == 0, daemon.said()
 
 
+def check_paid(provider: Node, buyer: Node, jobs: int = 1) -> None:
+    """So many jobs were paid once each, to the millisatoshi: by charges, both wallets, and the buyer's books."""
+    total = jobs * PRICE_MSATS
+    charges = [(charge["state"], charge["msats"], charge["fee_msats"]) for charge in buyer.charges()]
+    assert charges == [("settled", PRICE_MSATS, FEE_MSATS)] * jobs, charges
+    wallets = buyer.wallet_msats(), provider.wallet_msats()
+    assert wallets == (FUNDS_SATS * 1000 - total - jobs * FEE_MSATS, total), wallets
+    spent = buyer.check_books()["accounts"]["spent_msats"]
+    assert spent == total, spent
+
+
 class World:
     """See the module."""
 
@@ -325,20 +354,27 @@ class World:
 
     def relay(self, *options: str) -> str:
         """Start an independent relay and return its URL."""
-        script = Path(__file__).with_name("local_relay.py")
-        output = self.directory / f"relay{len(self.daemons)}.out"
-        daemon = Daemon([sys.executable, str(script), *options], output)
+        return self._relay(str(Path(__file__).with_name("local_relay.py")), *options)
+
+    def our_relay(self) -> str:
+        """Start Pylon's own as a process of its own, and return its URL."""
+        return self._relay("-m", "pylon.relays.server", "--port", "0")
+
+    def _relay(self, *arguments: str) -> str:
+        daemon = Daemon([sys.executable, *arguments], self.directory / f"relay{len(self.daemons)}.out")
         self.daemons.append(daemon)
         daemon.ready("ws://")
         until(lambda: daemon.said().endswith("\n"), 5, "the whole URL")
-        return daemon.said().strip()
+        return daemon.said().split()[-1]
 
     def node(self, name: str) -> Node:
         return Node(self, name)
 
-    def market(self, relay: str) -> tuple[Node, Node]:
-        """A provider and a customer, both stopped."""
-        provider = self.node("provider").configure(relays=[relay], top=f"min_price_msats = {PRICE_MSATS}")
+    def market(self, relay: str, *, selling: str = "", more: str = "") -> tuple[Node, Node]:
+        """A provider and a customer, both stopped. ``selling``: of the provider's own table; ``more``: its others."""
+        provider = self.node("provider").configure(
+            relays=[relay], top=f"min_price_msats = {PRICE_MSATS}", more=f"[provider]\n{selling}\n{more}"
+        )
         return provider, self.node("buyer").configure(relays=[relay])
 
     def inject(self, fault: Fault, payer: Node, count: int = 1) -> None:

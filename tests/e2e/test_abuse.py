@@ -18,7 +18,7 @@ from protocols.nip01 import Event
 from protocols.nip90 import FEEDBACK, build_request, parse_result
 from pylon.store.outbox import DeliveryState
 from pylon.testing.provider_process import answer
-from tests.e2e.homes import PRICE_MSATS, PURCHASE_ENDS, Daemon, Stranger, environment, until
+from tests.e2e.homes import PRICE_MSATS, PURCHASE_ENDS, Stranger, environment, until
 
 pytestmark = pytest.mark.e2e
 
@@ -58,15 +58,6 @@ class Flood:
 
     def found(self):
         return json.loads(self._process.stdout.readline())
-
-
-@pytest.fixture
-def our_relay(world):
-    daemon = Daemon([sys.executable, "-m", "pylon.relays.server", "--port", "0"], world.directory / "relay.out")
-    world.daemons.append(daemon)
-    daemon.ready("listening ws://")
-    until(lambda: daemon.said().endswith("\n"), 5, "the whole URL")
-    return daemon.said().split("listening ")[1].strip()
 
 
 def count(node, sql, *params):
@@ -124,8 +115,9 @@ def buy_for_the_first_time(relay, provider, purse):
     ("requests", "keys", "seconds", "in_time"),
     [(1_000, 100, 8, 15.0), pytest.param(10_000, 1_000, 60, 5.0, marks=pytest.mark.deep)],
 )
-def test_ten_thousand_who_do_not_pay(requests, keys, seconds, in_time, world, our_relay, figures):
-    provider, buyer = world.market(our_relay)
+def test_ten_thousand_who_do_not_pay(requests, keys, seconds, in_time, world, figures):
+    relay = world.our_relay()
+    provider, buyer = world.market(relay)
     purse = world.node("purse").configure()
     purse.fund()
     provider.start("provider", fake=True)
@@ -135,13 +127,13 @@ def test_ten_thousand_who_do_not_pay(requests, keys, seconds, in_time, world, ou
     process = psutil.Process(provider.daemon.pid)
     memory, cpu = process.memory_info().rss, sum(process.cpu_times()[:2])
     among, first = [], []
-    with Flood(our_relay, provider.pubkey, requests, keys, seconds) as flood:
+    with Flood(relay, provider.pubkey, requests, keys, seconds) as flood:
         time.sleep(seconds / 4)
         while flood.flows():
             among.append(buy(buyer, provider, 100 + len(among)))
             time.sleep(0.25)
             if len(among) % EVERY == 1:
-                first.append(buy_for_the_first_time(our_relay, provider, purse))
+                first.append(buy_for_the_first_time(relay, provider, purse))
         found = flood.found()
     assert found["taken"] == requests
     used = sum(process.cpu_times()[:2]) - cpu

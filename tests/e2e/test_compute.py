@@ -15,9 +15,7 @@ pytestmark = pytest.mark.e2e
 
 def test_who_sells_is_seen_comes_and_goes(world, tmp_path):
     relay = world.relay()
-    provider, buyer = world.market(relay)
-    more = '[provider]\nname = "The cellar"\n'
-    provider.configure(relays=[relay], top=f"min_price_msats = {PRICE_MSATS}", more=more)
+    provider, buyer = world.market(relay, selling='name = "The cellar"')
     environ = {"PYLON_RELAYS": relay, "PYLON_RELAY_BIND": "127.0.0.1:0", "PYLON_NETWORK": "simnet"}
 
     def stranger(*options: str) -> subprocess.CompletedProcess:

@@ -8,20 +8,20 @@ import signal
 
 import pytest
 
-from tests.e2e.homes import until
+from tests.e2e.homes import PORTS_OF_ITS_OWN, until
 
 pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture
 def node(world):
-    return world.node("home").configure(more='[relay]\nbind = "127.0.0.1:0"\n[api]\nbind = "127.0.0.1:0"\n')
+    return world.node("home").configure(more=PORTS_OF_ITS_OWN)
 
 
 @pytest.fixture
 def other(world):
     """Another home, whose embedded relay is a relay of somebody else to the first."""
-    node = world.node("other").configure(more='[relay]\nbind = "127.0.0.1:0"\n[api]\nbind = "127.0.0.1:0"\n')
+    node = world.node("other").configure(more=PORTS_OF_ITS_OWN)
     node.start()
     (relay,) = node.json("relay", "list")["relays"]
     yield relay["url"]

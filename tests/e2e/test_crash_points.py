@@ -19,7 +19,7 @@ from pylon.compute.purchase import PURCHASE
 from pylon.provider.sale import SALE
 from pylon.testing.provider_process import answer
 from pylon.wallets.simnet_ledger import Fault, FaultKind
-from tests.e2e.homes import FEE_MSATS, FUNDS_SATS, PRICE_MSATS, Stranger, fetch, stop, until
+from tests.e2e.homes import BEFOREHAND, FUNDS_SATS, PRICE_MSATS, Stranger, check_paid, fetch, stop, until
 
 pytestmark = pytest.mark.e2e
 
@@ -66,12 +66,7 @@ class Market:
         self.world, self.relay, self.point = world, relay, point
         self.holds = scenario.endswith("held")
         self.options = ("--fails",) if scenario.startswith("failing") else ()
-        self.provider, self.buyer = world.market(relay)
-        self.provider.configure(
-            relays=[relay],
-            top=f"min_price_msats = {PRICE_MSATS}",
-            more=f"[provider]\npay_on_delivery = {str(self.holds).lower()}\n",
-        )
+        self.provider, self.buyer = world.market(relay, selling="" if self.holds else BEFOREHAND)
         self.seller_dies = point.startswith(SALE.name + ".")
 
     def start(self, *, armed=True):
@@ -108,13 +103,6 @@ class Market:
         found = fetch(self.relay, kinds=[FEEDBACK], tags={"e": [request]})
         return [event for event in found if event.tag("status") == status]
 
-    def check_paid_once(self):
-        charges = [(row["state"], row["msats"], row["fee_msats"]) for row in self.buyer.charges()]
-        assert charges == [("settled", PRICE_MSATS, FEE_MSATS)]
-        assert self.buyer.wallet_msats() == FUNDS_SATS * 1000 - PRICE_MSATS - FEE_MSATS
-        assert self.provider.wallet_msats() == PRICE_MSATS
-        assert self.buyer.check_books()["accounts"]["spent_msats"] == PRICE_MSATS
-
     def check_nothing_paid(self):
         assert self.buyer.charges() == []
         assert self.buyer.wallet_msats() == FUNDS_SATS * 1000
@@ -126,7 +114,7 @@ class Market:
     def check_answered(self):
         purchase, sale = self.ended()
         assert (purchase["state"], sale["state"]) == ("answered", "delivered")
-        self.check_paid_once()
+        check_paid(self.provider, self.buyer)
         books = self.provider.check_books()["accounts"]
         assert (books["earned_msats"], books["owed_msats"]) == (PRICE_MSATS, 0)
         assert len(self.results(sale["id"])) == 1
@@ -160,7 +148,7 @@ def die_when_the_result_is_turned_away(market):
     market.die_and_restart()
     purchase, sale = market.ended()
     assert (purchase["state"], sale["state"]) == ("credited", "owed")
-    market.check_paid_once()
+    check_paid(market.provider, market.buyer)
     books = market.provider.check_books()["accounts"]
     assert (books["earned_msats"], books["owed_msats"]) == (0, PRICE_MSATS)
     assert market.results(sale["id"]) == []

@@ -6,7 +6,6 @@ Both sides are the installed command, killed with SIGKILL; the relay is not ours
 at once (*paid*), and with such as are held until the work is done (*held*).
 """
 
-import json
 import random
 import time
 
@@ -14,7 +13,7 @@ import pytest
 
 from pylon.testing.provider_process import answer
 from pylon.wallets.simnet_ledger import Fault, FaultKind
-from tests.e2e.homes import FEE_MSATS, FUNDS_SATS, PRICE_MSATS, PURCHASE_ENDS, SALE_ENDS, fetch, until
+from tests.e2e.homes import BEFOREHAND, PRICE_MSATS, PURCHASE_ENDS, SALE_ENDS, check_paid, fetch, until
 from tests.e2e.http_backend import http_backend
 
 pytestmark = pytest.mark.e2e
@@ -31,12 +30,7 @@ A_BATCH = 4
 class Row:
     def __init__(self, world, relay, backend, holds):
         self.world, self.relay, self.backend = world, relay, backend
-        self.provider, self.buyer = world.market(relay)
-        self.provider.configure(
-            relays=[relay],
-            top=f"min_price_msats = {PRICE_MSATS}",
-            more=f"[provider]\npay_on_delivery = {json.dumps(holds)}\n\n{backend.table}",
-        )
+        self.provider, self.buyer = world.market(relay, selling="" if holds else BEFOREHAND, more=backend.table)
         backend.seconds = THINKS
         self.rng = random.Random(1)
         self.deaths = self.too_late = 0
@@ -174,11 +168,7 @@ def check(row, jobs, held):
         assert not any(event.tag("credit") for event in feedback)
         text = row.buyer.ask("job.status", id=purchase["id"])["text"]
         assert text == answer(row.asked[purchase["id"]])
-    charges = [(charge["state"], charge["msats"], charge["fee_msats"]) for charge in row.buyer.charges()]
-    assert charges == [("settled", PRICE_MSATS, FEE_MSATS)] * jobs
-    total = jobs * PRICE_MSATS
-    assert row.buyer.wallet_msats() == FUNDS_SATS * 1000 - total - jobs * FEE_MSATS
-    assert row.provider.wallet_msats() == total
-    assert row.buyer.check_books()["accounts"]["spent_msats"] == total
+    check_paid(row.provider, row.buyer, jobs)
     accounts = row.provider.check_books()["accounts"]
+    total = jobs * PRICE_MSATS
     assert (accounts["earned_msats"], accounts["owed_msats"], accounts["unearned_msats"]) == (total, 0, 0)

@@ -6,7 +6,7 @@ import signal
 import psutil
 import pytest
 
-from tests.e2e.homes import PRICE_MSATS, fetch, until
+from tests.e2e.homes import BEFOREHAND, PRICE_MSATS, fetch, until
 
 pytestmark = pytest.mark.e2e
 
@@ -20,9 +20,7 @@ def engine_of(daemon):
 
 def test_an_engine_killed_in_the_middle_of_a_paid_answer(model, world):
     relay = world.relay()
-    provider, buyer = world.market(relay)
-    beforehand = "[provider]\npay_on_delivery = false\n"
-    provider.configure(relays=[relay], top=f"min_price_msats = {PRICE_MSATS}", more=beforehand)
+    provider, buyer = world.market(relay, selling=BEFOREHAND)
     provider.start("provider", "--model-file", str(model.path))
     buyer.start()
     buyer.fund()

@@ -19,14 +19,14 @@ import psutil
 import pytest
 
 from pylon.daemon import holder
-from tests.e2e.homes import command, environment, until
+from tests.e2e.homes import PORTS_OF_ITS_OWN, command, environment, until
 
 pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture
 def node(world):
-    return world.node("home").configure(more='[relay]\nbind = "127.0.0.1:0"\n\n[api]\nbind = "127.0.0.1:0"\n')
+    return world.node("home").configure(more=PORTS_OF_ITS_OWN)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import openai
 import pytest
 
 from pylon.testing.provider_process import answer
-from tests.e2e.homes import FEE_MSATS, PRICE_MSATS, Daemon, command, until
+from tests.e2e.homes import BEFOREHAND, FEE_MSATS, PRICE_MSATS, Daemon, command, until
 
 pytestmark = pytest.mark.e2e
 
@@ -131,10 +131,7 @@ def test_who_leaves_while_it_is_held_pays_nothing(trade):
 
 def test_who_leaves_before_paying_pays_nothing_and_later_loses_nothing(world):
     """Of a provider that is paid beforehand."""
-    relay = world.relay()
-    provider, buyer = world.market(relay)
-    beforehand = "[provider]\npay_on_delivery = false\n"
-    provider.configure(relays=[relay], top=f"min_price_msats = {PRICE_MSATS}", more=beforehand)
+    provider, buyer = world.market(world.relay(), selling=BEFOREHAND)
     buyer.fund()
     with Gateway(buyer) as gateway:
         with pytest.raises(openai.APITimeoutError):

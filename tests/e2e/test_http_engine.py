@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import openai
 import pytest
@@ -34,8 +35,8 @@ MESSAGES = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "
 STORY = [{"role": "user", "content": "Tell a very long story about a lighthouse."}]
 
 
-@pytest.fixture(scope="module")
-def server(model):
+@contextmanager
+def llama_server(model):
     """Where a llama.cpp server listens, and its process."""
     arguments = [sys.executable, "-c", SERVER, str(model.path)]
     with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -50,12 +51,18 @@ def server(model):
                 process.kill()
 
 
+@pytest.fixture(scope="module")
+def server(model):
+    with llama_server(model) as (address, _):
+        yield address
+
+
 @pytest.fixture
 def home(tmp_path, server):
     directory = tmp_path / "home"
     directory.mkdir()
     (directory / "config.toml").write_text(
-        f'backend_preference = []\n[[backends]]\nkind = "openai"\nname = "elsewhere"\nurl = "{server[0]}/v1"\n'
+        f'backend_preference = []\n[[backends]]\nkind = "openai"\nname = "elsewhere"\nurl = "{server}/v1"\n'
     )
     return directory
 
@@ -131,24 +138,18 @@ def test_who_leaves_frees_the_server_behind(client, stream):
 
 
 def test_a_server_that_dies_in_the_middle_of_an_answer(home, model):
-    arguments = [sys.executable, "-c", SERVER, str(model.path)]
-    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            line = next(line for line in process.stdout if line.startswith("listening at "))
-            address = line.split()[-1].rstrip("/")
-            (home / "config.toml").write_text(
-                f'backend_preference = []\n[[backends]]\nkind = "openai"\nurl = "{address}/v1"\n'
-            )
-            story = subprocess.Popen(
-                [command(), "--home", str(home), "infer", "--max-tokens", "1500", STORY[0]["content"]],
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(),
-            )  # fmt: skip
-            assert story.stdout.read(1)
-            process.kill()
-            _, err = story.communicate(timeout=30)
-            assert story.returncode == 1
-            assert b"error: " in err
-        finally:
-            process.kill()
+    with llama_server(model) as (address, process):
+        (home / "config.toml").write_text(
+            f'backend_preference = []\n[[backends]]\nkind = "openai"\nurl = "{address}/v1"\n'
+        )
+        story = subprocess.Popen(
+            [command(), "--home", str(home), "infer", "--max-tokens", "1500", STORY[0]["content"]],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(),
+        )  # fmt: skip
+        assert story.stdout.read(1)
+        process.kill()
+        _, err = story.communicate(timeout=30)
+        assert story.returncode == 1
+        assert b"error: " in err
     report = json.loads(pylon(home, "compute", "--json", "--no-swarm").stdout)
     assert report["local_backends"][0]["available"] is False

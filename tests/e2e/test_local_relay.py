@@ -8,7 +8,7 @@ from protocols.nip90 import FEEDBACK
 from pylon.testing.provider_process import answer
 from pylon.wallets.port import PaymentState
 from pylon.wallets.simnet_ledger import Fault, FaultKind
-from tests.e2e.homes import FEE_MSATS, FUNDS_SATS, PRICE_MSATS, fetch, until
+from tests.e2e.homes import BEFOREHAND, FEE_MSATS, FUNDS_SATS, PRICE_MSATS, check_paid, fetch, until
 
 pytestmark = pytest.mark.e2e
 
@@ -28,11 +28,8 @@ def announced(relay, provider):
 
 
 def check_one_trade(relay, provider, buyer):
-    assert [(row["msats"], row["fee_msats"]) for row in buyer.charges()] == [(PRICE_MSATS, FEE_MSATS)]
-    assert buyer.wallet_msats() == FUNDS_SATS * 1000 - PRICE_MSATS - FEE_MSATS
-    assert provider.wallet_msats() == PRICE_MSATS
+    check_paid(provider, buyer)
     assert provider.check_books()["accounts"]["earned_msats"] == PRICE_MSATS
-    assert buyer.check_books()["accounts"]["spent_msats"] == PRICE_MSATS
     (request,) = fetch(relay, kinds=[5050], authors=[buyer.pubkey])
     assert len(fetch(relay, kinds=[6050], tags={"e": [request.id]})) == 1
 
@@ -103,10 +100,8 @@ def test_a_quote_that_comes_too_late_is_not_paid(relay, market):
     buyer.check_books()
 
 
-def test_a_backend_that_always_fails_ends_in_a_debt(relay, market):
-    provider, buyer = market
-    beforehand = "[provider]\npay_on_delivery = false\n"
-    provider.configure(relays=[relay], top=f"min_price_msats = {PRICE_MSATS}", more=beforehand)
+def test_a_backend_that_always_fails_ends_in_a_debt(world, relay):
+    provider, buyer = world.market(relay, selling=BEFOREHAND)
     provider.start("provider", "--fails", fake=True)
     buyer.start()
     buyer.fund()

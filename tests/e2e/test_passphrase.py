@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from tests.e2e.homes import Daemon, command, environment, until
+from tests.e2e.homes import PORTS_OF_ITS_OWN, Daemon, command, environment, until
 
 pytestmark = pytest.mark.e2e
 
@@ -18,7 +18,7 @@ WORDS = "four words at random"
 
 @pytest.fixture
 def node(world):
-    return world.node("home").configure(more='[relay]\nbind = "127.0.0.1:0"\n\n[api]\nbind = "127.0.0.1:0"\n')
+    return world.node("home").configure(more=PORTS_OF_ITS_OWN)
 
 
 @pytest.fixture
@@ -27,28 +27,6 @@ def file(tmp_path_factory):
     path.write_text(WORDS + "\n")
     path.chmod(0o400)
     return path
-
-
-def run(node, *arguments, words=None, more=None):
-    """A command; ``words`` is a file that it finds open as its last argument's number."""
-    pass_fds = ()
-    if words is not None:
-        descriptor = os.open(words, os.O_RDONLY)
-        arguments, pass_fds = (*arguments, str(descriptor)), (descriptor,)
-    try:
-        return subprocess.run(
-            [command(), "--home", str(node.root), *arguments],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-            pass_fds=pass_fds,
-            env=environment(more),
-        )
-    finally:
-        if words is not None:
-            os.close(descriptor)
 
 
 def start(node, more):
@@ -60,8 +38,8 @@ def start(node, more):
 
 
 def test_unattended_starts_and_a_kill(node, file, tmp_path):
-    phrase = json.loads(run(node, "identity", "reveal", "--json").stdout)["mnemonic"]
-    assert run(node, "identity", "passphrase", "--new-passphrase-fd", words=file).returncode == 0
+    phrase = json.loads(node.run("identity", "reveal", "--json").stdout)["mnemonic"]
+    assert node.run_with(file, "identity", "passphrase", "--new-passphrase-fd").returncode == 0
     for more, words in (({}, "is protected by a passphrase"), ({"PYLON_PASSPHRASE_FILE": "/nowhere"}, "/nowhere")):
         refused = start(node, more)
         assert refused.process.wait(20) == 1
@@ -78,23 +56,23 @@ def test_unattended_starts_and_a_kill(node, file, tmp_path):
     daemon = start(node, {"PYLON_PASSPHRASE_FILE": str(file)})
     daemon.ready()
     # With a daemon, commands want no passphrase: it has the key.
-    agent = json.loads(run(node, "agent", "spawn", "--name", "ada", "--json").stdout)
-    busy = run(node, "identity", "passphrase", "--remove", "--yes", "--json")
+    agent = json.loads(node.run("agent", "spawn", "--name", "ada", "--json").stdout)
+    busy = node.run("identity", "passphrase", "--remove", "--yes", "--json")
     assert (busy.returncode, json.loads(busy.stderr)["error"]["code"]) == (1, "already_running")
     daemon.kill()
 
     daemon = start(node, {"CREDENTIALS_DIRECTORY": str(file.parent)})
     daemon.ready()
-    assert json.loads(run(node, "agent", "reveal", "ada", "--json").stdout)["mnemonic"] == agent["mnemonic"]
+    assert json.loads(node.run("agent", "reveal", "ada", "--json").stdout)["mnemonic"] == agent["mnemonic"]
     assert daemon.terminate() == 0
-    assert run(node, "agent", "list").returncode == 1
-    assert run(node, "identity", "passphrase", "--remove", "--yes", "--passphrase-fd", words=file).returncode == 0
-    assert json.loads(run(node, "agent", "list", "--json").stdout)["agents"][0]["name"] == "ada"
+    assert node.run("agent", "list").returncode == 1
+    assert node.run_with(file, "identity", "passphrase", "--remove", "--yes", "--passphrase-fd").returncode == 0
+    assert json.loads(node.run("agent", "list", "--json").stdout)["agents"][0]["name"] == "ada"
     assert (node.root / "identity.mnemonic").read_text() == phrase + "\n"
 
 
 def test_start_with_a_descriptor(node, file):
-    assert run(node, "identity", "passphrase", "--new-passphrase-fd", words=file).returncode == 0
+    assert node.run_with(file, "identity", "passphrase", "--new-passphrase-fd").returncode == 0
     with (node.world.directory / "started.out").open("wb") as output, file.open("rb") as words:
         process = subprocess.Popen(
             [command(), "--home", str(node.root), "start", "-m", "host", "--passphrase-fd", str(words.fileno())],
@@ -105,14 +83,14 @@ def test_start_with_a_descriptor(node, file):
             env=environment(),
         )
     try:
-        until(lambda: run(node, "status").returncode == 0, 30, "it runs")
+        until(lambda: node.run("status").returncode == 0, 30, "it runs")
     finally:
         process.terminate()
         assert process.wait(20) == 0
 
 
 def test_typed_on_a_terminal_and_not_shown(node, file):
-    assert run(node, "identity", "passphrase", "--new-passphrase-fd", words=file).returncode == 0
+    assert node.run_with(file, "identity", "passphrase", "--new-passphrase-fd").returncode == 0
     leader, follower = pty.openpty()
     process = subprocess.Popen(
         [command(), "--home", str(node.root), "wallet", "balance", "--json"],

@@ -56,7 +56,7 @@ class Gateway:
 
 
 @asynccontextmanager
-async def open_gateway(home, wallet=None, **api):
+async def open_gateway(home, wallet=None, *, open_market=False, **api):
     """The API of ``home``, which buys."""
     config = ApiConfig(market=True, **{name: Msat(value) for name, value in api.items()})
     async with home.opened() as (store, pool), trio.open_nursery() as nursery:
@@ -73,7 +73,13 @@ async def open_gateway(home, wallet=None, **api):
         )
         await nursery.start(buyer.run)
         answerer = MarketAnswerer(
-            buyer, purse, store, most=config.budget_each_msats, network="simnet", own=home.secret.public.hex
+            buyer,
+            purse,
+            store,
+            most=config.budget_each_msats,
+            network="simnet",
+            own=home.secret.public.hex,
+            open_market=open_market,
         )
         async with open_client(answerer, metrics=Metrics(functools.partial(paid_so_far, store))) as client:
             yield Gateway(client, buyer, store)
@@ -142,6 +148,13 @@ async def test_a_bought_stream_comes_word_by_word(market):
         assert raw.headers["x-pylon-paid-msats"] == str(PRICE), "words that are told while they come are paid before"
         assert joined(await gateway.client.run(lambda _: list(raw.parse()))) == WORDS
         await until(lambda: gateway.told()[0] == 3 * PRICE, 5)
+
+
+async def test_everybody_is_asked_where_that_is_wished(market):
+    async with open_seller(market), open_gateway(await open_home(market), open_market=True) as gateway:
+        assert joined(await gateway.client.pieces()) == WORDS
+        (request,) = market.events(JOB_TEXT)
+        assert request.tag("p") is None
 
 
 async def test_a_stream_that_is_paid_beforehand_says_so(market):

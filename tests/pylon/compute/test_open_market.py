@@ -6,6 +6,7 @@ import pytest
 import trio
 
 from protocols.nip90 import JOB_TEXT, FeedbackStatus
+from pylon.compute import debts
 from pylon.compute.purchase import MAX_QUOTES, PurchaseState
 from pylon.daemon import books
 from pylon.errors import PaymentFailed
@@ -211,6 +212,18 @@ async def test_a_debt_makes_a_quote_cheaper_here_too(autojump_clock, market):
         await until(lambda: buyer.records.load(store, purchase.id).state is PurchaseState.PAID)
         record = buyer.records.load(store, purchase.id)
         assert (record.provider, record.credit_used, record.paid) == (debtor.hex, sats(4), sats(1))
+
+
+async def test_a_debt_that_is_left_aside_in_the_open_is_not_disowned(autojump_clock, market):
+    """Who offers to everybody need not take off what it owes to one of them."""
+    home, debtor = await open_home(market), await open_actor(market, "debtor")
+    debtor.announce()
+    async with home.buying() as (buyer, store):
+        await owing(market, debtor, buyer, store)
+        purchase = await buyer.buy("think", **ASK)
+        await debtor.quote(await the_request(market), sats(5))
+        await until(lambda: buyer.records.load(store, purchase.id).state is PurchaseState.PAID)
+        assert debts.owed_to(store, "") == {debtor.hex: PRICE}
 
 
 async def test_nobody_buys_from_itself_in_the_open(autojump_clock, market):

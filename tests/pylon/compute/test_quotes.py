@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 
 from protocols import bolt11
 from protocols.nip90 import Feedback, FeedbackStatus
@@ -137,6 +137,8 @@ def test_what_passes_is_payable_and_within_the_ceiling(amount, tag, timestamp, e
     st.one_of(st.none(), st.integers(NOW - 10**5, NOW + 10**5), st.integers(10**9, 10**11)),
     st.booleans(),
 )
+@example(5_000, None, NOW + 60, False)
+@example(5_000, None, NOW + 60, True)
 def test_what_passes_costs_no_more_with_its_debts_and_is_held_for_a_while(amount, used, hold_until, can_hold):
     found = check(invoice(amount_msats=amount), None, can_hold=can_hold, credit_used_msats=used, hold_until=hold_until)
     fits = amount + (used or 0) <= CEILING

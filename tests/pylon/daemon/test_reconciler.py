@@ -473,6 +473,22 @@ async def test_an_address_is_paid_by_hand_once_for_each_time_it_is_asked_for(aut
     assert desk.clean()
 
 
+async def test_what_the_wallet_has_said_is_written_down_whoever_goes_away(autojump_clock, desk):
+    withdrawals, wallet = Withdrawals(desk.store, desk.clock), desk.wallets[""]
+    text, pay = invoice("w", sats(5), desk.clock.now()), wallet.pay
+    payment_hash = bolt11.decode(text).payment_hash
+    with trio.CancelScope() as caller:
+
+        async def leaving(*args, **said):
+            caller.cancel()
+            return await pay(*args, **said)
+
+        wallet.pay = leaving
+        await withdrawals.pay(desk.purse(""), text, payment_hash, sats(5))
+    assert intents.by_hash(desk.store, payment_hash).state is IntentState.SETTLED
+    assert desk.clean()
+
+
 async def test_two_calls_at_once_make_one_call_of_the_wallet(autojump_clock, desk):
     intent, _text = await desk.reserve()
     outcomes = []

@@ -119,6 +119,21 @@ async def test_who_leaves_stops_it_between_two_tokens(tmp_path, manners):
         assert (await llama.complete(ask())).text == ANSWER
 
 
+async def test_who_leaves_between_two_tokens_leaves_nothing_stuck(tmp_path, manners):
+    """No thread is at work then, and none is waited for."""
+    manners.words = ["word"] * 100
+    async with engine(tmp_path).running() as llama:
+        began = trio.current_time()
+        with trio.CancelScope() as scope:
+            async with llama.stream(ask(max_tokens=100)) as chunks:
+                await anext(chunks)
+                scope.cancel()
+                await anext(chunks)
+        assert scope.cancelled_caught
+        assert trio.current_time() - began < llamacpp_inprocess._STOPPING
+        assert (await llama.complete(ask(max_tokens=1))).text == "word"
+
+
 async def test_who_leaves_stops_it_in_the_middle_of_a_prompt(tmp_path, manners):
     manners.seconds = 0.05
     async with engine(tmp_path).running() as llama:
@@ -182,6 +197,7 @@ async def test_one_at_a_time(tmp_path, manners):
         for _ in range(3):
             nursery.start_soon(one)
     assert texts == [ANSWER] * 3
+    assert manners.evaluated == [4, 1, 1, 1, 1] * 3, "a prompt, its words, and then the next one"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 import trio
 from hypothesis import given
 
-from protocols.nip90 import JOB_TEXT, parse_feedback, parse_result
+from protocols.nip90 import JOB_TEXT, build_request, parse_feedback, parse_result
 from pylon.daemon import books
 from pylon.errors import PaymentFailed
 from pylon.money import Msat
@@ -109,6 +109,17 @@ async def test_another_customer_has_none_of_it(autojump_clock, market):
         request = other.ask(home.secret)
         assert parse_feedback(await other.told(request, "payment-required")).credit_used_msats is None
         await sound(home, store)
+
+
+async def test_none_of_it_is_reserved_by_an_offer_to_everybody(autojump_clock, market):
+    async with indebted(market) as (_, customer, _, store):
+        request = build_request(
+            customer.secret, prompt="think aloud", provider=None, created_at=market.now, encrypt=False
+        )
+        market.relay.publish(request)
+        quote = await customer.told(request, "payment-required")
+        assert (quote.tag("amount"), quote.tag("credit_used")) == (str(PRICE), None)
+        assert credits.owed(store, customer.hex) == PRICE
 
 
 async def test_credit_comes_back_from_a_quote_that_nobody_pays(autojump_clock, market):

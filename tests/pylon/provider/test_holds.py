@@ -14,11 +14,13 @@ from pylon.daemon import books
 from pylon.errors import PaymentFailed, PaymentUnknown, WalletError
 from pylon.money import Msat, sats
 from pylon.provider import sale as machine
+from pylon.provider.holds import Holds
+from pylon.provider.payments import HOLD_DOUBT
 from pylon.provider.pricing import Terms
 from pylon.provider.sale import SALE, SaleEffect, SaleState
 from pylon.store import ledger
 from pylon.testing.backend import EMPTY, HANG, Reply, ScriptedBackend
-from pylon.wallets.port import Can, PaymentState
+from pylon.wallets.port import Can, IssuedInvoice, PaymentState
 from tests.pylon.market import PRICE, open_actor, open_home, until
 
 RESULT = JOB_TEXT + 1_000
@@ -360,3 +362,61 @@ async def test_no_words_are_told_for_money_that_could_be_taken_back(autojump_clo
             assert (await ended(provider, store, request)).state is SaleState.DELIVERED
             partials = [e for e in market.events(FEEDBACK) if e.tags_named("e")[0][1] == request.id]
             assert any(e.tag("status") == "partial" for e in partials) is told
+
+
+class Says:
+    """A wallet, and the payments behind it, that say what they are told to of one hold."""
+
+    def __init__(self, clock, refusal, **invoice):
+        self.clock, self.refusal, self.claimed = clock, refusal, []
+        self.invoice = IssuedInvoice("", "", PRICE, clock.now() + 60, **invoice) if invoice else None
+        holds = Holds(store=None, wallet=self, payments=self, clock=clock, rng=None, driver=None)
+        sale = machine.Sale("id", "customer", JOB_TEXT, 0.0, preimage="11" * 32)
+        self.settles, self.gives_back = lambda: holds.settle(sale), lambda: holds.give_back(sale)
+
+    async def settle(self, preimage):
+        if self.refusal is not None:
+            raise self.refusal
+
+    cancel = settle
+
+    async def look(self, payment_hash):
+        return self.invoice
+
+    async def claim(self, payment_hash, amount, preimage):
+        self.claimed.append(amount)
+
+
+async def test_what_was_to_be_given_back_and_was_paid_is_claimed(autojump_clock, market):
+    says = Says(market.clock, PaymentFailed("no"), received=PRICE)
+    assert await says.gives_back() is None
+    assert says.claimed == [PRICE]
+
+
+async def test_a_hold_is_given_back_as_soon_as_the_wallet_has_it_no_more(autojump_clock, market):
+    clock = market.clock
+    for says in (Says(clock, None), Says(clock, PaymentFailed("no")), Says(clock, PaymentFailed("no"), cancelled=True)):
+        assert await says.gives_back() == machine.HoldGone()
+    expires = Says(clock, PaymentFailed("no"), held=Msat(0))
+    with pytest.raises(PaymentFailed):
+        await expires.gives_back()
+    await trio.sleep(61)
+    assert await expires.gives_back() == machine.HoldGone(), "nobody can pay it any more"
+    for says in (Says(clock, PaymentFailed("no"), held=PRICE), Says(clock, PaymentUnknown("?"), cancelled=True)):
+        with pytest.raises((PaymentFailed, PaymentUnknown)):
+            await says.gives_back()
+
+
+async def test_a_refusal_to_settle_is_doubted_unless_the_hold_was_cancelled(autojump_clock, market):
+    assert await Says(market.clock, PaymentFailed("no"), cancelled=True).settles() == machine.HoldGone()
+    doubtful = Says(market.clock, PaymentFailed("no"))
+    with pytest.raises(PaymentUnknown):
+        await doubtful.settles()
+    await trio.sleep(HOLD_DOUBT)
+    assert await doubtful.settles() == machine.HoldGone()
+    for says in (Says(market.clock, None), Says(market.clock, PaymentFailed("no"), held=PRICE)):
+        with pytest.raises(PaymentUnknown):
+            await says.settles()
+        await trio.sleep(2 * HOLD_DOUBT)
+        with pytest.raises(PaymentUnknown):
+            await says.settles()

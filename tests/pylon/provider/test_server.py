@@ -17,7 +17,7 @@ from pylon.provider import sale as machine
 from pylon.provider import sales
 from pylon.provider.pricing import Terms
 from pylon.provider.sale import SALE, SaleState
-from pylon.store import ledger
+from pylon.store import ledger, outbox
 from pylon.testing.backend import Reply, ScriptedBackend
 from pylon.wallets import history
 from tests.pylon.market import PRICE, open_actor, open_home, until
@@ -433,3 +433,22 @@ async def test_a_result_is_offered_to_relays_that_joined_since(autojump_clock, m
     market.relay.faults.refuse_connections = False
     async with home.selling() as (provider, store):
         assert (await ended(provider, store, request)).state is SaleState.DELIVERED
+
+
+async def test_what_is_paid_for_goes_out_before_the_quotes_of_strangers(autojump_clock, market, monkeypatch):
+    said, add = [], outbox.add
+
+    def noting(tx, event, relays, **changes):
+        said.append((changes.get("effect"), changes.get("urgent")))
+        return add(tx, event, relays, **changes)
+
+    monkeypatch.setattr(outbox, "add", noting)
+    home, customer = await open_home(market), await open_actor(market, "customer")
+    async with home.selling() as (provider, store):
+        for urgent in (False, True):
+            said.clear()
+            request = customer.ask(home.secret)
+            await customer.pay(await customer.told(request, "payment-required"))
+            await until(lambda asked=request: provider.records.load(store, asked.id).state is SaleState.DELIVERED)
+            assert ("sale.publish_quote", urgent) in said, "who has paid before is no stranger"
+            assert {("sale.publish_processing", True), ("sale.publish_result", True)} <= set(said)
