@@ -107,7 +107,8 @@ class TunnelServer:
         self._page = load_page()
         self._switchboard = Switchboard()
         self._listeners: list[trio.SocketListener] = []
-        self._is_private = True
+        self.is_private = True
+        """Nobody outside this machine reaches it."""
         self._base = ""
         self._connections = 0
         self._strangers = 0
@@ -128,7 +129,7 @@ class TunnelServer:
         self._listeners = listeners
         host, port = listeners[0].socket.getsockname()[:2]
         address = ipaddress.ip_address(host)
-        self._is_private = address.is_loopback
+        self.is_private = address.is_loopback
         if address.is_unspecified:
             host = "127.0.0.1" if address.version == 4 else "::1"
         self._base = self._public or f"http://{Bind(host, port)}"
@@ -247,7 +248,7 @@ class TunnelServer:
             return False
         try:
             # No name stands in such a Host, so none was rebound.
-            return ipaddress.ip_address(host).is_loopback or not self._is_private
+            return ipaddress.ip_address(host).is_loopback or not self.is_private
         except ValueError:
             return host == "localhost" or (self._public is not None and host == urlsplit(self._public).hostname)
 
