@@ -107,6 +107,8 @@ class TunnelServer:
         self._page = load_page()
         self._switchboard = Switchboard()
         self._listeners: list[trio.SocketListener] = []
+        self.bound: Bind | None = None
+        """Where it listens; the first, where a name has several addresses."""
         self.is_private = True
         """Nobody outside this machine reaches it."""
         self._base = ""
@@ -129,7 +131,7 @@ class TunnelServer:
         self._listeners = listeners
         host, port = listeners[0].socket.getsockname()[:2]
         address = ipaddress.ip_address(host)
-        self.is_private = address.is_loopback
+        self.bound, self.is_private = Bind(host, port), address.is_loopback
         if address.is_unspecified:
             host = "127.0.0.1" if address.version == 4 else "::1"
         self._base = self._public or f"http://{Bind(host, port)}"
@@ -227,10 +229,9 @@ class TunnelServer:
                 if validity.cancelled_caught:
                     await socket.close(REFUSED, "the ticket has ended")
                 nursery.cancel_scope.cancel()
-        except trio.Cancelled:
-            with trio.move_on_after(_FAREWELL_SECONDS, shield=True):
+        finally:
+            with trio.move_on_after(_FAREWELL_SECONDS, shield=True):  # where nobody else has ended it, the server does
                 await socket.close(GOING_AWAY, "the server stops")
-            raise
 
     # --- requests ---------------------------------------------------------------------------------------------
 
@@ -336,4 +337,3 @@ def _public(url: str) -> str:
             f"--public-url: {url[:80]!r} is no address of a server", "name it as in https://tunnel.example.org"
         )
     return f"{parts.scheme}://{parts.netloc}"
-

@@ -4,8 +4,8 @@ Rules
 -----
 1. A session has one machine and some pages. What a page says goes to the machine; what the machine says goes to all
    pages. A machine that connects anew takes the place of the one before it: that one may be half dead.
-2. Texts pass unread but for their ``type``. What is no JSON object with a type is dropped, and so is what claims to come
-   from the server. Pings are answered here, by hop.
+2. Texts pass unread but for their ``type``. What is no JSON object with a type is dropped, and so is what claims to
+   come from the server. Pings are answered here, by hop.
 3. Nothing is kept for who is not there: the machine replays (``claude_replay``). A page that falls behind by more than
    ``MAX_BACKLOG_BYTES`` is cut off, and may come back and ask; a machine that does not read lets the pages wait.
 4. A session lives as long as anybody is connected in it. Nothing that passes is logged.

@@ -10,7 +10,7 @@ from collections import deque
 
 import trio
 from wsproto.connection import Connection, ConnectionState, ConnectionType
-from wsproto.events import BytesMessage, CloseConnection, Event, Message, Ping, TextMessage
+from wsproto.events import CloseConnection, Event, Message, Ping, TextMessage
 from wsproto.utilities import LocalProtocolError
 
 SEND_SECONDS = 30.0
@@ -69,9 +69,10 @@ class ServerSocket:
         with trio.move_on_after(_CLOSE_SECONDS):
             try:
                 await self._send(CloseConnection(code, reason))
-                # A close with input unread would reset the connection, and our last words with it.
-                while await self._stream.receive_some(_RECEIVE_BYTES):
-                    pass
+                while True:  # a close with input unread would reset the connection, and our last words with it
+                    while self._events:
+                        await self._handle(self._events.popleft())
+                    await self._read()
             except trio.BusyResourceError:
                 await self._gone.wait()  # another task receives, and sees the peer's answer
             except (SocketClosed, trio.BrokenResourceError, trio.ClosedResourceError):
@@ -93,6 +94,8 @@ class ServerSocket:
     async def _handle(self, event: Event) -> str | None:
         if isinstance(event, Message):
             data = event.data.encode() if isinstance(event, TextMessage) else bytes(event.data)
+            if self.close_code is not None:
+                return None  # whatever it says now comes too late
             self._size += len(data)
             if self._size > self.max_bytes:
                 await self._refuse(1009, f"a message has at most {self.max_bytes} bytes")
