@@ -88,7 +88,7 @@ class Browser:
             except (NoSuchElementException, StaleElementReferenceException):
                 pass
             if time.monotonic() > deadline:
-                raise AssertionError(f"not within {within:.0f} s: {what}\n{self.text()}\n{self.complaints()}")
+                raise AssertionError(f"not within {within:.0f} s: {what}\n{self.text()}\n{self.complaints()[:5]}")
             time.sleep(0.05)
 
     def shows(self, text: str, css: str = "body", within: float = WITHIN) -> None:

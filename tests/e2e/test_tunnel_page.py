@@ -96,7 +96,7 @@ def machine(session, browser):
 
 
 def test_what_comes_through_the_tunnel_is_shown_and_never_run(machine, browser):
-    evil = "<img src=x onerror=\"document.title='run'\"><script>document.title='run'</script><b>bold</b> &amp; ⚡"
+    evil = "<img src=x onerror='ran=1'><script>ran=1</script><b>bold</b> &amp; ⚡"
     machine.tell("claude_prompted", content=f"p {evil}")
     machine.chunk("text", delta=f"t {evil}")
     machine.chunk("tool_start", tool={"name": f"n {evil}", "id": "1", "params": {evil: evil, "command": f"c {evil}"}})
@@ -114,6 +114,7 @@ def test_what_comes_through_the_tunnel_is_shown_and_never_run(machine, browser):
         assert f"{each} {evil}" in shown, each
     assert evil in browser.text("#rules")
     assert browser.driver.title == "(1) Pylon tunnel"
+    assert browser.run("return window.ran") is None
     assert browser.run("return document.querySelectorAll('img, main script, b:not(form b)').length") == 0
     assert browser.complaints() == []
 
@@ -121,14 +122,14 @@ def test_what_comes_through_the_tunnel_is_shown_and_never_run(machine, browser):
 def test_nothing_that_is_put_into_the_page_can_run_or_speak_to_others(machine, browser):
     browser.run(
         """const script = document.createElement("script");
-        script.textContent = "document.title = 'run'";
+        script.textContent = "window.ran = 1";
         document.body.append(script);
         document.body.insertAdjacentHTML("beforeend", "<p onclick='x()' style='color: red'>x</p>");
         fetch("http://127.0.0.1:9/").catch(() => {});"""
     )
-    browser.until(lambda: browser.driver.title == "Pylon tunnel", "its own title")
     complaints = browser.until(lambda: [*browser.complaints(), *browser.complaints()], "complaints")
     assert all("Content Security Policy" in each for each in complaints), complaints
+    assert browser.run("return window.ran") is None
     assert browser.run("return getComputedStyle(document.body.lastElementChild).color") != "rgb(255, 0, 0)"
 
 
@@ -143,7 +144,7 @@ def test_what_was_missed_is_asked_for_and_nothing_is_shown_twice(machine, sessio
     machine.seq = 0
     for word in ("one ", "two ", "three ", "four ", "five"):
         machine.chunk("text", delta=word)
-    browser.shows("one two three four five")
+    browser.until(lambda: browser.text(".said") == "one two three four five", "each word once")
 
     browser.driver.refresh()  # it has forgotten all, and asks from the beginning
     machine.hear("claude_list")
@@ -152,8 +153,7 @@ def test_what_was_missed_is_asked_for_and_nothing_is_shown_twice(machine, sessio
     machine.seq = 2
     for word in ("three ", "four ", "five"):
         machine.chunk("text", delta=word)
-    browser.shows("three four five")
-    assert "one" not in browser.text(".said")
+    browser.until(lambda: browser.text(".said") == "three four five", "what is still kept")
     assert session["browser_token"] not in browser.driver.current_url
     machine.close()
     browser.shows("waiting for the machine", "#link")
@@ -202,7 +202,8 @@ def test_it_works_on_a_phone_and_in_the_dark(machine, browser):
             assert box["right"] <= 360
             assert box["bottom"] <= 700
             assert box["height"] >= 40  # a finger is no mouse
-        assert browser.run("return getComputedStyle(document.body).backgroundColor") == "rgb(21, 23, 26)"
+        assert browser.run("return window.ran") is None
+    assert browser.run("return getComputedStyle(document.body).backgroundColor") == "rgb(21, 23, 26)"
     finally:
         browser.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
         browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
