@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,12 @@ class MicroUsd(click.ParamType[int]):
 
 
 @click.group(cls=_Group, invoke_without_command=True)
-@click.option("--tunnel-url", metavar="URL", help="The address that the tunnel server gave: wss://..., with its token.")
+@click.option(
+    "--tunnel-url",
+    metavar="URL",
+    envvar="PYLON_TUNNEL_URL",
+    help="The address that the tunnel server gave: wss://..., with its token. -: the first line of stdin.",
+)
 @click.option("--model", metavar="NAME", help="The model, instead of [claude] model.")
 @click.option(
     "--autonomy",
@@ -90,12 +96,15 @@ def connect(
     """Let a web page drive Claude sessions on this machine, under the rules of [claude] (docs/tunnel.md).
 
     Runs until Ctrl-C or SIGTERM, with a daemon or without. What the page asks for can tighten the rules, never loosen
-    them. An option of this command wins over the configuration.
+    them. An option of this command wins over the configuration. The address holds a token: PYLON_TUNNEL_URL or stdin
+    keep it from those who list this machine's processes.
     """
     if ctx.invoked_subcommand is not None:
         return
     if tunnel_url is None:
         raise UsageError("--tunnel-url is wanted", "pylon connect serve runs a tunnel server of your own, and names it")
+    if tunnel_url == "-":
+        tunnel_url = sys.stdin.readline(8_192)
     flags: dict[str, Any] = {
         "claude.model": model,
         "claude.autonomy": None if autonomy is None else autonomy.replace("-", "_"),

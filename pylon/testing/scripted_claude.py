@@ -192,7 +192,7 @@ class _Claude:
         )
         rule = next((rule for rule in self.script["rules"] if re.search(rule["when"], prompt)), None)
         steps = rule["do"] if rule else [{"text": f"You said: {prompt}"}]
-        self.cost += sum(step.get("cost", 0) for step in steps) or COST
+        self.cost += sum(float(step.get("cost", 0)) for step in steps) or COST
         said: list[str] = []
         error: str | None = None
         try:

@@ -117,6 +117,14 @@ class Rules:
         return tuple(dict.fromkeys((*own, *self.approval_added)))
 
     @property
+    def allowed_names(self) -> tuple[str, ...] | None:
+        """The tools that are allowed, for people; ``None``: all that are not blocked."""
+        if not self.allowed:
+            return None
+        *others, last = self.allowed
+        return tuple(tool for tool in last if all(_named(tool.casefold(), other, kin=False) for other in others))
+
+    @property
     def shown_cwd(self) -> str:
         """From the machine's directory: what is above it is nobody's business."""
         return os.path.relpath(self.cwd, self.root)
