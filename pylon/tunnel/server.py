@@ -36,7 +36,7 @@ from pylon.errors import ConfigError, brief
 from pylon.tunnel.messages import MAX_FRAME_BYTES
 from pylon.tunnel.page import load_page
 from pylon.tunnel.request import Answer, Gone, HttpConnection, HttpRefused, Request, refusal
-from pylon.tunnel.switchboard import GOING_AWAY, REFUSED, Switchboard
+from pylon.tunnel.switchboard import GOING_AWAY, REFUSED, Switchboard, dismiss
 from pylon.tunnel.tickets import LIFETIME_SECONDS, Role, Tickets, is_session_id, new_session_id
 from pylon.tunnel.websocket import ServerSocket, SocketClosed
 
@@ -226,7 +226,9 @@ class TunnelServer:
                 nursery.start_soon(socket.keep_alive)
                 with trio.move_on_after(ticket.seconds) as validity:
                     await serve(ticket.session_id, socket)
-                if validity.cancelled_caught:
+                if validity.cancelled_caught and ticket.role == "tunnel":
+                    await dismiss(socket, "unauthorized", REFUSED, "the ticket has ended")
+                elif validity.cancelled_caught:
                     await socket.close(REFUSED, "the ticket has ended")
                 nursery.cancel_scope.cancel()
         finally:

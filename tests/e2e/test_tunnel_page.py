@@ -105,7 +105,7 @@ def test_what_comes_through_the_tunnel_is_shown_and_never_run(machine, browser):
     machine.tell("claude_tool_approval", tool=f"a {evil}", params={"x": evil}, approval_id="1", expires_in=100)
     machine.tell("claude_session_state", state="running", reason=f"r {evil}")
     machine.say("error", code=evil, message=f"m {evil}")
-    waits = {"approval_id": "1", "tool": "x", "params": {}, "expires_in": 50}
+    waits = {"approval_id": "1", "tool": "x", "expires_in": 50}
     machine.sessions(model=evil, autonomy=evil, cwd=evil, approvals=[waits])
     machine.tell("claude_error", error=f"last {evil}")
     browser.shows("last <img")

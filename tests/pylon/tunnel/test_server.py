@@ -197,6 +197,7 @@ async def test_sockets_end_with_their_tickets():
         async with served.page(made) as page, served.machine(made) as machine:
             assert (await page.hear())["type"]
             assert await page.closed() == 4401
+            assert (await machine.hear())["code"] == "unauthorized"
             assert await machine.closed() == 4401
 
 
