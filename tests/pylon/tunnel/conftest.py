@@ -12,6 +12,7 @@ import pytest
 import trio
 from trio_websocket import serve_websocket
 
+from pylon.backoff import Backoff
 from pylon.clock import SystemClock
 from pylon.config import ClaudeConfig
 from pylon.errors import RelayError
@@ -179,6 +180,7 @@ async def open_tunnel(tmp_path, work, page, server, store, nursery):
             executable=executable,
             store=store,
             rng=random.Random(1),
+            backoff=Backoff(random.Random(1), first=0.05),
             connect=connect or server.dial,
             **options,
         )

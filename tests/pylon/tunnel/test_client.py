@@ -160,6 +160,9 @@ async def test_without_hooks_everything_that_claude_asks_for_is_asked_for(page, 
 SLOW = [{"when": "slow", "do": [{"text": "one two three four five", "each": 0.5}]}]
 
 
+BRISK = [{"when": "slow", "do": [{"text": "one two three four five", "each": 0.15}]}]
+
+
 async def test_stop_ends_the_session_and_its_child(page, open_tunnel, claude_log, store):
     await open_tunnel(SLOW)
     page.send(create(initial_prompt="slow"))
@@ -249,7 +252,7 @@ async def test_what_is_in_the_child_is_not_ours(page, open_tunnel, claude_log, m
 
 
 async def test_one_session_that_dies_harms_no_other(page, open_tunnel, store):
-    await open_tunnel([{"when": "die", "do": [{"text": "x"}, {"exit": 3}]}, *SLOW])
+    await open_tunnel([{"when": "die", "do": [{"text": "x"}, {"exit": 3}]}, *BRISK])
     page.send(create("one", initial_prompt="slow"), create("two", initial_prompt="die"))
     assert (await page.state("ended", "two")).reason == "claude ended with exit code 3"
     await page.done(session="one")
@@ -300,7 +303,7 @@ async def test_orphans_end(page, open_tunnel, server, monkeypatch, store):
     tunnel = await open_tunnel(HELLO)
     page.send(create(initial_prompt="hello"))
     await page.done()
-    server.refuse = [RelayError("no connection")] * 3
+    server.refuse = [RelayError("no connection")] * 5
     server.hang_up()
     await page.state("ended")
     assert not tunnel.living
@@ -389,7 +392,7 @@ async def test_sessions_do_not_begin_one_after_the_other_for_ever(page, open_tun
 
 
 async def test_what_is_no_message_ends_neither_session_nor_tunnel(page, open_tunnel):
-    tunnel = await open_tunnel(SLOW)
+    tunnel = await open_tunnel(BRISK)
     page.send(create(initial_prompt="slow"))
     await page.until(lambda: page.chunks("text"))
     page.send("{", "[]", '{"type":"claude_fly"}', '{"type":"start_task"}', '{"type":"claude_prompt","session_id":"s"}')
@@ -406,7 +409,7 @@ async def test_what_is_no_message_ends_neither_session_nor_tunnel(page, open_tun
 
 async def test_a_connection_that_brings_nothing_else_is_given_up(page, open_tunnel, monkeypatch):
     monkeypatch.setattr(client, "RATE", 10_000.0)
-    tunnel = await open_tunnel(SLOW)
+    tunnel = await open_tunnel(BRISK)
     page.send(create(initial_prompt="slow"))
     await page.until(lambda: page.chunks("text"))
     page.send(*['{"type":"claude_fly"}'] * 150)
@@ -461,7 +464,7 @@ async def test_over_a_real_websocket(page, open_tunnel, address):
 
 
 async def test_a_message_beyond_all_bounds_ends_the_connection_and_no_session(page, open_tunnel, address):
-    tunnel = await open_tunnel(SLOW, url=address + "good", connect=client.dial)
+    tunnel = await open_tunnel(BRISK, url=address + "good", connect=client.dial)
     page.send(create(initial_prompt="slow"))
     await page.until(lambda: page.chunks("text"))
     page.send_text("x" * (m.MAX_FRAME_BYTES + 1))
