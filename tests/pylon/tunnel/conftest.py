@@ -12,6 +12,7 @@ import pytest
 import trio
 from trio_websocket import serve_websocket
 
+from pylon.backoff import Backoff
 from pylon.clock import SystemClock
 from pylon.config import ClaudeConfig
 from pylon.errors import RelayError
@@ -167,7 +168,7 @@ async def open_tunnel(tmp_path, work, page, server, store, nursery):
     """``await open_tunnel(rules of the script, settings of the script, **[claude])``."""
 
     async def open_it(
-        script=None, settings=None, *, url="wss://tunnel.example/?token=topsecret", connect=None, **config
+        script=None, settings=None, *, url="wss://tunnel.example/?token=topsecret", connect=None, within=None, **config
     ):
         bin_ = tmp_path / "bin"
         bin_.mkdir(exist_ok=True)
@@ -179,10 +180,11 @@ async def open_tunnel(tmp_path, work, page, server, store, nursery):
             executable=executable,
             store=store,
             rng=random.Random(1),
+            backoff=Backoff(random.Random(1), first=0.05),
             connect=connect or server.dial,
             **options,
         )
-        await nursery.start(tunnel.run)
+        await (within or nursery).start(tunnel.run)
         return tunnel
 
     return open_it
@@ -200,8 +202,8 @@ def claude_log(tmp_path):
 
 
 @pytest.fixture
-async def websocket(page, nursery):
-    """A real server: its URL. The page speaks through the newest connection."""
+async def address(page, nursery):
+    """Of a real server, without its token, which is ``good``. The page speaks through the newest connection."""
 
     async def serve(request):
         if "token=good" not in request.path:
