@@ -160,8 +160,10 @@ def test_a_server_that_dies_in_the_middle_loses_nothing(browser, tunnel):
     server, _ = tunnel
     begin(browser, "slow")
     browser.shows("word5 ", ".said")
-    server.restart()
+    server.daemon.kill()
+    browser.shows("cannot be reached", "#link")
     assert WORDS[-1] not in browser.text(".said")
+    server.start_again()
     browser.shows(WORDS[-1], ".said", within=30)
     assert browser.text(".said").split() == WORDS
     prompt(browser, "hello again")

@@ -160,6 +160,16 @@ def test_what_was_missed_is_asked_for_and_nothing_is_shown_twice(machine, sessio
     assert not browser.all("#send")[0].is_enabled()
 
 
+def test_what_wants_a_yes_is_shown_whole_and_as_it_is(machine, browser):
+    command = "echo \u202emoc.live\u202c\u200b\x1b[8m" + "x" * 100_000 + "; rm -rf ~"
+    machine.ask("a1", {"command": command, "content": "two\nlines", "deep": {"er": ["\u2066"]}, "n\u202eame": 1})
+    shown = browser.until(lambda: browser.text(".approval.open .params"), "what is asked")
+    assert shown.startswith("command\necho ⟦U+202E⟧moc.live⟦U+202C⟧⟦U+200B⟧⟦U+001B⟧[8mxxx")
+    assert "xxx; rm -rf ~\ncontent\ntwo\nlines\ndeep" in shown
+    assert "⟦U+2066⟧" in shown
+    assert "n⟦U+202E⟧ame" in shown
+
+
 def test_an_approval_is_answered_once_or_runs_out(machine, browser):
     for number in (1, 2, 3):
         machine.ask(f"a{number}", {"command": f"ls {number}"})

@@ -30,9 +30,8 @@ class TunnelServer:
         self.told: dict[str, Any] = json.loads(next(line for line in self.daemon.said().splitlines() if "{" in line))
         self.url: str = self.told["url"]
 
-    def restart(self) -> None:
-        """Kill it, and start it anew at the same address."""
-        self.daemon.kill()
+    def start_again(self) -> None:
+        """At the same address."""
         self._start(self.url.removeprefix("http://"))
 
     def register(self) -> dict[str, Any]:
