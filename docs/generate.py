@@ -95,7 +95,7 @@ def transitions(machine: Machine) -> str:
 def commands() -> str:
     """The reference of the command line, as click knows it."""
     parts = [
-        "# The command line",
+        "# Every command and option",
         _FROM.format("pylon.cli"),
         "stdout is data; everything else goes to stderr. With `--json`, before the command's name or after it,"
         " stdout is one JSON value, and an error is one JSON object on stderr, on its last line:"
@@ -157,7 +157,7 @@ def _cell(text: str) -> str:
 def configuration() -> str:
     """The reference of ``config.toml``: every key, what it allows, its default and its variable."""
     parts = [
-        "# The configuration",
+        "# Every key of the configuration",
         _FROM.format("pylon.config"),
         "Order: defaults, then `config.toml` in the home, then the environment, then flags. Every key is optional."
         " A key that nobody knows is a warning; a value that cannot be is an error that names file, line and what is"
