@@ -22,6 +22,7 @@ html_theme = "furo"
 html_title = f"Pylon {version}"
 html_show_copyright = False
 html_copy_source = False
+html_use_index = False
 html_show_sourcelink = False
 myst_heading_anchors = 6
 nitpicky = True
