@@ -29,12 +29,14 @@ from pylon.daemon import ownership
 from pylon.daemon.answering import answerer_of, counts, deadlines
 from pylon.daemon.diskguard import DiskGuard
 from pylon.daemon.embedded_relay import EmbeddedRelay
+from pylon.daemon.events import Tally, open_stream, watch_balance
 from pylon.daemon.hosting import Hosting, assemble
 from pylon.daemon.housekeeping import keep_house
 from pylon.daemon.reload import Live, profile_of, set_log_level, terms_of
 from pylon.daemon.selling import Selling
 from pylon.daemon.wallets import Wallets, open_wallets
 from pylon.errors import ConfigError, ModelMissing, NotFound, SealError, brief
+from pylon.events import EventStream, RelayConnected, RelayLost, child_ended
 from pylon.host.deeds import Deeds
 from pylon.host.host import Host
 from pylon.host.seedlock import SeedLocks
@@ -77,6 +79,8 @@ class Runtime:
     live: Live
     """What of the configuration may change while it runs, and how it is now."""
     started_at: float
+    events: EventStream
+    """What happens in it."""
     wallet: Wallet | None = None
     wallets: Wallets | None = None
     hosting: Hosting | None = None
@@ -142,6 +146,7 @@ async def open_runtime(
     identity = keys.identity
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_home_store(home, config, clock, keys))
+        stream = open_stream(store, clock)
         # Who gives everything away needs no wallet, on any network.
         wallets = (
             await stack.enter_async_context(open_wallets(home, config, identity, clock, stays=True))
@@ -157,7 +162,7 @@ async def open_runtime(
         backends = await stack.enter_async_context(AsyncExitStack())  # they close when nobody asks them any more
         nursery = await stack.enter_async_context(trio.open_nursery())
         stack.callback(nursery.cancel_scope.cancel)
-        supervisor = Supervisor(nursery, rng=rng, on_failure=_tell)
+        supervisor = Supervisor(nursery, rng=rng, on_failure=functools.partial(_tell, stream))
 
         urls, live = list(config.relays), Live(config)
         if serve_http:
@@ -171,7 +176,10 @@ async def open_runtime(
             raise ConfigError("no relay is configured", "name some in relays = [...], or set [relay] enabled = true")
         # The relays are those that the user has named: they may know whose home this is (NIP-42).
         inform = informer(clock)
-        pool = RelayPool(urls, connect=connect, clock=clock, rng=rng, signer=identity.nostr, inform=inform)
+        turned = functools.partial(_tell_turn, stream)
+        pool = RelayPool(
+            urls, connect=connect, clock=clock, rng=rng, signer=identity.nostr, inform=inform, on_turn=turned
+        )
         await nursery.start(pool.run)
         supervisor.start(ChildSpec("publisher", Publisher(pool, store, clock, rng).run))
         supervisor.start(ChildSpec("housekeeping", functools.partial(keep_house, store, clock)))
@@ -179,7 +187,9 @@ async def open_runtime(
         buyer, hosting, host, bound, openai = None, None, None, None, None
         own_purse: Purse | None = None
         if serve_http and config.api.enabled:
-            told = Metrics(counts(store, clock, pool, clock.now()))
+            tally = Tally()
+            stream.on_event.append(tally)
+            told = Metrics(counts(store, clock, pool, clock.now()), tally)
             openai = OpenAIApi(clock, metrics=told, concurrency=config.api.concurrency)
         if wallets is not None and wallet is not None:
             keeper = wallets.keeper
@@ -194,7 +204,9 @@ async def open_runtime(
                 pool=pool,
                 seller=wallet if sell else None,
             )
+            hosting.agents.publish = stream.publish
             wallets.learn_seeds(hosting.agents.seed_of_wallet)
+            supervisor.start(ChildSpec("balance", functools.partial(watch_balance, stream, store, wallets.known)))
             if wallets.look_after is not None:
                 supervisor.start(ChildSpec("wallets", wallets.look_after))
             own_purse = _purse(wallet, store, clock, live)
@@ -245,9 +257,17 @@ async def open_runtime(
                 if openai is not None:
                     openai.answerer = answerer_of(config, buyer, own_purse, store, identity.pubkey, provider.router)
                 announce = functools.partial(_announcer, identity, store, pool, provider, clock)
-                selling = Selling(supervisor, provider, profile_of(config), announce)
+                selling = Selling(supervisor, provider, profile_of(config), announce, publish=stream.publish)
                 await selling.open()
-                guard = DiskGuard(store, home.data, clock, supervisor, close=selling.close, open=selling.open)
+                guard = DiskGuard(
+                    store,
+                    home.data,
+                    clock,
+                    supervisor,
+                    close=selling.close,
+                    open=selling.open,
+                    publish=stream.publish,
+                )
                 supervisor.start(ChildSpec("disk", guard.run))
         yield Runtime(
             home=home,
@@ -259,6 +279,7 @@ async def open_runtime(
             supervisor=supervisor,
             live=live,
             started_at=clock.now(),
+            events=stream,
             wallet=wallet,
             wallets=wallets,
             hosting=hosting,
@@ -348,8 +369,13 @@ async def _find_backends(config: Config, home: Home, supervisor: Supervisor, rng
     return found.router
 
 
-def _tell(status: ChildStatus, error: BaseException | None) -> None:
+def _tell(stream: EventStream, status: ChildStatus, error: BaseException | None) -> None:
     log.error("%s ended: %s", status.name, "cleanly" if error is None else brief(error))
+    stream.publish(child_ended(status.name, status.starts, status.state))
+
+
+def _tell_turn(stream: EventStream, relay: str, connected: bool) -> None:
+    stream.publish(RelayConnected(relay=relay) if connected else RelayLost(relay=relay))
 
 
 def _provider(
