@@ -34,6 +34,8 @@ KEPT = 4_096
 """Events that the stream keeps for those who come late, or are slow."""
 AT_ONCE = 256
 """The most that a listener is handed at a time."""
+SAID = logging.DEBUG
+"""The level of what the log is told in more words by whoever sees it, with the reason."""
 _ID_DIGITS = 16
 
 
@@ -54,6 +56,7 @@ class DaemonReady(Event):
     """It has started, and answers."""
 
     kind: ClassVar[str] = "daemon.ready"
+    level: ClassVar[int] = SAID
     version: str
     network: str
     mode: str
@@ -64,6 +67,7 @@ class DaemonStopping(Event):
     """It was asked to end; what is under way is parked."""
 
     kind: ClassVar[str] = "daemon.stopping"
+    level: ClassVar[int] = SAID
 
 
 @attrs.frozen(kw_only=True)
@@ -71,6 +75,7 @@ class DaemonReload(Event):
     """The configuration was read again. ``applied``: keys in force by now; ``restart``: those that want a restart."""
 
     kind: ClassVar[str] = "daemon.reload"
+    level: ClassVar[int] = SAID
     applied: tuple[str, ...] = ()
     restart: tuple[str, ...] = ()
 
@@ -80,7 +85,7 @@ class DaemonStall(Event):
     """The loop turns again, after so many seconds in which nothing else was done. The log has the place."""
 
     kind: ClassVar[str] = "daemon.stall"
-    level: ClassVar[int] = logging.WARNING
+    level: ClassVar[int] = SAID
     seconds: float
 
 
@@ -89,7 +94,7 @@ class ChildFailed(Event):
     """A part has ended, and is started again. ``agent``: whose part it is."""
 
     kind: ClassVar[str] = "child.failed"
-    level: ClassVar[int] = logging.WARNING
+    level: ClassVar[int] = SAID
     child: str
     agent: str = ""
     starts: int
@@ -117,7 +122,7 @@ class DiskTrouble(Event):
     """Nothing can be written down, or soon nothing: no paid work is taken. ``pylon status`` says why."""
 
     kind: ClassVar[str] = "disk.trouble"
-    level: ClassVar[int] = logging.ERROR
+    level: ClassVar[int] = SAID
 
 
 @attrs.frozen(kw_only=True)
@@ -125,7 +130,7 @@ class DiskWell(Event):
     """Paid work is taken again."""
 
     kind: ClassVar[str] = "disk.well"
-    level: ClassVar[int] = logging.WARNING
+    level: ClassVar[int] = SAID
 
 
 # --- relays ---------------------------------------------------------------------------------------------------
@@ -144,7 +149,6 @@ class RelayLost(Event):
     """A connection that was there is gone; ``pylon status`` has the reason."""
 
     kind: ClassVar[str] = "relay.lost"
-    level: ClassVar[int] = logging.WARNING
     relay: str
 
 
@@ -423,6 +427,11 @@ class EventStream:
         self._kept = kept
         self._ring: list[Told | None] = [None] * kept
         self._waiting = trio.lowlevel.ParkingLot()
+
+    @property
+    def waited_for(self) -> bool:
+        """Whether somebody waits for the next event just now."""
+        return bool(self._waiting)
 
     @property
     def first(self) -> int:

@@ -17,6 +17,7 @@ import trio
 
 from pylon.api.address import public_address
 from pylon.api.app import build_app
+from pylon.api.event_routes import EventApi
 from pylon.api.metrics import Metrics
 from pylon.api.openai_routes import OpenAIApi
 from pylon.api.server import serve_api
@@ -29,7 +30,7 @@ from pylon.daemon import ownership
 from pylon.daemon.answering import answerer_of, counts, deadlines
 from pylon.daemon.diskguard import DiskGuard
 from pylon.daemon.embedded_relay import EmbeddedRelay
-from pylon.daemon.events import Tally, open_stream, watch_balance
+from pylon.daemon.events import Tally, open_stream, read_wanted, watch_balance
 from pylon.daemon.hosting import Hosting, assemble
 from pylon.daemon.housekeeping import keep_house
 from pylon.daemon.reload import Live, profile_of, set_log_level, terms_of
@@ -185,6 +186,7 @@ async def open_runtime(
         supervisor.start(ChildSpec("housekeeping", functools.partial(keep_house, store, clock)))
 
         buyer, hosting, host, bound, openai = None, None, None, None, None
+        listening = EventApi(stream, functools.partial(read_wanted, store))
         own_purse: Purse | None = None
         if serve_http and config.api.enabled:
             tally = Tally()
@@ -225,7 +227,7 @@ async def open_runtime(
             reconcile = functools.partial(_reconcile, hosting, account.purse, buyer, service, locks is not None)
             supervisor.start(ChildSpec("reconciler", reconcile))
             if openai is not None:
-                bound = await nursery.start(_serve_api(home, config, hosting, openai))
+                bound = await nursery.start(_serve_api(home, config, hosting, openai, listening))
                 hosting.pay.address = public_address(config, bound)
                 await hosting.agents.readdress()
                 listed = functools.partial(_keep_listed, hosting, live, relay_url)
@@ -238,7 +240,7 @@ async def open_runtime(
         if openai is not None:
             openai.answerer = answerer_of(config, buyer, own_purse, store, identity.pubkey, None)
         if openai is not None and bound is None:
-            bound = await nursery.start(_serve_api(home, config, None, openai))
+            bound = await nursery.start(_serve_api(home, config, None, openai, listening))
 
         selling, engine, guard, off = None, None, None, ""
         if sell:
@@ -301,10 +303,11 @@ async def open_runtime(
 
 
 def _serve_api(
-    home: Home, config: Config, hosting: Hosting | None, openai: OpenAIApi
+    home: Home, config: Config, hosting: Hosting | None, openai: OpenAIApi, told: EventApi
 ) -> Callable[..., Awaitable[None]]:
     pay = None if hosting is None else hosting.pay
-    app = build_app(pay, token=load_token(home), public_name=config.api.public_name, routes=openai.routes())
+    routes = [*openai.routes(), *told.routes()]
+    app = build_app(pay, token=load_token(home), public_name=config.api.public_name, routes=routes)
     return functools.partial(serve_api, app, config.api.bind, by_user=config.api.bind_given)
 
 

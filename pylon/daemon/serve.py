@@ -38,6 +38,8 @@ from pylon.paths import Home
 
 log = logging.getLogger(__name__)
 
+_LAST_WORDS = 0.1
+"""Seconds for those who listen to hear that it ends."""
 _LOOKS_INTO_THE_BOOKS = 5
 """At the start, a second apart."""
 
@@ -148,7 +150,10 @@ class _Daemon:
             self.manager.stopping()
             self.say("stopping")
             log.info("stopping")
+            waited_for = runtime.events.waited_for
             runtime.events.publish(DaemonStopping())
+            if waited_for:
+                await trio.sleep(_LAST_WORDS)
             nursery.cancel_scope.cancel()
 
     def _told(self) -> str:
