@@ -66,11 +66,8 @@ class ControlClient:
     ) -> Any:
         """The result of one method."""
         deadline = None if self._timeout is None else time.monotonic() + self._timeout
-        self._calls += 1
-        request = {"jsonrpc": "2.0", "id": self._calls, "method": method, "params": dict(params or {})}
         try:
-            self._wait_until(deadline)
-            self._socket.sendall(json.dumps(request).encode() + b"\n")
+            self.begin(method, params)
             while True:
                 reply = self._read(deadline)
                 if "id" in reply:
@@ -89,6 +86,33 @@ class ControlClient:
             raise ControlError("the daemon's answer is no reply", "is another version of pylon running?")
         return reply["result"]
 
+    def begin(self, method: str, params: Mapping[str, Any] | None = None) -> None:
+        """Call a method whose notifications are read one by one, by ``told``."""
+        self._calls += 1
+        request = {"jsonrpc": "2.0", "id": self._calls, "method": method, "params": dict(params or {})}
+        try:
+            self._wait_until(None if self._timeout is None else time.monotonic() + self._timeout)
+            self._socket.sendall(json.dumps(request).encode() + b"\n")
+        except OSError as error:
+            raise ControlError(f"the daemon hung up: {error.strerror or error}", "pylon status") from None
+
+    def told(self, seconds: float) -> tuple[str, Any] | None:
+        """The next notification of what was begun, if one comes in time; ``("", result)`` is its end.
+
+        Raises what the method has raised, ``ControlError`` where the daemon hangs up.
+        """
+        try:
+            reply = self._read(time.monotonic() + max(seconds, 0.001))
+        except TimeoutError:
+            return None
+        except OSError as error:
+            raise ControlError(f"the daemon hung up: {error.strerror or error}", "pylon status") from None
+        if isinstance(reply.get("error"), dict):
+            raise remote_error(reply["error"])
+        if "id" in reply:
+            return "", reply.get("result")
+        return str(reply.get("method")), reply.get("params")
+
     def _wait_until(self, deadline: float | None) -> None:
         if deadline is None:
             self._socket.settimeout(None)
@@ -101,16 +125,19 @@ class ControlClient:
     def _read(self, deadline: float | None) -> dict[str, Any]:
         chunks = [self._buffer]
         size = len(self._buffer)
-        while b"\n" not in chunks[-1]:
-            self._wait_until(deadline)
-            chunk = self._socket.recv(65536)
-            if not chunk:
-                raise ControlError("the daemon hung up before it answered", "pylon status")
-            chunks.append(chunk)
-            size += len(chunk)
-            if size > MAX_REPLY_BYTES:
-                raise ControlError(f"the daemon's answer is longer than {MAX_REPLY_BYTES} bytes")
-        line, _, self._buffer = b"".join(chunks).partition(b"\n")
+        try:
+            while b"\n" not in chunks[-1]:
+                self._wait_until(deadline)
+                chunk = self._socket.recv(65536)
+                if not chunk:
+                    raise ControlError("the daemon hung up before it answered", "pylon status")
+                chunks.append(chunk)
+                size += len(chunk)
+                if size > MAX_REPLY_BYTES:
+                    raise ControlError(f"the daemon's answer is longer than {MAX_REPLY_BYTES} bytes")
+        finally:
+            self._buffer = b"".join(chunks)  # of a line that does not end in time, the rest may still come
+        line, _, self._buffer = self._buffer.partition(b"\n")
         try:
             reply = json.loads(line)
         except (ValueError, RecursionError):

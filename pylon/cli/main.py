@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "start": ("pylon.cli.start:start", "Run the daemon, in the foreground or in the background (-d)."),
     "stop": ("pylon.cli.stop:stop", "Stop the daemon."),
     "status": ("pylon.cli.status:status", "Show the daemon, its relays, its agents and its wallet."),
+    "events": ("pylon.cli.events:events", "Show what happens, as it happens."),
     "logs": ("pylon.cli.logs:logs", "Show the log of the daemon."),
     "service": ("pylon.cli.service:service", "Have systemd or launchd keep the daemon."),
     "agent": ("pylon.cli.agent:agent", "Spawn, fund, watch and steer agents."),

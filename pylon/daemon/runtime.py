@@ -17,6 +17,7 @@ import trio
 
 from pylon.api.address import public_address
 from pylon.api.app import build_app
+from pylon.api.event_routes import EventApi
 from pylon.api.metrics import Metrics
 from pylon.api.openai_routes import OpenAIApi
 from pylon.api.server import serve_api
@@ -29,12 +30,14 @@ from pylon.daemon import ownership
 from pylon.daemon.answering import answerer_of, counts, deadlines
 from pylon.daemon.diskguard import DiskGuard
 from pylon.daemon.embedded_relay import EmbeddedRelay
+from pylon.daemon.events import Tally, open_stream, read_wanted, watch_balance
 from pylon.daemon.hosting import Hosting, assemble
 from pylon.daemon.housekeeping import keep_house
 from pylon.daemon.reload import Live, profile_of, set_log_level, terms_of
 from pylon.daemon.selling import Selling
 from pylon.daemon.wallets import Wallets, open_wallets
 from pylon.errors import ConfigError, ModelMissing, NotFound, SealError, brief
+from pylon.events import EventStream, RelayConnected, RelayLost, child_ended
 from pylon.host.deeds import Deeds
 from pylon.host.host import Host
 from pylon.host.seedlock import SeedLocks
@@ -77,6 +80,8 @@ class Runtime:
     live: Live
     """What of the configuration may change while it runs, and how it is now."""
     started_at: float
+    events: EventStream
+    """What happens in it."""
     wallet: Wallet | None = None
     wallets: Wallets | None = None
     hosting: Hosting | None = None
@@ -142,6 +147,7 @@ async def open_runtime(
     identity = keys.identity
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_home_store(home, config, clock, keys))
+        stream = open_stream(store, clock)
         # Who gives everything away needs no wallet, on any network.
         wallets = (
             await stack.enter_async_context(open_wallets(home, config, identity, clock, stays=True))
@@ -157,7 +163,7 @@ async def open_runtime(
         backends = await stack.enter_async_context(AsyncExitStack())  # they close when nobody asks them any more
         nursery = await stack.enter_async_context(trio.open_nursery())
         stack.callback(nursery.cancel_scope.cancel)
-        supervisor = Supervisor(nursery, rng=rng, on_failure=_tell)
+        supervisor = Supervisor(nursery, rng=rng, on_failure=functools.partial(_tell, stream))
 
         urls, live = list(config.relays), Live(config)
         if serve_http:
@@ -171,15 +177,21 @@ async def open_runtime(
             raise ConfigError("no relay is configured", "name some in relays = [...], or set [relay] enabled = true")
         # The relays are those that the user has named: they may know whose home this is (NIP-42).
         inform = informer(clock)
-        pool = RelayPool(urls, connect=connect, clock=clock, rng=rng, signer=identity.nostr, inform=inform)
+        turned = functools.partial(_tell_turn, stream)
+        pool = RelayPool(
+            urls, connect=connect, clock=clock, rng=rng, signer=identity.nostr, inform=inform, on_turn=turned
+        )
         await nursery.start(pool.run)
         supervisor.start(ChildSpec("publisher", Publisher(pool, store, clock, rng).run))
         supervisor.start(ChildSpec("housekeeping", functools.partial(keep_house, store, clock)))
 
         buyer, hosting, host, bound, openai = None, None, None, None, None
+        listening = EventApi(stream, functools.partial(read_wanted, store))
         own_purse: Purse | None = None
         if serve_http and config.api.enabled:
-            told = Metrics(counts(store, clock, pool, clock.now()))
+            tally = Tally()
+            stream.on_event.append(tally)
+            told = Metrics(counts(store, clock, pool, clock.now()), tally)
             openai = OpenAIApi(clock, metrics=told, concurrency=config.api.concurrency)
         if wallets is not None and wallet is not None:
             keeper = wallets.keeper
@@ -194,7 +206,9 @@ async def open_runtime(
                 pool=pool,
                 seller=wallet if sell else None,
             )
+            hosting.agents.publish = stream.publish
             wallets.learn_seeds(hosting.agents.seed_of_wallet)
+            supervisor.start(ChildSpec("balance", functools.partial(watch_balance, stream, store, wallets.known)))
             if wallets.look_after is not None:
                 supervisor.start(ChildSpec("wallets", wallets.look_after))
             own_purse = _purse(wallet, store, clock, live)
@@ -213,7 +227,7 @@ async def open_runtime(
             reconcile = functools.partial(_reconcile, hosting, account.purse, buyer, service, locks is not None)
             supervisor.start(ChildSpec("reconciler", reconcile))
             if openai is not None:
-                bound = await nursery.start(_serve_api(home, config, hosting, openai))
+                bound = await nursery.start(_serve_api(home, config, hosting, openai, listening))
                 hosting.pay.address = public_address(config, bound)
                 await hosting.agents.readdress()
                 listed = functools.partial(_keep_listed, hosting, live, relay_url)
@@ -226,7 +240,7 @@ async def open_runtime(
         if openai is not None:
             openai.answerer = answerer_of(config, buyer, own_purse, store, identity.pubkey, None)
         if openai is not None and bound is None:
-            bound = await nursery.start(_serve_api(home, config, None, openai))
+            bound = await nursery.start(_serve_api(home, config, None, openai, listening))
 
         selling, engine, guard, off = None, None, None, ""
         if sell:
@@ -245,9 +259,17 @@ async def open_runtime(
                 if openai is not None:
                     openai.answerer = answerer_of(config, buyer, own_purse, store, identity.pubkey, provider.router)
                 announce = functools.partial(_announcer, identity, store, pool, provider, clock)
-                selling = Selling(supervisor, provider, profile_of(config), announce)
+                selling = Selling(supervisor, provider, profile_of(config), announce, publish=stream.publish)
                 await selling.open()
-                guard = DiskGuard(store, home.data, clock, supervisor, close=selling.close, open=selling.open)
+                guard = DiskGuard(
+                    store,
+                    home.data,
+                    clock,
+                    supervisor,
+                    close=selling.close,
+                    open=selling.open,
+                    publish=stream.publish,
+                )
                 supervisor.start(ChildSpec("disk", guard.run))
         yield Runtime(
             home=home,
@@ -259,6 +281,7 @@ async def open_runtime(
             supervisor=supervisor,
             live=live,
             started_at=clock.now(),
+            events=stream,
             wallet=wallet,
             wallets=wallets,
             hosting=hosting,
@@ -280,10 +303,11 @@ async def open_runtime(
 
 
 def _serve_api(
-    home: Home, config: Config, hosting: Hosting | None, openai: OpenAIApi
+    home: Home, config: Config, hosting: Hosting | None, openai: OpenAIApi, told: EventApi
 ) -> Callable[..., Awaitable[None]]:
     pay = None if hosting is None else hosting.pay
-    app = build_app(pay, token=load_token(home), public_name=config.api.public_name, routes=openai.routes())
+    routes = [*openai.routes(), *told.routes()]
+    app = build_app(pay, token=load_token(home), public_name=config.api.public_name, routes=routes)
     return functools.partial(serve_api, app, config.api.bind, by_user=config.api.bind_given)
 
 
@@ -348,8 +372,13 @@ async def _find_backends(config: Config, home: Home, supervisor: Supervisor, rng
     return found.router
 
 
-def _tell(status: ChildStatus, error: BaseException | None) -> None:
+def _tell(stream: EventStream, status: ChildStatus, error: BaseException | None) -> None:
     log.error("%s ended: %s", status.name, "cleanly" if error is None else brief(error))
+    stream.publish(child_ended(status.name, status.starts, status.state))
+
+
+def _tell_turn(stream: EventStream, relay: str, connected: bool) -> None:
+    stream.publish(RelayConnected(relay=relay) if connected else RelayLost(relay=relay))
 
 
 def _provider(

@@ -20,6 +20,7 @@ from pylon.daemon import books, earned, status
 from pylon.daemon.agents import AgentVerbs
 from pylon.daemon.compute import ComputeVerbs
 from pylon.daemon.control import Method, Notify
+from pylon.daemon.events import EventVerbs
 from pylon.daemon.infer import InferVerbs
 from pylon.daemon.jobs import Cancelling, ended, find_purchase, listed, read_params, read_seconds
 from pylon.daemon.provider_desk import ProviderDesk
@@ -90,6 +91,7 @@ class Verbs:
             verbs |= self.agents.table()
         if self.runtime is not None:
             verbs["status"] = self.status
+            verbs |= EventVerbs(self.runtime.events, self.store).table()
             verbs |= InferVerbs(self.runtime).table()
             verbs |= Reloading(self.runtime).table()
             own = self.runtime.identity.nostr
