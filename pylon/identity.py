@@ -28,7 +28,7 @@ from protocols.bolt11 import node_public_key
 from protocols.keys import SecretKey
 from protocols.nip19 import decode_public_key, encode_npub
 from pylon.errors import IdentityError, SealError
-from pylon.files import put_private
+from pylon.files import others, put_private
 from pylon.passphrase import Passphrase, wanted
 from pylon.paths import Home
 from pylon.store import datakey
@@ -247,7 +247,7 @@ def read(path: Path, home: Home) -> str:
         raise IdentityError(f"there is no identity in {home.data}", "pylon init") from None
     except OSError as error:
         raise IdentityError(f"cannot read {path}: {error.strerror}", "check its owner and mode") from None
-    if mode & 0o077:
+    if others(mode):
         raise IdentityError(f"{path} can be read by others (mode {mode:04o})", f"chmod 600 {path}")
     try:
         return raw.decode() if len(raw) <= MAX_FILE_BYTES else ""

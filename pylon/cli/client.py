@@ -1,12 +1,12 @@
 """Talking to the daemon: a blocking client of the control socket, of plain ``socket`` and ``json``.
 
-The protocol is JSON-RPC 2.0, one object a line (``pylon.daemon.control`` is the other end).
+The protocol is JSON-RPC 2.0, one object a line (``pylon.daemon.control`` is the other end). How the two find each other
+is ``pylon.daemon.doorway``'s.
 """
 
 from __future__ import annotations
 
 import json
-import socket
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,10 +14,12 @@ from types import TracebackType
 from typing import Any
 
 from pylon import errors
+from pylon.daemon import doorway
 from pylon.errors import ControlError, NotRunning, PylonError
-from pylon.paths import Home, short_directory
+from pylon.paths import Home
 
 MAX_REPLY_BYTES = 64 << 20
+_SEE_LOG = "see its log: logs/pylon.log"
 
 Progress = Callable[[str, Any], None]
 """Called with the method and the params of each notification that precedes a reply."""
@@ -34,17 +36,10 @@ class ControlClient:
         self._timeout = timeout
         self._buffer = b""
         self._calls = 0
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.settimeout(timeout)
         try:
-            with short_directory(path.parent, len(path.name)) as directory:
-                self._socket.connect(str(directory / path.name))
-        except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
-            self._socket.close()
-            raise not_running(path.parent) from None
-        except OSError as error:
-            self._socket.close()
-            raise ControlError(f"cannot reach the daemon at {path}: {error}", "pylon start") from None
+            self._socket = doorway.connect(path, timeout)
+        except TimeoutError:
+            raise ControlError(f"the daemon does not greet within {timeout:g} s", _SEE_LOG) from None
 
     def __enter__(self) -> ControlClient:
         return self
@@ -75,9 +70,7 @@ class ControlClient:
                 if on_progress is not None and isinstance(reply.get("method"), str):
                     on_progress(reply["method"], reply.get("params"))
         except TimeoutError:
-            raise ControlError(
-                f"the daemon has not answered {method!r} within {self._timeout:g} s", "see its log: logs/pylon.log"
-            ) from None
+            raise ControlError(f"the daemon has not answered {method!r} within {self._timeout:g} s", _SEE_LOG) from None
         except OSError as error:
             raise ControlError(f"the daemon hung up: {error.strerror or error}", "pylon status") from None
         if isinstance(reply.get("error"), dict):

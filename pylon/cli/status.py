@@ -64,7 +64,7 @@ def ask(home: Home) -> dict[str, Any] | None:
     from pylon.cli.client import call
 
     try:
-        if home.socket.exists():
+        if home.may_answer:
             report: dict[str, Any] = call(home, "status", timeout=TIMEOUT)
             return report
         silent = None

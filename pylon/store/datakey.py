@@ -21,6 +21,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from pylon.errors import IdentityError, PassphraseError, SealError
+from pylon.files import NONBLOCK, others
 from pylon.passphrase import Passphrase, Stretching, wanted
 
 KEY_BYTES = 32
@@ -100,7 +101,7 @@ def _split(content: bytes, path: Path) -> tuple[bytes, Stretching, bytes]:
 def _read(path: Path) -> bytes:
     try:
         # Without O_NONBLOCK, a pipe at this place would keep us waiting for a writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        descriptor = os.open(path, os.O_RDONLY | NONBLOCK)
     except FileNotFoundError:
         raise IdentityError(f"there is no data key at {path}", RESTORE) from None
     except OSError as error:
@@ -109,7 +110,7 @@ def _read(path: Path) -> bytes:
         mode = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(mode):
             raise IdentityError(f"the data key {path} is not a file", RESTORE)
-        if mode & 0o077:
+        if others(mode):
             raise IdentityError(
                 f"the data key {path} is open to others (mode {stat.S_IMODE(mode):04o})", f"chmod 600 {path}"
             )
