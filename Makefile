@@ -8,11 +8,14 @@
 #   make bench   the benchmarks
 #   make lightning     a market that settles over real Lightning channels, on a chain of its own (Debian: apt-get)
 #   make deep    the tests that take long
+#   make dist    the wheel and the source distribution, in dist/
+#   make binary  Pylon as one file, in dist/, with a model inside (MODEL=none: without)
 #   make clean   remove what make has made
 
 SHELL := /bin/sh
 VENV ?= .venv
 SEED ?= 1
+MODEL ?= smollm2-135m
 JOBS ?= 2
 BIN := $(VENV)/bin
 SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
@@ -21,7 +24,7 @@ SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_inf
 PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
        $(BIN)/python -m pip
 
-.PHONY: help demo test e2e check sim bench lightning deep clean
+.PHONY: help demo test e2e check sim bench lightning deep dist binary clean
 .DELETE_ON_ERROR:
 
 help:
@@ -59,6 +62,12 @@ lightning: $(VENV)/.test
 deep: $(VENV)/.deep
 	@$(BIN)/pylon models pull >/dev/null
 	@$(BIN)/python -m pytest tests -m deep -q --timeout=3600
+
+dist: $(VENV)/.test
+	@$(BIN)/python packaging/distribution.py
+
+binary: | $(BIN)/python
+	@$(BIN)/python packaging/binary.py --model $(MODEL)
 
 clean:
 	@rm -rf $(VENV) build dist .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
