@@ -4,16 +4,13 @@ PyInstaller's own single file unpacks everything at every start, into a temporar
 under a daemon that runs for weeks, and again for every process. Here only this script and the interpreter are unpacked
 so; the program lies in a section of the executable (``.pylon``), as a zip. It is unpacked beside its place and moved
 there, whole or not at all. What other versions have left, and no process uses, is removed.
+
+Every start pays for what is imported here: what unpacks is imported when something is to be unpacked.
 """
 
-import fcntl
-import mmap
 import os
-import shutil
 import stat
-import struct
 import sys
-import zipfile
 
 from payload import IDENTITY  # written by the build: version and hash of what is in the section
 
@@ -81,6 +78,9 @@ def is_ours(path: str) -> bool:
 
 
 def unpack(own: str, place: str) -> None:
+    import shutil
+    import zipfile
+
     draft = f"{place}.{os.getpid()}"
     os.mkdir(draft, 0o700)
     try:
@@ -97,7 +97,9 @@ def unpack(own: str, place: str) -> None:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def put(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: str) -> None:
+def put(archive, entry, path: str) -> None:
+    import shutil
+
     mode = entry.external_attr >> 16
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
     if stat.S_ISLNK(mode):
@@ -110,6 +112,9 @@ def put(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: str) -> None:
 
 def clear(root: str) -> None:
     """Remove what other versions have left and nobody uses, and what was never unpacked to its end."""
+    import fcntl
+    import shutil
+
     for name in os.listdir(root):
         path = os.path.join(root, name)
         try:
@@ -130,15 +135,17 @@ def clear(root: str) -> None:
             os.close(descriptor)
 
 
-class Mapped(mmap.mmap):
-    """As ``zipfile`` wants its files to be, before Python 3.13 too."""
-
-    def seekable(self) -> bool:
-        return True
-
-
-def section(own: str) -> Mapped:
+def section(own: str):
     """The section of this executable, as a file. Raises ``OSError`` where it has none."""
+    import mmap
+    import struct
+
+    class Mapped(mmap.mmap):
+        """As ``zipfile`` wants its files to be, before Python 3.13 too."""
+
+        def seekable(self) -> bool:
+            return True
+
     with open(own, "rb") as file:
         head = file.read(64)
         if head[:6] != b"\x7fELF\x02\x01":
