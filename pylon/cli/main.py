@@ -20,6 +20,8 @@ from pylon.groups import cause
 COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("pylon.cli.init:init", "Make the identity and the configuration of a home."),
     "identity": ("pylon.cli.identity:identity", "Show, protect, back up and restore the identity of a home."),
+    "backup": ("pylon.cli.backup:backup", "Write all of a home into one file; the daemon may run."),
+    "restore": ("pylon.cli.backup:restore", "Bring a home back from a backup."),
     "config": ("pylon.cli.config:config", "Show, check and change the configuration of a home."),
     "relay": ("pylon.cli.relay:relay", "List, add, remove and check the relays of a home."),
     "doctor": ("pylon.cli.doctor:doctor", "Find out what is wrong, and what to do about it."),

@@ -79,11 +79,11 @@ async def who(patient: Patient) -> Sequence[Finding]:
     home = patient.home
     if not home.mnemonic.exists():
         if home.restoring.exists():
-            return [failed("identity", "a restore was interrupted", "pylon identity restore again")]
-        return [failed("identity", f"there is no {home.mnemonic}", "pylon init; pylon identity restore, from a backup")]
+            return [failed("identity", "a restore was interrupted", "the same pylon restore again")]
+        return [failed("identity", f"there is no {home.mnemonic}", "pylon init; pylon restore FILE, from a backup")]
     found = identity.find(home)
     if not home.data_key.exists() and (found.sealed or home.database.exists()):
-        remedy = "restore keys/data.key from your backup: pylon identity restore FILE"
+        remedy = "restore keys/data.key from your backup: pylon restore --force FILE"
         return [failed("identity", f"{home.data_key} is not there, and records are sealed with it", remedy)]
     findings = [passed("identity", f"{found.public.npub}" + (", behind a passphrase" if found.protected else ""))]
     real = patient.loaded is not None and patient.loaded.config.network == "mainnet"
@@ -255,7 +255,7 @@ async def database(patient: Patient) -> Sequence[Finding]:
     return await trio.to_thread.run_sync(_look_into, path, abandon_on_cancel=True)
 
 
-_BACKUP = "stop the daemon, move pylon.db away, and pylon identity restore FILE from your backup"
+_BACKUP = "XX"
 
 
 def _look_into(path: Path) -> Sequence[Finding]:

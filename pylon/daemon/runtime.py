@@ -26,7 +26,7 @@ from pylon.clock import Clock, SystemClock
 from pylon.compute.buyer import Account, Accounts, Buyer, BuyerSettings
 from pylon.config import Config
 from pylon.config_values import Bind
-from pylon.daemon import ownership
+from pylon.daemon import books, ownership
 from pylon.daemon.answering import answerer_of, counts, deadlines
 from pylon.daemon.diskguard import DiskGuard
 from pylon.daemon.embedded_relay import EmbeddedRelay
@@ -35,6 +35,7 @@ from pylon.daemon.hosting import Hosting, assemble
 from pylon.daemon.housekeeping import keep_house
 from pylon.daemon.reload import Live, profile_of, set_log_level, terms_of
 from pylon.daemon.selling import Selling
+from pylon.daemon.thawing import thaw_when_reconciled
 from pylon.daemon.wallets import Wallets, open_wallets
 from pylon.errors import ConfigError, ModelMissing, NotFound, SealError, brief
 from pylon.events import EventStream, RelayConnected, RelayLost, child_ended
@@ -54,12 +55,13 @@ from pylon.relays.information import informer
 from pylon.relays.pool import RelayPool
 from pylon.relays.publisher import Publisher
 from pylon.relays.websocket import connect
+from pylon.store import freeze
 from pylon.store.database import Store, open_store
 from pylon.store.intents import Intent
 from pylon.supervision import ChildSpec, ChildStatus, Supervisor
 from pylon.wallets.nwc_service import WalletService
 from pylon.wallets.port import Payment, Wallet
-from pylon.wallets.purse import Purse
+from pylon.wallets.purse import Outcome, Purse
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +107,8 @@ class Runtime:
     """The API of the HTTP server; who answers it may change."""
     purse: Purse | None = None
     """The home's own, within its budgets."""
+    keys: Unlocked | None = None
+    """The home, opened."""
 
     @property
     def provider(self) -> Provider | None:
@@ -226,6 +230,9 @@ async def open_runtime(
             supervisor.start(ChildSpec("wallet-connect", service.run))
             reconcile = functools.partial(_reconcile, hosting, account.purse, buyer, service, locks is not None)
             supervisor.start(ChildSpec("reconciler", reconcile))
+            if freeze.ends_when_reconciled(store):
+                thaw = functools.partial(_thaw, hosting, own_purse, config, clock)
+                supervisor.start(ChildSpec("restored", thaw))
             if openai is not None:
                 bound = await nursery.start(_serve_api(home, config, hosting, openai, listening))
                 hosting.pay.address = public_address(config, bound)
@@ -296,6 +303,7 @@ async def open_runtime(
             provider_off=off,
             openai=openai,
             purse=own_purse,
+            keys=keys,
         )
         # Reached on a clean end only: who crashes, or is cancelled, is known by its silence.
         if selling is not None:
@@ -331,6 +339,20 @@ async def _reconcile(hosting: Hosting, own: Purse, buyer: Buyer, service: Wallet
         lambda owner: hosting.agents.purse(owner) if owner else own,
         lambda intent: service.pays(intent) or _is_driven(intent, buyer, hosting.deeds if hosts else None),
     )
+
+
+async def _thaw(hosting: Hosting, own: Purse, config: Config, clock: Clock) -> None:
+    """End the freeze of a restore as soon as it may end."""
+    store, agents = hosting.agents.store, hosting.agents
+
+    async def look(intent: Intent) -> Outcome | None:
+        return await (agents.purse(intent.owner) if intent.owner else own).look(intent)
+
+    async def audit() -> books.Report:
+        wallet = None if config.wallet.kind == "nwc" else own.wallet
+        return await books.audit(store, wallet, clock, keeper=agents.keeper, agents=hosting.owned())
+
+    await thaw_when_reconciled(store, look, audit)
 
 
 def _is_driven(intent: Intent, buyer: Buyer, deeds: Deeds | None) -> bool:
