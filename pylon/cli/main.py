@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "agent": ("pylon.cli.agent:agent", "Spawn, fund, watch and steer agents."),
     "infer": ("pylon.cli.infer:infer", "Ask this machine's own model, or buy an answer."),
     "api": ("pylon.cli.api:api", "OpenAI's API: serve it, or say where it is served."),
+    "connect": ("pylon.cli.connect:connect", "Let a web page drive Claude on this machine, under your rules."),
     "job": ("pylon.cli.job:job", "Buy inference on the market."),
     "trace": ("pylon.cli.trace:trace", "One job's whole life on this machine."),
     "compute": (
