@@ -52,7 +52,11 @@ def load_token(home: Home, environ: Mapping[str, str] = os.environ) -> ApiToken:
             return ApiToken(given)
         except ValueError as error:
             raise ConfigError(f"{VARIABLE} is no token: {error}", "give another one, or none for api.token") from None
-    path = token_path(home)
+    return keep_token(token_path(home))
+
+
+def keep_token(path: Path) -> ApiToken:
+    """The token in a file, made (0600) where there is none yet. Raises ``ConfigError`` for one that cannot be used."""
     try:
         return _read(path)
     except FileNotFoundError:
