@@ -14,6 +14,7 @@ from pylon.cli.output import State, home_passphrase_option, json_option, pass_st
 from pylon.errors import UsageError
 
 SUBCOMMANDS: dict[str, tuple[str, str]] = {
+    "serve": ("pylon.cli.connect_serve:serve", "Run a tunnel server of your own, with its page."),
     "sessions": ("pylon.cli.connect_sessions:sessions", "What was asked, allowed, denied, and what it cost."),
 }
 """Name -> where the command is, and its line in ``pylon connect --help``. Imported when called."""
