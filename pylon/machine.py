@@ -47,7 +47,7 @@ def _always(record: Any, message: Any) -> bool:
 class Arrow(Generic[R]):
     """One arrow of a table: where to, what to do, what to remember, when it applies.
 
-    ``label`` says the guard in words, for the diagram.
+    ``label`` says the guard in words, for the docs.
     """
 
     to: State
@@ -109,17 +109,6 @@ class Machine(Generic[R]):
     def crash_points(self) -> list[str]:
         """Before and after each effect: ``sale.infer.before`` ..."""
         return [f"{self.name}.{effect.value}.{side}" for effect in self.effects() for side in ("before", "after")]
-
-    def mermaid(self) -> str:
-        """The table as a Mermaid state diagram, for the docs."""
-        lines = ["stateDiagram-v2", f"    [*] --> {self.initial.value}"]
-        for (state, message), arrows in self.table.items():
-            for arrow in arrows:
-                label = message.__name__ + (f" [{arrow.label}]" if arrow.label else "")
-                did = f" / {', '.join(e.value for e in arrow.effects)}" if arrow.effects else ""
-                lines.append(f"    {state.value} --> {arrow.to.value}: {label}{did}")
-        lines.extend(f"    {state.value} --> [*]" for state in sorted(self.final))
-        return "\n".join(lines)
 
 
 def arrows(*rows: tuple[Iterable[State] | State, type, Any]) -> dict[tuple[State, type], list[Any]]:

@@ -275,7 +275,8 @@ def tick_text(tick: Json) -> str:
 def action_row(action: Json) -> str:
     cost = f", {in_sats(action['cost_msats'])}" if action["cost_msats"] else ""
     outcome = f" -> {line(action['outcome'], 120)}" if action["outcome"] else ""
-    return f"{action['kind']}: {action['state']}{cost}  {line(action['text'], 200)}".rstrip() + outcome
+    text = action["text"].removeprefix(action["kind"].replace("_", " ")).lstrip(": ")
+    return f"{action['kind']}: {action['state']}{cost}  {line(text, 200)}".rstrip() + outcome
 
 
 def tick_steps(before: Json | None, tick: Json) -> list[str]:

@@ -138,5 +138,6 @@ def _text(report: dict[str, Any]) -> str:
         if check["remedy"]:
             lines.append(f"     {'':<{width}}  -> {check['remedy']}")
     counts = report["counts"]
-    lines.append(f"{counts['pass']} in order, {counts['warn']} warnings, {counts['fail']} failures")
+    warnings = f"{counts['warn']} warning{'' if counts['warn'] == 1 else 's'}"
+    lines.append(f"{counts['pass']} in order, {warnings}, {counts['fail']} failure{'' if counts['fail'] == 1 else 's'}")
     return "\n".join(lines)

@@ -26,6 +26,7 @@ from pylon.daemon.process import hold_home
 from pylon.daemon.relay_check import look
 from pylon.daemon.wallets import open_wallets
 from pylon.errors import AlreadyRunning, ModelMissing, PylonError
+from pylon.inference.backends import EMBEDDED, IN_PROCESS
 from pylon.money import Msat, format_msat
 from pylon.relays.probe import Auth
 from pylon.relays.server import SOFTWARE
@@ -70,7 +71,11 @@ async def books(patient: Patient) -> Sequence[Finding]:
     if problems:
         remedy = "pylon books --check; pylon wallet freeze until it is understood"
         return [failed("books", problem, remedy) for problem in problems[:_MOST_TOLD]]
-    return [passed("books", "they agree" + (f"; {len(remarks)} remarks: pylon books" if remarks else ""))]
+    return [passed("books", "they agree" + (f"; {_count(len(remarks), 'remark')}: pylon books" if remarks else ""))]
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _is_current(patient: Patient) -> bool:
@@ -89,7 +94,7 @@ async def wallet(patient: Patient) -> Sequence[Finding]:
     config = patient.loaded.config
     remark = " (simnet sats are not money)" if config.network == "simnet" else ""
     if patient.status is not None:
-        return _wallet_of_daemon(patient.status, patient.clock.now(), remark)
+        return await _wallet_of_daemon(patient, patient.status, remark)
     if not patient.home.mnemonic.exists():
         return [warned("wallet", "there is no identity, and so no wallet", "pylon init")]
     if config.wallet.kind == "nwc":
@@ -108,8 +113,8 @@ async def wallet(patient: Patient) -> Sequence[Finding]:
     return [failed("wallet", f"{network} did not answer within {BOUND:g} s", "check the network; pylon doctor again")]
 
 
-def _wallet_of_daemon(status: Mapping[str, Any], now: float, remark: str) -> Sequence[Finding]:
-    told = status.get("wallet") or {}
+async def _wallet_of_daemon(patient: Patient, status: Mapping[str, Any], remark: str) -> Sequence[Finding]:
+    told, now = status.get("wallet") or {}, patient.clock.now()
     findings = []
     if told.get("frozen") is not None:
         findings.append(warned("wallet", "spending is frozen", "pylon wallet thaw, once you know why"))
@@ -117,7 +122,9 @@ def _wallet_of_daemon(status: Mapping[str, Any], now: float, remark: str) -> Seq
         findings.append(warned("wallet", f"{told['approvals']} payments wait for your yes", "pylon wallet approvals"))
     settled, known_at = told.get("settled_msats"), told.get("known_at")
     if settled is None:
-        findings.append(failed("wallet", "it has not said yet what it holds", "check the network; pylon status"))
+        asked = await patient.call("wallet.status")
+        why = asked["problem"] or "it has only just answered for the first time"
+        findings.append(failed("wallet", why, "check the network; pylon wallet status"))
     elif known_at is not None and now - known_at > _STALE:
         age = f"its balance is {now - known_at:,.0f} s old"
         findings.append(warned("wallet", age, "check the network; pylon status"))
@@ -252,10 +259,16 @@ async def backends(patient: Patient) -> Sequence[Finding]:
         return [failure("backends", error, "pylon models pull")]
     there = [row for row in report["local_backends"] if row["available"]]
     if not there:
+        ours = [row for row in report["local_backends"] if row["endpoint"] in (EMBEDDED, IN_PROCESS)]
+        if ours:  # it has its model, and is loading it, or fails to
+            told = f"the embedded {ours[0]['name']} does not answer yet: {ours[0]['detail']}"
+            return [warned("backends", told, "wait until it is ready; if it never is, see logs/engine.log")]
         missing = report["embedded_missing"]
         remedy = missing["hint"] if missing else "pylon models pull; or start Ollama or a llama.cpp server"
         return [warned("backends", "none answers: nothing is sold, and pylon infer buys", remedy)]
-    findings = [passed("backends", f"{row['name']} ({row['endpoint']}), {len(row['models'])} models") for row in there]
+    findings = [
+        passed("backends", f"{row['name']} ({row['endpoint']}), {_count(len(row['models']), 'model')}") for row in there
+    ]
     used, wanted = report["default_model_used"], report["default_model"]
     if used is None:
         findings.append(warned("models", "no backend has any", "pylon models pull; or ollama pull llama3.2"))

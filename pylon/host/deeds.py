@@ -409,9 +409,7 @@ def describe(action: Action) -> str:
         parts.append(f"about {action.about[:16]}")
     if wish.invoice:
         parts.append(f"invoice {wish.invoice[:24]}…")
-    if wish.text:
-        parts.append(f": {wish.text}")
-    return " ".join(parts)
+    return " ".join(parts) + (f": {wish.text}" if wish.text else "")
 
 
 def _answered(wish: Proposed, tick: TickRecord, heard: dict[str, Heard]) -> Heard | None:

@@ -192,3 +192,24 @@ def test_a_finding_is_json_and_its_fix_is_not_in_it(detail, status, remedy):
         "fixable": True,
     }
     assert failed("x", detail, remedy).to_json()["fixable"] is False
+
+
+def answering(patient, **reports):
+    return attrs.evolve(patient, running=True, status={}, ask=lambda verb, params, seconds: reports[verb])
+
+
+async def test_a_wallet_that_has_not_answered_is_asked_why(patient):
+    asked = answering(patient, **{"wallet.status": {"problem": "Spark's servers cannot be reached"}})
+    (found,) = await parts.wallet(asked)
+    assert (found.status, found.detail) == (Status.FAIL, "Spark's servers cannot be reached")
+
+
+async def test_a_model_that_is_being_loaded_is_not_a_model_that_is_missing(patient):
+    engine = {"name": "llamacpp", "endpoint": "embedded", "available": False, "detail": "starting", "models": ["m"]}
+    ollama = {**engine, "name": "ollama", "endpoint": "http://127.0.0.1:11434", "detail": "no answer", "models": []}
+    report = {"local_backends": [ollama, engine], "embedded_missing": None, "default_model_used": None}
+    (found,) = await parts.backends(answering(patient, compute=report))
+    assert (found.status, "starting" in found.detail) == (Status.WARN, True)
+    assert "pull" not in found.remedy
+    (found,) = await parts.backends(answering(patient, compute={**report, "local_backends": [ollama]}))
+    assert "pylon models pull" in found.remedy
