@@ -103,3 +103,15 @@ async def test_it_wakes_whoever_sends():
     journal.rewind(0)
     journal.rewind(5)
     assert woken == [1, 1]
+
+
+async def test_what_is_wound_back_while_it_is_being_sent_comes_once_more():
+    journal = Journal("s", lambda: None)
+    for n in range(1, 4):
+        journal.add_now(said(n))
+    send(journal)
+    number, _ = journal.next()
+    journal.rewind(0)
+    journal.mark_sent(number)
+    assert list(iter(lambda: send(journal), None)) == [1, 2, 3]
+    assert journal._unsent_characters == 0
