@@ -11,24 +11,12 @@ from contextlib import closing
 import pytest
 import websocket
 
-from tests.browser.driver import chromium
-from tests.browser.install import NoBrowser, find
 from tests.e2e.homes import World
 from tests.e2e.tunnels import TunnelServer
 
 pytestmark = pytest.mark.e2e
 
 S = "made-by-the-test"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    try:
-        installed = find()
-    except NoBrowser as error:
-        pytest.skip(f"no browser: {error}")
-    with chromium(installed, tmp_path_factory.mktemp("browser") / "profile") as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")
