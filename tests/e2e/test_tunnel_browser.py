@@ -9,7 +9,7 @@ from tests.e2e.tunnels import TunnelMachine, TunnelServer
 
 pytestmark = pytest.mark.e2e
 
-WORDS = [f"word{number}" for number in range(60)]
+WORDS = [f"word{number}" for number in range(40)]
 APPROVAL_SECONDS = 8
 
 
