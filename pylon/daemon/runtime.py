@@ -31,6 +31,7 @@ from pylon.daemon.diskguard import DiskGuard
 from pylon.daemon.embedded_relay import EmbeddedRelay
 from pylon.daemon.hosting import Hosting, assemble
 from pylon.daemon.housekeeping import keep_house
+from pylon.daemon.integrity import keep_checking
 from pylon.daemon.reload import Live, profile_of, set_log_level, terms_of
 from pylon.daemon.selling import Selling
 from pylon.daemon.thawing import thaw_when_reconciled
@@ -179,6 +180,7 @@ async def open_runtime(
         await nursery.start(pool.run)
         supervisor.start(ChildSpec("publisher", Publisher(pool, store, clock, rng).run))
         supervisor.start(ChildSpec("housekeeping", functools.partial(keep_house, store, clock)))
+        supervisor.start(ChildSpec("integrity", functools.partial(keep_checking, store)))
 
         buyer, hosting, host, bound, openai = None, None, None, None, None
         own_purse: Purse | None = None
