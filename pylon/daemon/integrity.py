@@ -7,6 +7,7 @@ checked again every day. What is found damaged is written to no more: nothing is
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
 from pathlib import Path
 
@@ -26,7 +27,7 @@ _AGAIN = 3_600.0
 async def keep_checking(store: Store) -> None:
     """Until cancelled."""
     path = Path(store.path)
-    wait = EVERY if path.stat().st_size <= damage.CHECKED_BYTES else 0.0
+    wait = EVERY if os.stat(path).st_size <= damage.CHECKED_BYTES else 0.0
     while True:
         await trio.sleep(wait)
         wait = await _look(store, path)

@@ -169,7 +169,9 @@ async def open_runtime(
             set_log_level(config)
         relay, relay_url = None, ""
         if config.relay.enabled:
-            relay = EmbeddedRelay(config.relay.bind, home.relay_database, clock)
+            relay = EmbeddedRelay(
+                config.relay.bind, home.relay_database, clock, job_days=config.retention.relay_jobs_days
+            )
             relay_url = await nursery.start(relay.run)
             urls.insert(0, relay_url)
         if not urls:
@@ -179,7 +181,9 @@ async def open_runtime(
         pool = RelayPool(urls, connect=connect, clock=clock, rng=rng, signer=identity.nostr, inform=inform)
         await nursery.start(pool.run)
         supervisor.start(ChildSpec("publisher", Publisher(pool, store, clock, rng).run))
-        supervisor.start(ChildSpec("housekeeping", functools.partial(keep_house, store, clock)))
+        supervisor.start(
+            ChildSpec("housekeeping", functools.partial(keep_house, store, clock, lambda: live.config.retention))
+        )
         supervisor.start(ChildSpec("integrity", functools.partial(keep_checking, store)))
 
         buyer, hosting, host, bound, openai = None, None, None, None, None
@@ -400,6 +404,7 @@ def _provider(
         terms=terms_of(config, unit),
         deadlines=deadlines(config.provider.deadlines),
         received=received,
+        keep_unpaid=config.retention.unpaid_requests,
     )
 
 

@@ -76,11 +76,12 @@ def _publish(draft: Path, database: Path, version: str) -> Path:
 
 def copies(database: Path) -> list[Path]:
     """All of them, the oldest first."""
-    found = []
-    for path in database.parent.glob(f"{database.name}.m*"):
-        if match := _NAME.fullmatch(path.name.removeprefix(database.name)):
-            found.append((match["time"], len(path.name), path.name, path))
-    return [entry[-1] for entry in sorted(found)]
+    found = [
+        (match["time"], path.name, path)
+        for path in database.parent.glob(f"{database.name}.m*")
+        if (match := _NAME.fullmatch(path.name.removeprefix(database.name)))
+    ]
+    return [path for _, _, path in sorted(found)]
 
 
 def newest(path: str, known: Collection[str]) -> Path | None:

@@ -7,12 +7,12 @@ import shutil
 import signal
 import sqlite3
 import stat
-import subprocess
 import sys
 import textwrap
 from contextlib import closing
 
 import pytest
+import trio
 
 from pylon.errors import StoreError
 from pylon.store import upgrade_copies
@@ -194,8 +194,9 @@ async def test_killed_in_the_middle_it_is_done_again(of_version, opened, n):
 
         trio.run(main)
     """)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (-signal.SIGKILL, ""), done.stderr
+    command = [sys.executable, "-c", code]
+    done = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
+    assert (done.returncode, done.stdout) == (-signal.SIGKILL, b""), done.stderr
     assert len(beside(path)) == 1
     async with opened():
         pass
