@@ -55,11 +55,18 @@ class EmbeddedRelay:
             await trio.sleep(_TRY_AGAIN)
 
     async def _serve(self, task_status: trio.TaskStatus[str]) -> None:
+        failed: Exception | None = None
         async with open_relay(self._path, clock=self._clock) as relay, trio.open_nursery() as nursery:
             if self._job_days:
                 nursery.start_soon(self._forget_jobs, relay)
-            await serve_relay(relay, self._bind.host, self._bind.port, task_status=_Bound(self, task_status))
+            try:
+                await serve_relay(relay, self._bind.host, self._bind.port, task_status=_Bound(self, task_status))
+            except Exception as error:
+                # Kept out of the nursery, which would wrap it in a group.
+                failed = error
             nursery.cancel_scope.cancel()
+        if failed is not None:
+            raise failed
 
     async def _forget_jobs(self, relay: Relay) -> None:
         while True:
