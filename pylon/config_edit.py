@@ -155,6 +155,9 @@ def _put(table: MutableMapping[str, Any], path: KeyPath, value: Any) -> None:
         return
     comment = before.trivia.comment if isinstance(before, Item) else ""
     made = _array(value) if isinstance(value, list | tuple) else tomlkit.item(value)
+    if isinstance(made, tomlkit.items.Table) and isinstance(table, tomlkit.items.InlineTable):
+        made = tomlkit.inline_table()  # what stands in a line holds no table with lines of its own
+        made.update(value)
     table[name] = made
     if path == ("network",) and comment and f"  {comment}" == remark(str(before)):
         # What a new home's file says beside its network is of that network.
