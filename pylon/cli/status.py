@@ -129,6 +129,8 @@ def render(report: dict[str, Any]) -> str:
     lines = [f"Daemon:   running ({pid})"]
     if isinstance(daemon.get("uptime_secs"), (int, float)):
         lines.append(f"Uptime:   {_duration(int(daemon['uptime_secs']))}")
+    if _table(report.get("database")).get("damaged"):
+        lines.append(f"DAMAGED:  nothing is sold or spent: {report['database']['damaged']} (pylon doctor)")
     modes = [name for name in ("provider", "host") if daemon.get(f"{name}_active")]
     lines.append(f"Modes:    {', '.join(modes) or 'none'}")
     if report.get("network"):

@@ -83,6 +83,7 @@ async def report(runtime: Runtime, agents: AgentVerbs | None) -> dict[str, Any]:
             "known_at": None if held is None else held.known_at,
             **(parts.read("guard", WalletGuard(runtime.store, runtime.clock).summary) or {}),
         },
+        "database": {"damaged": "" if runtime.store.damaged is None else runtime.store.damaged.message},
         "children": children,
         "quarantined": _quarantined(children, listed),
         "incomplete": parts.incomplete,
