@@ -8,11 +8,13 @@
 #   make bench   the benchmarks
 #   make lightning     a market that settles over real Lightning channels, on a chain of its own (Debian: apt-get)
 #   make deep    the tests that take long
+#   make soak MINUTES=30   two homes, a hundred agents, and somebody killed every 20 seconds
 #   make clean   remove what make has made
 
 SHELL := /bin/sh
 VENV ?= .venv
 SEED ?= 1
+MINUTES ?= 30
 JOBS ?= 2
 BIN := $(VENV)/bin
 SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
@@ -21,7 +23,7 @@ SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_inf
 PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
        $(BIN)/python -m pip
 
-.PHONY: help demo test e2e check sim bench lightning deep clean
+.PHONY: help demo test e2e check sim bench lightning deep soak clean
 .DELETE_ON_ERROR:
 
 help:
@@ -60,6 +62,12 @@ deep: $(VENV)/.deep
 	@$(BIN)/pylon models pull >/dev/null
 	@$(BIN)/python -m pytest tests -m deep -q --timeout=3600
 
+soak: $(VENV)/.deep
+	@$(BIN)/pylon models pull >/dev/null
+	@mkdir -p build
+	@$(BIN)/python -m pylon.testing.soak --minutes $(MINUTES) --seed $(SEED) \
+	    --report build/soak.json --plot build/soak.svg
+
 clean:
 	@rm -rf $(VENV) build dist .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -89,7 +97,7 @@ $(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
 # Compiles llama.cpp: some ten minutes, once for each version of Python.
 $(VENV)/.deep: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing the runtime, its tests and the engine in process" >&2
-	@$(PIP) install -qq --editable '.[test,llamacpp]'
+	@$(PIP) install -qq --editable '.[test,llamacpp,deep]'
 	@touch $@ $(VENV)/.test $(VENV)/.runtime
 
 $(VENV)/.check: pyproject.toml constraints.txt | $(BIN)/python

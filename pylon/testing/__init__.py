@@ -2,5 +2,6 @@
 
 ``relay``: ``MemoryRelay``, the embedded relay without sockets, for virtual time, with the faults that real relays have.
 ``backend``: ``ScriptedBackend``, which says what it was told to say, as slowly and as badly as wished.
-``provider_process``: the real daemon over such a backend. ``sim``: a whole market in virtual time, from one seed.
+``provider_process``: the real daemon over such a backend. ``clock``: one that jumps. ``soak``: real processes for long.
+``sim``: a whole market in virtual time, from one seed.
 """
