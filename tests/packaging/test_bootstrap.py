@@ -64,8 +64,9 @@ def executable(path: Path, sections: dict[str, bytes]) -> Path:
             struct.pack("<IIQQQQIIQQ", names.index(name.encode() + b"\0"), 1, 0, 0, offset, len(content), 0, 0, 1, 0)
         )
         body += content
-    head = b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<HHIQQQIHHHHHH", 2, 62, 1, 0, 0, 64 + len(body), 0, 64, 0, 0,
-                                                           64, len(table), len(table) - 1)  # fmt: skip
+    last = len(table) - 1
+    head = struct.pack("<16sHHIQQQIHHHHHH", b"\x7fELF\x02\x01\x01", 2, 62, 1, 0, 0, 64 + len(body), 0, 64, 0, 0, 64,
+                       len(table), last)  # fmt: skip
     path.write_bytes(head + body + b"".join(table))
     return path
 
