@@ -45,7 +45,7 @@ def run(*, ticks: int = 4) -> Table:
     runtime = installed_bytes(_PACKAGE)
     model = installed(models_directory())[0].size
     with tempfile.TemporaryDirectory(prefix="pylon-bench-") as name:
-        environment = as_installed(Path(name) / "bytecode") | {"PYLON_MODELS": str(models_directory())}
+        environment = as_installed() | {"PYLON_MODELS": str(models_directory())}
         seconds, peak, left = _play(Path(name) / "demo", ticks, environment)
     add = table.add
     add("installed: packages", runtime / 1e6, "MB")

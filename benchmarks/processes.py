@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -102,8 +101,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def as_installed(bytecode: Path) -> dict[str, str]:
-    """The environment of somebody who has installed Pylon: modules are compiled once, here into a directory of ours."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYLON_")}
-    kept.pop("PYTHONDONTWRITEBYTECODE", None)
-    return kept | {"PYTHONPYCACHEPREFIX": str(bytecode)}
+def as_installed() -> dict[str, str]:
+    """The environment of somebody who has installed Pylon: its modules are compiled once, and not at every start."""
+    dropped = ("PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX")
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYLON_") and name not in dropped}

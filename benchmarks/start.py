@@ -31,7 +31,10 @@ from pylon.paths import Home
 AGENTS = 1_000
 ROUNDS = 5
 _MONTH = 30 * 86_400
-_IMPORTS = "import pylon.cli.start, pylon.cli.detach, pylon.cli.unlock, pylon.daemon.serve, pylon.config"
+_IMPORTS = (
+    "import gc; gc.disable()\n"
+    "import pylon.cli.start, pylon.cli.detach, pylon.cli.unlock, pylon.daemon.serve, pylon.config"
+)
 """What the daemon's process imports before it does anything."""
 
 
@@ -51,7 +54,7 @@ def run(*, agents: int = AGENTS, rounds: int = ROUNDS, warm_up: bool = True) -> 
     table = Table(f"Starting the daemon: median of {rounds} runs each, in turn; simnet, no model")
     with tempfile.TemporaryDirectory(prefix="pylon-bench-") as name:
         directory = Path(name)
-        environment = as_installed(directory / "bytecode") | {
+        environment = as_installed() | {
             "PYLON_MODELS": str(directory / "models"),
             "PYLON_LOCKS": str(directory / "locks"),
         }

@@ -21,7 +21,7 @@ def run() -> Table:
     table = Table(f"Starting: median of {ROUNDS} runs each, in turn")
     with tempfile.TemporaryDirectory(prefix="pylon-bench-") as home:
         pylon = [str(_PYLON)] if _PYLON.exists() else [sys.executable, "-m", "pylon"]
-        environment = as_installed(Path(home) / "bytecode")
+        environment = as_installed()
         commands = {
             "python -c pass": [sys.executable, "-c", "pass"],
             "python -c 'import click'": [sys.executable, "-c", "import click"],
