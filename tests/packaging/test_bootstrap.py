@@ -165,20 +165,24 @@ def test_what_nobody_uses_is_cleared_away(bootstrap, own):
     assert sorted(path.name for path in root.iterdir()) == sorted([IDENTITY, used.name, halfway.name])
 
 
-def test_it_becomes_the_program(bootstrap, own, monkeypatch, tmp_path):
+@pytest.mark.parametrize("theirs", [None, "/theirs"])
+def test_it_becomes_the_program(bootstrap, own, monkeypatch, tmp_path, theirs):
     became = []
     monkeypatch.setattr(sys, "executable", own)
     monkeypatch.setattr(sys, "argv", ["pylon", "status", "--json"])
     monkeypatch.setattr(os, "execve", lambda *arguments: became.append(arguments))
-    for name, value in {"LD_LIBRARY_PATH": "/ours", "LD_LIBRARY_PATH_ORIG": "/theirs"}.items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/ours")
+    if theirs is None:
+        monkeypatch.delenv("LD_LIBRARY_PATH_ORIG", raising=False)
+    else:
+        monkeypatch.setenv("LD_LIBRARY_PATH_ORIG", theirs)
     monkeypatch.setenv("WATCHDOG_PID", str(os.getppid()))
     bootstrap.main()
     ((program, arguments, environment),) = became
     assert program == str(tmp_path / "cache" / "pylon" / "program" / IDENTITY / "pylon")
     assert arguments == [program, "status", "--json"]
     assert environment["_PYLON_FILE"] == own
-    assert environment["LD_LIBRARY_PATH"] == "/theirs"
+    assert environment.get("LD_LIBRARY_PATH") == theirs
     assert "LD_LIBRARY_PATH_ORIG" not in environment
     assert environment["WATCHDOG_PID"] == str(os.getpid())
 
