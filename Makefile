@@ -9,11 +9,14 @@
 #   make lightning     a market that settles over real Lightning channels, on a chain of its own (Debian: apt-get)
 #   make deep    the tests that take long
 #   make docs    the site of the docs, in build/docs
+#   make dist    the wheel and the source distribution, in dist/
+#   make binary  Pylon as one file, in dist/, with a model inside (MODEL=none: without)
 #   make clean   remove what make has made
 
 SHELL := /bin/sh
 VENV ?= .venv
 SEED ?= 1
+MODEL ?= smollm2-135m
 JOBS ?= 2
 BIN := $(VENV)/bin
 SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
@@ -22,7 +25,7 @@ SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_inf
 PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
        $(BIN)/python -m pip
 
-.PHONY: help demo test e2e check sim bench lightning deep docs clean
+.PHONY: help demo test e2e check sim bench lightning deep docs dist binary clean
 .DELETE_ON_ERROR:
 
 help:
@@ -66,6 +69,12 @@ docs: $(VENV)/.docs
 	@$(BIN)/python docs/generate.py --check
 	@$(BIN)/sphinx-build -W --keep-going -q -d build/doctrees -b html docs build/docs
 	@echo "build/docs/index.html"
+
+dist: $(VENV)/.test
+	@$(BIN)/python packaging/distribution.py
+
+binary: | $(BIN)/python
+	@$(BIN)/python packaging/binary.py --model $(MODEL)
 
 clean:
 	@rm -rf $(VENV) build dist .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

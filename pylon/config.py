@@ -191,7 +191,7 @@ class WalletConfig:
 
 @attrs.frozen(kw_only=True)
 class ClaudeConfig:
-    """The Claude tunnel. Read and checked; not built yet. A remote may tighten these, never loosen them."""
+    """The Claude tunnel (``pylon connect``): the rules of every session. A page may tighten them, never loosen them."""
 
     enabled: bool = _key(FLAG, True)
     """Allow a tunnel."""
@@ -200,15 +200,19 @@ class ClaudeConfig:
     autonomy: str = _key(choice(*AUTONOMY), "supervised")
     """How much it may do unasked."""
     approval_required_tools: tuple[str, ...] = _key(TEXTS, ("Write", "Edit", "Bash"))
-    """Tools that wait for a yes."""
+    """Tools that wait for a yes. The names of tools alone: ``Bash``, or ``mcp__github__*``."""
+    approval_seconds: float = _key(seconds(86_400), 300.0)
+    """How long a yes is waited for; then it is a no."""
     allowed_tools: tuple[str, ...] = _key(TEXTS, ())
-    """Tools that need none; empty names none."""
+    """The only tools that may be used; empty: all that are not blocked."""
     blocked_tools: tuple[str, ...] = _key(TEXTS, ())
     """Tools that are never run."""
     max_cost_usd: int | None = _key(integer(0, 10**12, "millionths of a dollar"), None)
-    """The most that one session may cost."""
+    """The most that one session may cost: 250000 is $0.25. No key: no cap."""
+    max_sessions: int = _key(integer(1, 64, "sessions"), 4)
+    """How many may run at once."""
     cwd: Path | None = _key(PATH, None)
-    """The directory that it works in."""
+    """The directory that it works in; a page may name one within it. No key: where the command was called."""
     executable_path: Path | None = _key(PATH, None)
     """The program, where it is not on the PATH."""
 

@@ -7,7 +7,6 @@ wrong elsewhere in it before is told, and is no reason to refuse: it may be what
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import time
@@ -27,6 +26,11 @@ from pylon.config_default import remark
 from pylon.config_values import Bind, Kind
 from pylon.errors import ConfigError, UsageError
 from pylon.files import put_private
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 _LOCK_SECONDS = 5.0
 _INDENT = "    "
@@ -226,6 +230,10 @@ def _edit(file: Path, path: KeyPath, change: Callable[[tomlkit.TOMLDocument], No
 @contextlib.contextmanager
 def _alone(directory: Path) -> Iterator[None]:
     """One at a time, of all who change a file in this directory; the kernel takes it back from one that dies."""
+    if fcntl is None:
+        with _alone_by_file(directory):
+            yield
+        return
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         deadline = time.monotonic() + _LOCK_SECONDS
@@ -235,13 +243,28 @@ def _alone(directory: Path) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() >= deadline:
-                    raise ConfigError(
-                        f"somebody else is changing a file in {directory}", "try again when that is done"
-                    ) from None
+                    raise _busy(directory) from None
                 time.sleep(0.02)
         yield
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _alone_by_file(directory: Path) -> Iterator[None]:
+    """The same where directories cannot be locked."""
+    import filelock
+
+    try:
+        lock = filelock.FileLock(directory / ".config.lock", timeout=_LOCK_SECONDS)
+        with lock:
+            yield
+    except filelock.Timeout:
+        raise _busy(directory) from None
+
+
+def _busy(directory: Path) -> ConfigError:
+    return ConfigError(f"somebody else is changing a file in {directory}", "try again when that is done")
 
 
 # --- what is shown ----------------------------------------------------------------------------------------------------

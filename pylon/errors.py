@@ -239,6 +239,18 @@ class MarketError(PylonError):
     code = "market"
 
 
+class TunnelError(PylonError):
+    """The Claude tunnel cannot be opened, or was closed for good."""
+
+    code = "tunnel"
+
+
+class ClaudeError(TunnelError):
+    """The ``claude`` executable is missing, too old, or has failed."""
+
+    code = "claude"
+
+
 def brief(error: BaseException) -> str:
     """An unexpected exception for a log: its class and where it arose.
 

@@ -10,6 +10,14 @@ from pathlib import Path
 
 _MOST_OVERWRITTEN = 65_536
 
+NONBLOCK: int = getattr(os, "O_NONBLOCK", 0)
+"""For whoever opens a file that may be a pipe by now, and must not wait for its writer. Windows has no such thing."""
+
+
+def others(mode: int) -> int:
+    """What a mode lets others do. On Windows it says nothing: a file there has the rights of its directory."""
+    return 0 if os.name == "nt" else mode & 0o077
+
 
 def write_private(path: Path, content: bytes) -> None:
     """A new file, 0600 before its first byte, on disk when this returns. Raises ``FileExistsError``, ``OSError``.
@@ -18,14 +26,17 @@ def write_private(path: Path, content: bytes) -> None:
     """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as file:
-        os.fchmod(file.fileno(), 0o600)
+        if hasattr(os, "fchmod"):
+            os.fchmod(file.fileno(), 0o600)
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
 
 
 def sync_directory(path: Path) -> None:
-    """Have the names in a directory survive a power cut, too."""
+    """Have the names in a directory survive a power cut, too. Windows opens no directories, and needs no such thing."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -46,7 +57,8 @@ def put_private(path: Path, content: bytes, *, replace: bool) -> None:
         write_private(draft, content)
         if replace:
             with contextlib.suppress(OSError):
-                before = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+                if os.name != "nt":  # where what is open cannot be replaced
+                    before = os.open(path, os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0) | NONBLOCK)
             os.replace(draft, path)
             sync_directory(path.parent)
         else:

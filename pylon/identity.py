@@ -28,7 +28,7 @@ from protocols.bolt11 import node_public_key
 from protocols.keys import SecretKey
 from protocols.nip19 import decode_public_key, encode_npub
 from pylon.errors import IdentityError, SealError
-from pylon.files import put_private
+from pylon.files import others, put_private
 from pylon.passphrase import Passphrase, wanted
 from pylon.paths import Home
 from pylon.store import datakey
@@ -247,7 +247,7 @@ def read(path: Path, home: Home) -> str:
         raise IdentityError(f"there is no identity in {home.data}", "pylon init") from None
     except OSError as error:
         raise IdentityError(f"cannot read {path}: {error.strerror}", "check its owner and mode") from None
-    if mode & 0o077:
+    if others(mode):
         raise IdentityError(f"{path} can be read by others (mode {mode:04o})", f"chmod 600 {path}")
     try:
         return raw.decode() if len(raw) <= MAX_FILE_BYTES else ""
@@ -282,7 +282,7 @@ def opened_text(text: str, path: Path, vault: Vault) -> str:
     except SealError:
         raise IdentityError(
             f"{path} does not open with the data key of this home: damaged, or sealed by another",
-            "restore a backup: pylon identity restore",
+            "restore a backup: pylon restore --force FILE",
         ) from None
 
 
@@ -325,7 +325,7 @@ def _split(text: str, path: Path) -> tuple[str, bytes]:
     try:
         return line, base64.b64decode(body.strip(), validate=True)
     except ValueError:
-        raise IdentityError(f"{path} is damaged", "restore a backup: pylon identity restore") from None
+        raise IdentityError(f"{path} is damaged", "restore a backup: pylon restore --force FILE") from None
 
 
 def _public(text: str, path: Path) -> Public:
@@ -335,7 +335,7 @@ def _public(text: str, path: Path) -> Public:
         public = Public(str(values["npub"]), str(values["simnet_node"]), dict(values["spark"]))
         decode_public_key(public.npub)
     except (ValueError, TypeError, KeyError):
-        raise IdentityError(f"{path} is damaged", "restore a backup: pylon identity restore") from None
+        raise IdentityError(f"{path} is damaged", "restore a backup: pylon restore --force FILE") from None
     return public
 
 
@@ -355,7 +355,7 @@ def _expect_no_restore(home: Home) -> None:
     """A home in the middle of a restore is not one to begin anew in."""
     if home.restoring.exists() and not home.mnemonic.exists():
         raise IdentityError(
-            f"a restore into {home.data} was interrupted: what was there is kept beside", "pylon identity restore again"
+            f"a restore into {home.data} was interrupted: what was there is kept beside", "the same pylon restore again"
         )
 
 

@@ -73,6 +73,16 @@ class Home:
         return self.data / "control.sock"
 
     @property
+    def cookie(self) -> Path:
+        """Where the daemon listens on TCP instead, and the secret of who may speak to it."""
+        return self.data / "control.cookie"
+
+    @property
+    def may_answer(self) -> bool:
+        """Whether there is anything to knock at: of a daemon that listens, or of one that died."""
+        return self.socket.exists() or self.cookie.exists()
+
+    @property
     def spark(self) -> Path:
         return self.data / "spark"
 

@@ -102,7 +102,7 @@ class Guard:
     def __init__(self, app: App, *, token: ApiToken, public_name: str = "") -> None:
         self._app = app
         self._token = token
-        self._public_host = _host_of(f"//{public_name}") if public_name else None
+        self._public_host = host_of(f"//{public_name}") if public_name else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -132,9 +132,9 @@ class Guard:
             return None if scope["method"] in _OPEN_METHODS else _METHOD
         headers = scope["headers"]
         hosts, origins = _values(headers, b"host"), _values(headers, b"origin")
-        if len(hosts) != 1 or not self._is_ours(_host_of(f"//{hosts[0]}")):
+        if len(hosts) != 1 or not self._is_ours(host_of(f"//{hosts[0]}")):
             return _FOREIGN_HOST
-        if any(not self._is_ours(_host_of(origin)) for origin in origins):
+        if any(not self._is_ours(host_of(origin)) for origin in origins):
             return _FOREIGN_ORIGIN
         presented = _values(headers, b"authorization")
         if not presented:
@@ -234,7 +234,7 @@ def _values(headers: Headers, name: bytes) -> list[str]:
     return [value.decode("latin-1") for key, value in headers if key.lower() == name]
 
 
-def _host_of(url: str) -> str | None:
+def host_of(url: str) -> str | None:
     """The host of an address with or without scheme, without its port; ``None`` where there is none to be seen."""
     try:
         parts = urlsplit(url)

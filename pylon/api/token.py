@@ -11,7 +11,7 @@ from pathlib import Path
 
 from protocols import entropy
 from pylon.errors import ConfigError
-from pylon.files import sync_directory, write_private
+from pylon.files import NONBLOCK, others, sync_directory, write_private
 from pylon.paths import Home
 
 VARIABLE = "PYLON_API_TOKEN"
@@ -52,7 +52,11 @@ def load_token(home: Home, environ: Mapping[str, str] = os.environ) -> ApiToken:
             return ApiToken(given)
         except ValueError as error:
             raise ConfigError(f"{VARIABLE} is no token: {error}", "give another one, or none for api.token") from None
-    path = token_path(home)
+    return keep_token(token_path(home))
+
+
+def keep_token(path: Path) -> ApiToken:
+    """The token in a file, made (0600) where there is none yet. Raises ``ConfigError`` for one that cannot be used."""
     try:
         return _read(path)
     except FileNotFoundError:
@@ -81,7 +85,7 @@ def _read(path: Path) -> ApiToken:
     """Raises ``FileNotFoundError``, and ``ConfigError`` for a file that is no token of ours alone."""
     try:
         # Without O_NONBLOCK, a pipe at this place would keep us waiting for a writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        descriptor = os.open(path, os.O_RDONLY | NONBLOCK)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -90,7 +94,7 @@ def _read(path: Path) -> ApiToken:
         mode = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(mode):
             raise ConfigError(f"{path} is not a file", "move it away; a new token is made at the next start")
-        if mode & 0o077:
+        if others(mode):
             raise ConfigError(f"{path} can be read by others (mode {stat.S_IMODE(mode):04o})", f"chmod 600 {path}")
         raw = os.read(descriptor, MAX_CHARS + 2)
     finally:

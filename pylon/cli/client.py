@@ -1,12 +1,12 @@
 """Talking to the daemon: a blocking client of the control socket, of plain ``socket`` and ``json``.
 
-The protocol is JSON-RPC 2.0, one object a line (``pylon.daemon.control`` is the other end).
+The protocol is JSON-RPC 2.0, one object a line (``pylon.daemon.control`` is the other end). How the two find each other
+is ``pylon.daemon.doorway``'s.
 """
 
 from __future__ import annotations
 
 import json
-import socket
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,10 +14,12 @@ from types import TracebackType
 from typing import Any
 
 from pylon import errors
+from pylon.daemon import doorway
 from pylon.errors import ControlError, NotRunning, PylonError
-from pylon.paths import Home, short_directory
+from pylon.paths import Home
 
 MAX_REPLY_BYTES = 64 << 20
+_SEE_LOG = "see its log: logs/pylon.log"
 
 Progress = Callable[[str, Any], None]
 """Called with the method and the params of each notification that precedes a reply."""
@@ -34,17 +36,10 @@ class ControlClient:
         self._timeout = timeout
         self._buffer = b""
         self._calls = 0
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.settimeout(timeout)
         try:
-            with short_directory(path.parent, len(path.name)) as directory:
-                self._socket.connect(str(directory / path.name))
-        except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
-            self._socket.close()
-            raise not_running(path.parent) from None
-        except OSError as error:
-            self._socket.close()
-            raise ControlError(f"cannot reach the daemon at {path}: {error}", "pylon start") from None
+            self._socket = doorway.connect(path, timeout)
+        except TimeoutError:
+            raise ControlError(f"the daemon does not greet within {timeout:g} s", _SEE_LOG) from None
 
     def __enter__(self) -> ControlClient:
         return self
@@ -66,11 +61,8 @@ class ControlClient:
     ) -> Any:
         """The result of one method."""
         deadline = None if self._timeout is None else time.monotonic() + self._timeout
-        self._calls += 1
-        request = {"jsonrpc": "2.0", "id": self._calls, "method": method, "params": dict(params or {})}
         try:
-            self._wait_until(deadline)
-            self._socket.sendall(json.dumps(request).encode() + b"\n")
+            self.begin(method, params)
             while True:
                 reply = self._read(deadline)
                 if "id" in reply:
@@ -78,9 +70,7 @@ class ControlClient:
                 if on_progress is not None and isinstance(reply.get("method"), str):
                     on_progress(reply["method"], reply.get("params"))
         except TimeoutError:
-            raise ControlError(
-                f"the daemon has not answered {method!r} within {self._timeout:g} s", "see its log: logs/pylon.log"
-            ) from None
+            raise ControlError(f"the daemon has not answered {method!r} within {self._timeout:g} s", _SEE_LOG) from None
         except OSError as error:
             raise ControlError(f"the daemon hung up: {error.strerror or error}", "pylon status") from None
         if isinstance(reply.get("error"), dict):
@@ -88,6 +78,33 @@ class ControlClient:
         if reply["id"] != self._calls or "result" not in reply:
             raise ControlError("the daemon's answer is no reply", "is another version of pylon running?")
         return reply["result"]
+
+    def begin(self, method: str, params: Mapping[str, Any] | None = None) -> None:
+        """Call a method whose notifications are read one by one, by ``told``."""
+        self._calls += 1
+        request = {"jsonrpc": "2.0", "id": self._calls, "method": method, "params": dict(params or {})}
+        try:
+            self._wait_until(None if self._timeout is None else time.monotonic() + self._timeout)
+            self._socket.sendall(json.dumps(request).encode() + b"\n")
+        except OSError as error:
+            raise ControlError(f"the daemon hung up: {error.strerror or error}", "pylon status") from None
+
+    def told(self, seconds: float) -> tuple[str, Any] | None:
+        """The next notification of what was begun, if one comes in time; ``("", result)`` is its end.
+
+        Raises what the method has raised, ``ControlError`` where the daemon hangs up.
+        """
+        try:
+            reply = self._read(time.monotonic() + max(seconds, 0.001))
+        except TimeoutError:
+            return None
+        except OSError as error:
+            raise ControlError(f"the daemon hung up: {error.strerror or error}", "pylon status") from None
+        if isinstance(reply.get("error"), dict):
+            raise remote_error(reply["error"])
+        if "id" in reply:
+            return "", reply.get("result")
+        return str(reply.get("method")), reply.get("params")
 
     def _wait_until(self, deadline: float | None) -> None:
         if deadline is None:
@@ -101,16 +118,19 @@ class ControlClient:
     def _read(self, deadline: float | None) -> dict[str, Any]:
         chunks = [self._buffer]
         size = len(self._buffer)
-        while b"\n" not in chunks[-1]:
-            self._wait_until(deadline)
-            chunk = self._socket.recv(65536)
-            if not chunk:
-                raise ControlError("the daemon hung up before it answered", "pylon status")
-            chunks.append(chunk)
-            size += len(chunk)
-            if size > MAX_REPLY_BYTES:
-                raise ControlError(f"the daemon's answer is longer than {MAX_REPLY_BYTES} bytes")
-        line, _, self._buffer = b"".join(chunks).partition(b"\n")
+        try:
+            while b"\n" not in chunks[-1]:
+                self._wait_until(deadline)
+                chunk = self._socket.recv(65536)
+                if not chunk:
+                    raise ControlError("the daemon hung up before it answered", "pylon status")
+                chunks.append(chunk)
+                size += len(chunk)
+                if size > MAX_REPLY_BYTES:
+                    raise ControlError(f"the daemon's answer is longer than {MAX_REPLY_BYTES} bytes")
+        finally:
+            self._buffer = b"".join(chunks)  # of a line that does not end in time, the rest may still come
+        line, _, self._buffer = self._buffer.partition(b"\n")
         try:
             reply = json.loads(line)
         except (ValueError, RecursionError):

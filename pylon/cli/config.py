@@ -154,7 +154,7 @@ def reload(state: State) -> None:
 
 def ask_reload(state: State) -> dict[str, Any] | None:
     """What the running daemon says to ``reload``; ``None`` where none runs."""
-    if not state.home.socket.exists():
+    if not state.home.may_answer:
         return None
     from pylon.cli.client import call
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import Any
 import trio
 
 from protocols.nip01 import Event, event_frame
-from pylon import identity
+from pylon import identity, ourselves
 from pylon.cli.client import call
 from pylon.errors import ControlError, MarketError, NotRunning, PylonError, RelayError
 from pylon.money import Msat
@@ -57,7 +55,7 @@ class Player:
     def start(self) -> None:
         with self._output.open("wb") as output:
             self.process = subprocess.Popen(
-                [*command(), "--home", str(self.home.root), "start", "-m", self.mode],
+                [*ourselves.command(), "--home", str(self.home.root), "start", "-m", self.mode],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -100,7 +98,7 @@ class Player:
     def books(self) -> Any:
         """Its own books, from its own command; it must not run any more."""
         done = subprocess.run(
-            [*command(), "--home", str(self.home.root), "books", "--json"],
+            [*ourselves.command(), "--home", str(self.home.root), "books", "--json"],
             capture_output=True,
             check=False,
             timeout=60,
@@ -162,9 +160,3 @@ def free_port() -> int:
 def environment() -> dict[str, str]:
     """This shell's, without what it says of other homes."""
     return {key: value for key, value in os.environ.items() if not key.startswith("PYLON_") or key == "PYLON_MODELS"}
-
-
-def command() -> list[str]:
-    """The installed command of this very installation."""
-    beside = shutil.which("pylon", path=str(Path(sys.executable).parent))
-    return [beside] if beside else [sys.executable, "-m", "pylon"]

@@ -14,11 +14,11 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any
 
+from pylon import ourselves
 from pylon.cli.client import remote_error
 from pylon.cli.output import State, note
 from pylon.cli.unlock import home_passphrase
@@ -42,7 +42,7 @@ def start_detached(state: State, arguments: list[str]) -> dict[str, Any]:
         log = _open_log(state)
         before = os.fstat(log).st_size
         command = [
-            *ourselves(),
+            *ourselves.command(),
             *(["--home", os.path.abspath(os.path.expanduser(state.home_option))] if state.home_option else []),
             "start",
             *arguments,
@@ -76,14 +76,6 @@ def start_detached(state: State, arguments: list[str]) -> dict[str, Any]:
         raise
     finally:
         os.close(heard)
-
-
-def ourselves() -> list[str]:
-    """The command line by which this very installation is run."""
-    if getattr(sys, "frozen", False):
-        return [sys.executable]
-    # -P: what lies around in the current directory is not imported.
-    return [sys.executable, "-P", "-m", "pylon"]
 
 
 def _words(state: State) -> int | None:

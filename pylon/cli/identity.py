@@ -206,7 +206,7 @@ def export(state: State, ncryptsec: bool, password_fd: int | None, log_n: int) -
     emit(state, {"npub": unlocked.identity.npub, "ncryptsec": sealed}, sealed)
 
 
-@identity.command(short_help="Write all of this home into one sealed file.")
+@identity.command(short_help="The same as pylon backup --own-passphrase.")
 @click.argument("file", metavar="FILE")
 @descriptor_option(
     "--backup-passphrase-fd", "Read the backup's own passphrase from file descriptor N; else it is asked for, twice."
@@ -215,80 +215,23 @@ def export(state: State, ncryptsec: bool, password_fd: int | None, log_n: int) -
 @json_option
 @pass_state
 def backup(state: State, file: str, backup_passphrase_fd: int | None) -> None:
-    """Write phrase, data key, configuration and database to the new FILE, sealed with a passphrase of its own.
+    """Write all of this home to the new FILE, sealed with a passphrase of its own. See pylon backup."""
+    from pylon.cli.backup import write_backup
 
-    A daemon may run meanwhile. Simnet's ledger, logs and models are not in it.
-    """
-    from pylon.cli.agent_keys import _expect_new
-    from pylon.clock import SystemClock
-    from pylon.daemon.backup import back_up
-
-    _expect_new(file)
-    unlocked = unlock(state)
-    words = _new(backup_passphrase_fd, "Passphrase of the backup")
-    path = Path(file).absolute()
-    length = back_up(state.home, unlocked, path, words, now=SystemClock().now())
-    emit(state, {"path": str(path), "bytes": length, "npub": unlocked.identity.npub}, str(path))
-    if not state.json:
-        note("hint: keep it and its passphrase apart, away from here: pylon identity restore FILE brings it back")
+    write_backup(state, file, keep=None, own=True, descriptor=backup_passphrase_fd)
 
 
-@identity.command()
+@identity.command(short_help="The same as pylon restore.")
 @click.argument("file", metavar="FILE")
 @click.option("-f", "--force", is_flag=True, help="Replace the identity that is here; it is kept beside.")
-@descriptor_option(
-    "--backup-passphrase-fd", "Read the backup's passphrase from file descriptor N; else it is asked for."
-)
+@descriptor_option("--backup-passphrase-fd", "Read the backup's passphrase from file descriptor N.")
 @json_option
 @pass_state
 def restore(state: State, file: str, force: bool, backup_passphrase_fd: int | None) -> None:
-    """Make this home what a backup holds.
+    """Make this home what a backup holds. See pylon restore."""
+    from pylon.cli.backup import bring_back
 
-    Spending is frozen, open payments are unknown until the wallet has been asked, and agents that still run elsewhere
-    will be parked there. If the home had a passphrase when it was backed up, the backup's is its passphrase now.
-    """
-    from pylon.clock import SystemClock
-    from pylon.daemon import backup as backups
-    from pylon.daemon.process import hold_home
-
-    source = Path(file).absolute()
-    if not source.is_file():
-        raise UsageError(f"there is no file {file}", "name a backup's file")
-    backups.expect_room(state.home, force=force)
-    with hold_home(state.home):
-        if backup_passphrase_fd is not None:
-            words = _from_fd(backup_passphrase_fd)
-        else:
-            words = typed("Passphrase of the backup", file, option="--backup-passphrase-fd 3 3< FILE")
-        done = backups.restore(state.home, source, words, SystemClock(), force=force)
-    report = {
-        "npub": done.npub,
-        "taken_at": done.taken_at,
-        "passphrase": done.protected,
-        "agents": done.agents,
-        "unknown_payments": done.unknown,
-        "frozen": True,
-        "config": None if done.config is None else str(done.config),
-        "kept": None if done.kept is None else str(done.kept),
-    }
-    emit(state, report, lambda: _restored(report))
-
-
-def _restored(report: dict[str, Any]) -> str:
-    import time
-
-    taken = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(report["taken_at"]))
-    lines = [
-        f"This home is {report['npub']} again, as of {taken}.",
-        f"agents: {report['agents']}; payments whose outcome is unknown: {report['unknown_payments']}",
-        "passphrase: that of the backup" if report["passphrase"] else f"passphrase: {OPEN}",
-        "Spending is frozen. Next: pylon start, pylon books --check, then pylon wallet thaw",
-    ]
-    if report["config"] and report["config"].endswith(".restored"):
-        lines.append(f"Its configuration has a data_dir: look at {report['config']}, and rename it to config.toml")
-    if report["kept"]:
-        lines.append(f"What was here before is kept in {report['kept']}: money may hang on it.")
-    return "\n".join(lines)
+    bring_back(state, file, force=force, stay_frozen=False, descriptor=backup_passphrase_fd)
 
 
 # --- asking -------------------------------------------------------------------------------------------------------

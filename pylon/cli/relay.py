@@ -104,7 +104,7 @@ def check(context: click.Context, state: State, urls: tuple[str, ...]) -> None:
 def _look(state: State, named: list[str]) -> list[dict[str, Any]]:
     from pylon.cli.client import call
 
-    if state.home.socket.exists():
+    if state.home.may_answer:
         try:
             answer: dict[str, Any] = call(state.home, "relay.check", {"relays": named}, timeout=CHECK_SECONDS)
             rows: list[dict[str, Any]] = answer["relays"]
@@ -233,7 +233,7 @@ def _is_own(url: str, own: list[str]) -> bool:
 
 def _live(state: State) -> dict[str, dict[str, Any]] | None:
     """What the daemon says of its relays; ``None`` where none runs."""
-    if not state.home.socket.exists():
+    if not state.home.may_answer:
         return None
     from pylon.cli.client import call
 

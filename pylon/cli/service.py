@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from pylon.cli.detach import ourselves
+from pylon import ourselves
 from pylon.cli.output import State, emit, json_option, note, pass_state, plain
 from pylon.errors import ConfigError, IdentityError, NotRunning, PylonError, UsageError
 
@@ -64,7 +64,7 @@ def install(
         if path is not None and not Path(path).is_file():
             raise ConfigError(f"{option}: there is no file {path}", "name one that is there")
     manager = _manager(name)
-    command = [*ourselves(), *_home(state), "start", "-m", mode]
+    command = [*ourselves.lasting_command(), *_home(state), "start", "-m", mode]
     if config_path is not None:
         command += ["-c", os.path.abspath(config_path)]
     passphrase = None if credential is None else Path(credential).absolute()
@@ -149,6 +149,7 @@ class _Systemd:
             credential=credential,
             sandbox=sandbox,
             gpu=gpu,
+            wrapped=ourselves.lasting_command() != ourselves.command(),
         )
 
     def reload(self) -> None:
@@ -239,7 +240,13 @@ def _run(command: list[str], hint: str) -> str:
         raise PylonError(f"there is no {command[0]} on this machine", "pylon start -d; pylon service install --print")
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_SECONDS, check=False
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+            check=False,
+            env=ourselves.environment_of_others(),
         )
     except subprocess.TimeoutExpired:
         raise PylonError(f"{' '.join(command)} has not ended within {_SECONDS:.0f} s", hint) from None

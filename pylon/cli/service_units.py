@@ -45,8 +45,12 @@ def systemd_unit(
     credential: Path | None = None,
     sandbox: bool = True,
     gpu: bool = False,
+    wrapped: bool = False,
 ) -> str:
-    """A user unit. ``writable``: directories that it must write; ``credential``: a file with the passphrase."""
+    """A user unit. ``writable``: directories that it must write; ``credential``: a file with the passphrase.
+
+    ``wrapped``: the command starts the daemon as its child, and waits for its end.
+    """
     sandboxed = _SANDBOX.format(
         paths="\n".join(f"ReadWritePaths={quoted(str(path))}" for path in writable),
         devices="# PrivateDevices would hide the GPU." if gpu else "PrivateDevices=yes\nDevicePolicy=closed",
@@ -62,7 +66,7 @@ def systemd_unit(
         "",
         "[Service]",
         "Type=notify",
-        "NotifyAccess=main",
+        f"NotifyAccess={'all' if wrapped else 'main'}",
         f"ExecStart={' '.join(quoted(word).replace('$', '$$') for word in command)}",
         "ExecReload=/bin/kill -HUP $MAINPID",
         "Restart=on-failure",

@@ -27,7 +27,7 @@ TIMEOUT = 2.0
     default=2.0,
     show_default=True,
     metavar="SECONDS",
-    help="With --watch: between two looks.",
+    help="With --watch: within how long a daemon that ends, hangs or comes back is noticed.",
 )
 @json_option
 @pass_state
@@ -36,7 +36,7 @@ def status(context: click.Context, state: State, watch: bool, interval: float) -
     """Show the daemon, what it sells, its relays, its agents and its wallet.
 
     It answers within a few seconds, whatever the daemon does. Exit code 3 if no daemon is running in this home, 1 if
-    one does not answer. With --watch and --json, one JSON object a line.
+    one does not answer. With --watch, what happens is shown as it happens; with --json, one JSON object a line.
     """
     if watch:
         from pylon.cli.watch import watch_status
@@ -64,7 +64,7 @@ def ask(home: Home) -> dict[str, Any] | None:
     from pylon.cli.client import call
 
     try:
-        if home.socket.exists():
+        if home.may_answer:
             report: dict[str, Any] = call(home, "status", timeout=TIMEOUT)
             return report
         silent = None

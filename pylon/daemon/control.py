@@ -1,6 +1,6 @@
-"""The control socket: JSON-RPC 2.0 on a Unix socket, one object a line.
+"""The control socket: JSON-RPC 2.0, one object a line.
 
-The socket has mode 0600 and stands in a directory that is closed to others; whoever can connect is its owner. A
+Whoever can connect is the home's owner: on a Unix socket by its mode, elsewhere by what he knows (``listening``). A
 connection is a task of its own with deadlines, so that a silent, slow, huge or vanishing client harms nobody.
 Calls of one connection are answered in their order. Notifications of a method (its progress) precede its response.
 
@@ -10,21 +10,18 @@ Errors: the numbers of the specification for what is malformed; ``-32000`` for a
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import secrets
-import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import attrs
 import orjson
 import trio
 
-from pylon.errors import AlreadyRunning, ControlError, PylonError
-from pylon.paths import Home, short_directory
+from pylon.daemon.doorway import uses_tcp
+from pylon.daemon.listening import Door, listening
+from pylon.errors import PylonError
+from pylon.paths import Home
 
 PARSE_ERROR = -32700
 INVALID_REQUEST = -32600
@@ -74,62 +71,14 @@ async def serve_control(
 ) -> None:
     """Serve until cancelled; then the socket is removed, if it is still ours.
 
-    Reports started when clients can connect. Raises ``AlreadyRunning`` if somebody answers on the socket already;
-    a socket file that nobody listens on is replaced. Raises ``ControlError`` where the socket cannot be made.
+    Reports started when clients can connect. Raises ``AlreadyRunning`` if somebody answers there already, and
+    ``ControlError`` where nobody can be listened to; what a dead daemon has left is replaced.
     """
-    server = _Server(methods, limits or Limits(), on_error)
-    async with _bound(home.socket) as listener:
+    async with listening(home, tcp=uses_tcp()) as door:
+        server = _Server(methods, limits or Limits(), on_error, door)
         async with trio.open_nursery() as nursery:
             task_status.started()
-            await server.accept(listener, nursery)
-
-
-@contextlib.asynccontextmanager
-async def _bound(path: Path) -> AsyncIterator[trio.socket.SocketType]:
-    """A listening socket at ``path``, 0600 from the moment that it can be seen.
-
-    It is bound in a private directory beside and then renamed to its place, which also replaces a stale one.
-    """
-    with short_directory(path.parent) as parent:
-        if await _is_served(parent / path.name):
-            raise AlreadyRunning(f"another process answers on {path}", "pylon status")
-        listener = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            private = parent / f".s{secrets.token_hex(4)}"
-            try:
-                private.mkdir(mode=0o700)
-                try:
-                    await listener.bind(str(private / "s"))
-                    os.chmod(private / "s", 0o600)
-                    listener.listen(128)
-                    own = os.lstat(private / "s").st_ino
-                    os.rename(private / "s", parent / path.name)
-                finally:
-                    with contextlib.suppress(FileNotFoundError):
-                        (private / "s").unlink()
-                    private.rmdir()
-            except OSError as error:
-                raise ControlError(f"cannot listen on {path}: {error.strerror or error}", "check the home") from None
-        except BaseException:
-            listener.close()
-            raise
-    try:
-        yield listener
-    finally:
-        listener.close()
-        with contextlib.suppress(FileNotFoundError):
-            if os.lstat(path).st_ino == own:
-                os.unlink(path)
-
-
-async def _is_served(path: Path) -> bool:
-    with trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe, trio.move_on_after(1):
-        try:
-            await probe.connect(str(path))
-        except OSError:
-            return False
-        return True
-    return True
+            await server.accept(nursery)
 
 
 @attrs.define(eq=False)
@@ -146,16 +95,17 @@ class _LineTooLong(Exception):
 
 
 class _Server:
-    def __init__(self, methods: Mapping[str, Method], limits: Limits, on_error: OnError | None) -> None:
+    def __init__(self, methods: Mapping[str, Method], limits: Limits, on_error: OnError | None, door: Door) -> None:
+        self._door = door
         self._methods = methods
         self._limits = limits
         self._on_error = on_error
         self._connections: dict[_Connection, None] = {}
 
-    async def accept(self, listener: trio.socket.SocketType, nursery: trio.Nursery) -> None:
+    async def accept(self, nursery: trio.Nursery) -> None:
         while True:
             try:
-                accepted, _ = await listener.accept()
+                accepted, _ = await self._door.listener.accept()
             except OSError:
                 # Out of descriptors, or the client has gone again: both pass.
                 await trio.sleep(0.1)
@@ -176,12 +126,18 @@ class _Server:
         try:
             with connection.scope:
                 try:
-                    await self._talk(connection)
+                    if await self._is_welcome(connection):
+                        await self._talk(connection)
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
                     pass
         finally:
             self._connections.pop(connection, None)
             await trio.aclose_forcefully(connection.stream)
+
+    async def _is_welcome(self, connection: _Connection) -> bool:
+        with trio.move_on_after(self._limits.first_request):
+            return await self._door.admits(connection.stream)
+        return False
 
     async def _talk(self, connection: _Connection) -> None:
         wait = self._limits.first_request

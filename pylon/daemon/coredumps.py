@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import resource
 import sys
+
+try:
+    import resource
+except ImportError:  # Windows, which leaves no core files
+    resource = None  # type: ignore[assignment]
 
 _PR_SET_DUMPABLE = 4
 
@@ -16,6 +20,8 @@ def forbid_core_dumps() -> None:
     ``PR_SET_DUMPABLE`` 0 holds there too, and keeps ``/proc/<pid>/mem`` and ``environ`` from other processes of the
     same user (prctl(2), core(5)); it ends with an exec, so it is this process's alone.
     """
+    if resource is None:
+        return
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform.startswith("linux"):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import trio
 
+from pylon import events
 from pylon.clock import Clock
 from pylon.errors import StoreError
 from pylon.store import settings
@@ -52,6 +53,7 @@ class DiskGuard:
         close: Callable[[], Awaitable[None]],
         open: Callable[[], Awaitable[None]],
         free: Callable[[Path], int] | None = None,
+        publish: Callable[[events.Event], None] = lambda event: None,
     ) -> None:
         self._store = store
         self._directory = directory
@@ -60,6 +62,7 @@ class DiskGuard:
         self._close = close
         self._open = open
         self._free = free or free_bytes
+        self._publish = publish
         self.reason = ""
         """Why no paid work is taken; empty: it is."""
         self._writes = store.writes
@@ -79,11 +82,13 @@ class DiskGuard:
         if found and not self.reason:
             self.reason = found
             log.error("no paid work is taken: %s", found)
+            self._publish(events.DiskTrouble())
             self._quarantined = self._in_quarantine()
             await self._close()
         elif not found and self.reason:
             log.warning("paid work is taken again; before: %s", self.reason)
             self.reason = ""
+            self._publish(events.DiskWell())
             for name in set(self._in_quarantine()) - set(self._quarantined):
                 await self._supervisor.restart(name)
             await self._open()

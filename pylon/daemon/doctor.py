@@ -127,7 +127,7 @@ async def admit(
     except ConfigError as error:
         wrong = error
     running, status, silence = False, None, ""
-    if home.socket.exists():
+    if home.may_answer:
         try:
             status = await trio.to_thread.run_sync(ask, "status", {}, 3.0, abandon_on_cancel=True)
             running = True

@@ -22,6 +22,7 @@ from pylon.api.token import token_path
 from pylon.daemon.doctor import Finding, Patient, failed, passed, warned
 from pylon.daemon.nwc_home import uri_file
 from pylon.daemon.process import hold_home, read_pid
+from pylon.files import others
 from pylon.paths import Home
 from pylon.store.schema import APPLICATION_ID, MIGRATIONS
 
@@ -31,6 +32,7 @@ _LARGE_LOG = 256 << 20
 _MOST_TOLD = 5
 _VARIABLES = {
     "PYLON_API_TOKEN",
+    "PYLON_CONTROL",
     "PYLON_CRASH_AT",
     "PYLON_DEBUG",
     "PYLON_HOME",
@@ -77,11 +79,11 @@ async def who(patient: Patient) -> Sequence[Finding]:
     home = patient.home
     if not home.mnemonic.exists():
         if home.restoring.exists():
-            return [failed("identity", "a restore was interrupted", "pylon identity restore again")]
-        return [failed("identity", f"there is no {home.mnemonic}", "pylon init; pylon identity restore, from a backup")]
+            return [failed("identity", "a restore was interrupted", "the same pylon restore again")]
+        return [failed("identity", f"there is no {home.mnemonic}", "pylon init; pylon restore FILE, from a backup")]
     found = identity.find(home)
     if not home.data_key.exists() and (found.sealed or home.database.exists()):
-        remedy = "restore keys/data.key from your backup: pylon identity restore FILE"
+        remedy = "restore keys/data.key from your backup: pylon restore --force FILE"
         return [failed("identity", f"{home.data_key} is not there, and records are sealed with it", remedy)]
     findings = [passed("identity", f"{found.public.npub}" + (", behind a passphrase" if found.protected else ""))]
     real = patient.loaded is not None and patient.loaded.config.network == "mainnet"
@@ -116,7 +118,7 @@ def _all(findings: Sequence[Finding]) -> None:
 
 def _private(home: Home, nwc: Path | None) -> Iterator[tuple[Path, bool]]:
     """What others must not read, and whether it holds a secret."""
-    secrets_ = [home.mnemonic, token_path(home), *home.data.glob(f"{home.mnemonic.name}.*")]
+    secrets_ = [home.mnemonic, token_path(home), home.cookie, *home.data.glob(f"{home.mnemonic.name}.*")]
     if home.keys.is_dir():
         secrets_ += list(home.keys.iterdir())
     if nwc is not None:
@@ -141,7 +143,7 @@ def _mode(path: Path, secret: bool) -> Finding | None:
         )
     mode = stat.S_IMODE(found.st_mode)
     wanted = 0o700 if stat.S_ISDIR(found.st_mode) else 0o600
-    if not mode & 0o077 and mode & wanted == wanted:
+    if not others(mode) and mode & wanted == wanted:
         return None
     what = f"{path} is open to others (mode {mode:04o})" if mode & 0o077 else f"{path} is closed to you ({mode:04o})"
     tell = failed if secret or not mode & 0o077 else warned
@@ -232,13 +234,13 @@ def _quarantined(entry: Mapping[str, Any]) -> Finding:
 
 
 def _left(home: Home) -> list[Path]:
-    return [path for path in (home.socket, home.pid) if os.path.lexists(path)]
+    return [path for path in (home.socket, home.cookie, home.pid) if os.path.lexists(path)]
 
 
 def _sweep(home: Home) -> None:
     """Remove what a dead daemon has left, as the one who holds the home."""
     with hold_home(home):
-        for path in (home.socket, home.pid):
+        for path in (home.socket, home.cookie, home.pid):
             path.unlink(missing_ok=True)
 
 
@@ -253,7 +255,7 @@ async def database(patient: Patient) -> Sequence[Finding]:
     return await trio.to_thread.run_sync(_look_into, path, abandon_on_cancel=True)
 
 
-_BACKUP = "stop the daemon, move pylon.db away, and pylon identity restore FILE from your backup"
+_BACKUP = "XX"
 
 
 def _look_into(path: Path) -> Sequence[Finding]:

@@ -7,12 +7,14 @@ not its number (pidfd_open(2)); elsewhere the lock is asked for directly before 
 
 Only the standard library, for ``pylon status`` pays for it. A record lock is lost as soon as its process closes *any*
 descriptor of the file: nothing in the daemon may open the pid file.
+
+Windows has no such locks: there nobody is found here, no process is signalled, and whoever answers the control port is
+asked instead.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import select
 import signal
@@ -22,11 +24,18 @@ import time
 from pathlib import Path
 from types import TracebackType
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 _LOOK_EVERY = 0.02
 
 
 def lock(descriptor: int) -> bool:
     """Hold the file for this process, until the descriptor is closed. False where the file system knows no locks."""
+    if fcntl is None:
+        return False
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -36,6 +45,8 @@ def lock(descriptor: int) -> bool:
 
 def holder(path: Path) -> int | None:
     """The pid of the process that holds ``path``; ``None``: nobody, or the asking process itself."""
+    if fcntl is None:
+        return None
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:

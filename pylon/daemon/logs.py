@@ -1,7 +1,8 @@
 """The daemon's log: one line a record in ``logs/pylon.log``, rotated, 0600. Nothing secret is ever handed to it.
 
 A record is a JSON object: ``timestamp`` (UTC), ``level``, ``logger``, ``event``, ``exception`` if there was one, and
-``agent`` (its name) where the record was made in an agent's own nursery.
+``agent`` (its name) where the record was made in an agent's own nursery. One that tells an event of the home
+(``pylon.events``) has its ``kind``, its ``seq``, and its fields in ``data``, too.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+import attrs
 import structlog
 
 from pylon.errors import ConfigError
+from pylon.events import Told
 from pylon.logcontext import AGENT
 
 _ROTATE_AT = 10 << 20
@@ -81,6 +84,7 @@ def start_logging(path: Path, level: int = logging.INFO, *, streams: bool = Fals
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _add_agent,
+        _add_told,
         structlog.processors.format_exc_info,
     ]
     handler.setFormatter(
@@ -103,4 +107,13 @@ def start_logging(path: Path, level: int = logging.INFO, *, streams: bool = Fals
 def _add_agent(logger: Any, method: str, fields: structlog.typing.EventDict) -> structlog.typing.EventDict:
     if name := AGENT.get():
         fields["agent"] = name
+    return fields
+
+
+def _add_told(logger: Any, method: str, fields: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    told = getattr(fields.get("_record"), "told", None)
+    if isinstance(told, Told):
+        fields.update(kind=told.event.kind, seq=told.seq, data=attrs.asdict(told.event))
+        if told.name:
+            fields["agent"] = told.name
     return fields

@@ -22,6 +22,7 @@ from pylon.clock import Clock
 from pylon.config import Config
 from pylon.daemon.wallets import Wallets
 from pylon.errors import ConfigError, PylonError
+from pylon.files import NONBLOCK, others
 from pylon.paths import Home
 from pylon.relays.websocket import connect
 from pylon.store.database import Store
@@ -59,7 +60,7 @@ def _read(path: Path) -> str:
     hint = f"write your wallet's connection string into it (chmod 600), or set {VARIABLE}"
     try:
         # Without O_NONBLOCK, a pipe at this place would keep us waiting for a writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        descriptor = os.open(path, os.O_RDONLY | NONBLOCK)
     except FileNotFoundError:
         raise ConfigError(f'[wallet] kind = "nwc", but there is no {path}', hint) from None
     except OSError as error:
@@ -68,7 +69,7 @@ def _read(path: Path) -> str:
         mode = os.fstat(file.fileno()).st_mode
         if not stat.S_ISREG(mode):
             raise ConfigError(f"{path} is not a file", hint)
-        if mode & 0o077:
+        if others(mode):
             raise ConfigError(f"{path} is open to others (mode {stat.S_IMODE(mode):04o})", f"chmod 600 {path}")
         return file.read(MAX_URI_CHARS + 1).decode("ascii", "replace")
 

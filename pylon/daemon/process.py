@@ -22,6 +22,8 @@ from pylon.errors import AlreadyRunning, ConfigError
 from pylon.paths import Home
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_HANGUP: signal.Signals | None = getattr(signal, "SIGHUP", None)
+"""Windows has none."""
 
 
 @contextlib.contextmanager
@@ -44,10 +46,10 @@ def hold_home(home: Home, *, pid_file: bool = False) -> Iterator[None]:
             descriptor = _write_pid(home.pid)
         yield
     finally:
+        if pid_file and read_pid(home) == os.getpid():
+            with contextlib.suppress(OSError):
+                home.pid.unlink(missing_ok=True)
         if descriptor is not None:
-            if read_pid(home) == os.getpid():
-                with contextlib.suppress(OSError):
-                    home.pid.unlink(missing_ok=True)
             os.close(descriptor)
         lock.release()
 
@@ -70,17 +72,21 @@ def already_running(home: Home) -> AlreadyRunning:
     )
 
 
-def _write_pid(path: Path) -> int:
+def _write_pid(path: Path) -> int | None:
     """Whole or not at all, over whatever a dead process has left. Returns the descriptor whose lock is the proof."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    descriptor: int | None
     try:
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             os.write(descriptor, f"{os.getpid()}\n".encode("ascii"))
-            holder.lock(descriptor)
+            if not holder.lock(descriptor) and os.name == "nt":
+                os.close(descriptor)  # Windows renames, and later removes, no file that is open
+                descriptor = None
             os.replace(temporary, path)
         except BaseException:
-            os.close(descriptor)
+            if descriptor is not None:
+                os.close(descriptor)
             with contextlib.suppress(OSError):
                 temporary.unlink()
             raise
@@ -128,16 +134,17 @@ class Life:
 
         Reports started once the signals no longer do what they did before.
         """
-        with trio.open_signal_receiver(*SIGNALS, signal.SIGHUP) as received:
+        with trio.open_signal_receiver(*SIGNALS, *([_HANGUP] if _HANGUP else [])) as received:
             async with trio.open_nursery() as nursery:
                 task_status.started()
                 async for number in received:
-                    if number != signal.SIGHUP or (self._on_terminal and not _sees_terminal()):
+                    if number != _HANGUP or (self._on_terminal and not _sees_terminal()):
                         break
                     nursery.start_soon(hangup)  # whatever it waits for, the next signal is heard
                 nursery.cancel_scope.cancel()
                 self.end()
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        if _HANGUP:
+            signal.signal(_HANGUP, signal.SIG_IGN)
         _end_at_the_next()
 
     def end(self) -> None:

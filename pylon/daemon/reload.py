@@ -22,6 +22,7 @@ from pylon.daemon.answering import answerer_of
 from pylon.daemon.control import Method, Notify
 from pylon.daemon.hosting import HOME_NAME
 from pylon.errors import ConfigError
+from pylon.events import DaemonReload
 from pylon.money import Msat
 from pylon.provider.announce import Profile
 from pylon.provider.pricing import Standing, Terms
@@ -226,6 +227,7 @@ class Reloading:
             ", ".join(change.applied) or "nothing new",
             ", ".join(change.restart) or "nothing",
         )
+        self.runtime.events.publish(DaemonReload(applied=tuple(change.applied), restart=tuple(change.restart)))
         return {
             "path": str(running.origin.path),
             "applied": list(change.applied),

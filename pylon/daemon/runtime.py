@@ -17,6 +17,7 @@ import trio
 
 from pylon.api.address import public_address
 from pylon.api.app import build_app
+from pylon.api.event_routes import EventApi
 from pylon.api.metrics import Metrics
 from pylon.api.openai_routes import OpenAIApi
 from pylon.api.server import serve_api
@@ -25,16 +26,19 @@ from pylon.clock import Clock, SystemClock
 from pylon.compute.buyer import Account, Accounts, Buyer, BuyerSettings
 from pylon.config import Config
 from pylon.config_values import Bind
-from pylon.daemon import ownership
+from pylon.daemon import books, ownership
 from pylon.daemon.answering import answerer_of, counts, deadlines
 from pylon.daemon.diskguard import DiskGuard
 from pylon.daemon.embedded_relay import EmbeddedRelay
+from pylon.daemon.events import Tally, open_stream, read_wanted, watch_balance
 from pylon.daemon.hosting import Hosting, assemble
 from pylon.daemon.housekeeping import keep_house
 from pylon.daemon.reload import Live, profile_of, set_log_level, terms_of
 from pylon.daemon.selling import Selling
+from pylon.daemon.thawing import thaw_when_reconciled
 from pylon.daemon.wallets import Wallets, open_wallets
 from pylon.errors import ConfigError, ModelMissing, NotFound, SealError, brief
+from pylon.events import EventStream, RelayConnected, RelayLost, child_ended
 from pylon.host.deeds import Deeds
 from pylon.host.host import Host
 from pylon.host.seedlock import SeedLocks
@@ -51,12 +55,13 @@ from pylon.relays.information import informer
 from pylon.relays.pool import RelayPool
 from pylon.relays.publisher import Publisher
 from pylon.relays.websocket import connect
+from pylon.store import freeze
 from pylon.store.database import Store, open_store
 from pylon.store.intents import Intent
 from pylon.supervision import ChildSpec, ChildStatus, Supervisor
 from pylon.wallets.nwc_service import WalletService
 from pylon.wallets.port import Payment, Wallet
-from pylon.wallets.purse import Purse
+from pylon.wallets.purse import Outcome, Purse
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +82,8 @@ class Runtime:
     live: Live
     """What of the configuration may change while it runs, and how it is now."""
     started_at: float
+    events: EventStream
+    """What happens in it."""
     wallet: Wallet | None = None
     wallets: Wallets | None = None
     hosting: Hosting | None = None
@@ -100,6 +107,8 @@ class Runtime:
     """The API of the HTTP server; who answers it may change."""
     purse: Purse | None = None
     """The home's own, within its budgets."""
+    keys: Unlocked | None = None
+    """The home, opened."""
 
     @property
     def provider(self) -> Provider | None:
@@ -142,6 +151,7 @@ async def open_runtime(
     identity = keys.identity
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_home_store(home, config, clock, keys))
+        stream = open_stream(store, clock)
         # Who gives everything away needs no wallet, on any network.
         wallets = (
             await stack.enter_async_context(open_wallets(home, config, identity, clock, stays=True))
@@ -157,7 +167,7 @@ async def open_runtime(
         backends = await stack.enter_async_context(AsyncExitStack())  # they close when nobody asks them any more
         nursery = await stack.enter_async_context(trio.open_nursery())
         stack.callback(nursery.cancel_scope.cancel)
-        supervisor = Supervisor(nursery, rng=rng, on_failure=_tell)
+        supervisor = Supervisor(nursery, rng=rng, on_failure=functools.partial(_tell, stream))
 
         urls, live = list(config.relays), Live(config)
         if serve_http:
@@ -171,15 +181,21 @@ async def open_runtime(
             raise ConfigError("no relay is configured", "name some in relays = [...], or set [relay] enabled = true")
         # The relays are those that the user has named: they may know whose home this is (NIP-42).
         inform = informer(clock)
-        pool = RelayPool(urls, connect=connect, clock=clock, rng=rng, signer=identity.nostr, inform=inform)
+        turned = functools.partial(_tell_turn, stream)
+        pool = RelayPool(
+            urls, connect=connect, clock=clock, rng=rng, signer=identity.nostr, inform=inform, on_turn=turned
+        )
         await nursery.start(pool.run)
         supervisor.start(ChildSpec("publisher", Publisher(pool, store, clock, rng).run))
         supervisor.start(ChildSpec("housekeeping", functools.partial(keep_house, store, clock)))
 
         buyer, hosting, host, bound, openai = None, None, None, None, None
+        listening = EventApi(stream, functools.partial(read_wanted, store))
         own_purse: Purse | None = None
         if serve_http and config.api.enabled:
-            told = Metrics(counts(store, clock, pool, clock.now()))
+            tally = Tally()
+            stream.on_event.append(tally)
+            told = Metrics(counts(store, clock, pool, clock.now()), tally)
             openai = OpenAIApi(clock, metrics=told, concurrency=config.api.concurrency)
         if wallets is not None and wallet is not None:
             keeper = wallets.keeper
@@ -194,7 +210,9 @@ async def open_runtime(
                 pool=pool,
                 seller=wallet if sell else None,
             )
+            hosting.agents.publish = stream.publish
             wallets.learn_seeds(hosting.agents.seed_of_wallet)
+            supervisor.start(ChildSpec("balance", functools.partial(watch_balance, stream, store, wallets.known)))
             if wallets.look_after is not None:
                 supervisor.start(ChildSpec("wallets", wallets.look_after))
             own_purse = _purse(wallet, store, clock, live)
@@ -212,8 +230,11 @@ async def open_runtime(
             supervisor.start(ChildSpec("wallet-connect", service.run))
             reconcile = functools.partial(_reconcile, hosting, account.purse, buyer, service, locks is not None)
             supervisor.start(ChildSpec("reconciler", reconcile))
+            if freeze.ends_when_reconciled(store):
+                thaw = functools.partial(_thaw, hosting, own_purse, config, clock)
+                supervisor.start(ChildSpec("restored", thaw))
             if openai is not None:
-                bound = await nursery.start(_serve_api(home, config, hosting, openai))
+                bound = await nursery.start(_serve_api(home, config, hosting, openai, listening))
                 hosting.pay.address = public_address(config, bound)
                 await hosting.agents.readdress()
                 listed = functools.partial(_keep_listed, hosting, live, relay_url)
@@ -226,7 +247,7 @@ async def open_runtime(
         if openai is not None:
             openai.answerer = answerer_of(config, buyer, own_purse, store, identity.pubkey, None)
         if openai is not None and bound is None:
-            bound = await nursery.start(_serve_api(home, config, None, openai))
+            bound = await nursery.start(_serve_api(home, config, None, openai, listening))
 
         selling, engine, guard, off = None, None, None, ""
         if sell:
@@ -245,9 +266,17 @@ async def open_runtime(
                 if openai is not None:
                     openai.answerer = answerer_of(config, buyer, own_purse, store, identity.pubkey, provider.router)
                 announce = functools.partial(_announcer, identity, store, pool, provider, clock)
-                selling = Selling(supervisor, provider, profile_of(config), announce)
+                selling = Selling(supervisor, provider, profile_of(config), announce, publish=stream.publish)
                 await selling.open()
-                guard = DiskGuard(store, home.data, clock, supervisor, close=selling.close, open=selling.open)
+                guard = DiskGuard(
+                    store,
+                    home.data,
+                    clock,
+                    supervisor,
+                    close=selling.close,
+                    open=selling.open,
+                    publish=stream.publish,
+                )
                 supervisor.start(ChildSpec("disk", guard.run))
         yield Runtime(
             home=home,
@@ -259,6 +288,7 @@ async def open_runtime(
             supervisor=supervisor,
             live=live,
             started_at=clock.now(),
+            events=stream,
             wallet=wallet,
             wallets=wallets,
             hosting=hosting,
@@ -273,6 +303,7 @@ async def open_runtime(
             provider_off=off,
             openai=openai,
             purse=own_purse,
+            keys=keys,
         )
         # Reached on a clean end only: who crashes, or is cancelled, is known by its silence.
         if selling is not None:
@@ -280,10 +311,11 @@ async def open_runtime(
 
 
 def _serve_api(
-    home: Home, config: Config, hosting: Hosting | None, openai: OpenAIApi
+    home: Home, config: Config, hosting: Hosting | None, openai: OpenAIApi, told: EventApi
 ) -> Callable[..., Awaitable[None]]:
     pay = None if hosting is None else hosting.pay
-    app = build_app(pay, token=load_token(home), public_name=config.api.public_name, routes=openai.routes())
+    routes = [*openai.routes(), *told.routes()]
+    app = build_app(pay, token=load_token(home), public_name=config.api.public_name, routes=routes)
     return functools.partial(serve_api, app, config.api.bind, by_user=config.api.bind_given)
 
 
@@ -307,6 +339,20 @@ async def _reconcile(hosting: Hosting, own: Purse, buyer: Buyer, service: Wallet
         lambda owner: hosting.agents.purse(owner) if owner else own,
         lambda intent: service.pays(intent) or _is_driven(intent, buyer, hosting.deeds if hosts else None),
     )
+
+
+async def _thaw(hosting: Hosting, own: Purse, config: Config, clock: Clock) -> None:
+    """End the freeze of a restore as soon as it may end."""
+    store, agents = hosting.agents.store, hosting.agents
+
+    async def look(intent: Intent) -> Outcome | None:
+        return await (agents.purse(intent.owner) if intent.owner else own).look(intent)
+
+    async def audit() -> books.Report:
+        wallet = None if config.wallet.kind == "nwc" else own.wallet
+        return await books.audit(store, wallet, clock, keeper=agents.keeper, agents=hosting.owned())
+
+    await thaw_when_reconciled(store, look, audit)
 
 
 def _is_driven(intent: Intent, buyer: Buyer, deeds: Deeds | None) -> bool:
@@ -348,8 +394,13 @@ async def _find_backends(config: Config, home: Home, supervisor: Supervisor, rng
     return found.router
 
 
-def _tell(status: ChildStatus, error: BaseException | None) -> None:
+def _tell(stream: EventStream, status: ChildStatus, error: BaseException | None) -> None:
     log.error("%s ended: %s", status.name, "cleanly" if error is None else brief(error))
+    stream.publish(child_ended(status.name, status.starts, status.state))
+
+
+def _tell_turn(stream: EventStream, relay: str, connected: bool) -> None:
+    stream.publish(RelayConnected(relay=relay) if connected else RelayLost(relay=relay))
 
 
 def _provider(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from pylon import events
 from pylon.provider.announce import Announcer, Profile
 from pylon.provider.pricing import Terms
 from pylon.provider.server import Provider
@@ -22,10 +23,12 @@ class Selling:
         provider: Provider,
         profile: Profile,
         announce: Callable[[Terms, Profile], Announcer],
+        publish: Callable[[events.Event], None] = lambda event: None,
     ) -> None:
         self._supervisor = supervisor
         self._profile = profile
         self._announce = announce
+        self._publish = publish
         self.provider = provider
         self.announcer: Announcer | None = None
         """``None`` while nothing is sold."""
@@ -34,6 +37,7 @@ class Selling:
         self.announcer = self._announce(self.provider.terms, self._profile)
         self._supervisor.start(ChildSpec("provider", self.provider.run))
         self._supervisor.start(ChildSpec("announcer", self.announcer.run))
+        self._publish(events.ProviderOpened())
 
     async def close(self) -> None:
         for name in ("announcer", "provider"):
@@ -44,6 +48,7 @@ class Selling:
         """Take the announcement back, once."""
         if self.announcer is not None:
             announcer, self.announcer = self.announcer, None
+            self._publish(events.ProviderClosed())
             await announcer.farewell()
 
     def sell_by(self, terms: Terms, profile: Profile) -> None:

@@ -7,13 +7,13 @@ import faulthandler
 import functools
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
 import trio
 
-from pylon import identity
+from pylon import __version__, identity
 from pylon.config import Config
 from pylon.crashpoints import install_from_environment
 from pylon.daemon import books
@@ -27,6 +27,7 @@ from pylon.daemon.runtime import Runtime, open_runtime
 from pylon.daemon.stalls import StallWatch
 from pylon.daemon.verbs import Verbs
 from pylon.errors import AlreadyRunning, PylonError, brief
+from pylon.events import DaemonReady, DaemonStopping, Event
 from pylon.groups import cause
 from pylon.host.seedlock import SeedLocks
 from pylon.identity import Unlocked
@@ -37,6 +38,8 @@ from pylon.paths import Home
 
 log = logging.getLogger(__name__)
 
+_LAST_WORDS = 0.1
+"""Seconds for those who listen to hear that it ends."""
 _LOOKS_INTO_THE_BOOKS = 5
 """At the start, a second apart."""
 
@@ -106,7 +109,7 @@ class _Daemon:
         async with trio.open_nursery() as nursery:
             await nursery.start(self.life.watch, functools.partial(self._hang_up, running))
             nursery.start_soon(self.manager.beat)  # a start may take longer than the watchdog allows
-            nursery.start_soon(StallWatch().run)
+            nursery.start_soon(StallWatch(publish=functools.partial(_publish, running)).run)
             with self.life.scope as scope, SeedLocks() as seeds:
                 if not seeds.acquire(f"home {keys.identity.pubkey}"):
                     raise AlreadyRunning(
@@ -140,11 +143,17 @@ class _Daemon:
             self.on_ready(runtime)
             self.say("ready")
             log.info("ready")
+            network = runtime.config.network
+            runtime.events.publish(DaemonReady(version=__version__, network=network, mode=runtime.mode))
             nursery.start_soon(_check_books, runtime, self.say)
             await self.life.over()
             self.manager.stopping()
             self.say("stopping")
             log.info("stopping")
+            waited_for = runtime.events.waited_for
+            runtime.events.publish(DaemonStopping())
+            if waited_for:
+                await trio.sleep(_LAST_WORDS)
             nursery.cancel_scope.cancel()
 
     def _told(self) -> str:
@@ -169,6 +178,11 @@ class _Daemon:
             except Exception as error:
                 log.error("the configuration was not taken over: %s", brief(error))
             self.manager.ready(self._told())
+
+
+def _publish(running: Sequence[Runtime], event: Event) -> None:
+    for runtime in running:
+        runtime.events.publish(event)
 
 
 def facts(runtime: Runtime) -> dict[str, Any]:

@@ -11,9 +11,12 @@ import logging
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 
 import trio
+
+from pylon import events
 
 log = logging.getLogger(__name__)
 
@@ -25,11 +28,21 @@ _FRAMES = 12
 
 
 class StallWatch:
-    """See the module. One instance a loop; ``limit`` and ``every`` in seconds."""
+    """See the module. One instance a loop; ``limit`` and ``every`` in seconds.
 
-    def __init__(self, limit: float = LIMIT, every: float = _EVERY) -> None:
+    ``publish`` is told when the loop turns again: while it hangs, only the log can be.
+    """
+
+    def __init__(
+        self,
+        limit: float = LIMIT,
+        every: float = _EVERY,
+        publish: Callable[[events.Event], None] = lambda event: None,
+    ) -> None:
         self._limit = limit
         self._every = every
+        self._publish = publish
+        self._told = 0
         self._turned = time.monotonic()
         self._over = threading.Event()
         self.stalls = 0
@@ -43,7 +56,11 @@ class StallWatch:
         try:
             while True:
                 await trio.sleep(self._every)
-                self._turned = time.monotonic()
+                hung, self._turned = time.monotonic() - self._turned, time.monotonic()
+                if self.stalls > self._told:
+                    # Counted by the thread, which knows a loop that hangs from a machine that slept.
+                    self._told = self.stalls
+                    self._publish(events.DaemonStall(seconds=round(hung, 1)))
         finally:
             self._over.set()
 

@@ -18,8 +18,10 @@ from pylon.compute.purchase import PURCHASE, Purchase
 from pylon.config import Config
 from pylon.daemon import books, earned, status
 from pylon.daemon.agents import AgentVerbs
+from pylon.daemon.backup_verb import BackupVerb
 from pylon.daemon.compute import ComputeVerbs
 from pylon.daemon.control import Method, Notify
+from pylon.daemon.events import EventVerbs
 from pylon.daemon.infer import InferVerbs
 from pylon.daemon.jobs import Cancelling, ended, find_purchase, listed, read_params, read_seconds
 from pylon.daemon.provider_desk import ProviderDesk
@@ -90,8 +92,10 @@ class Verbs:
             verbs |= self.agents.table()
         if self.runtime is not None:
             verbs["status"] = self.status
+            verbs |= EventVerbs(self.runtime.events, self.store).table()
             verbs |= InferVerbs(self.runtime).table()
             verbs |= Reloading(self.runtime).table()
+            verbs |= BackupVerb(self.runtime).table()
             own = self.runtime.identity.nostr
             verbs |= RelayVerbs(self.clock, own, lambda: self.runtime.pool.urls if self.runtime else []).table()
         return verbs

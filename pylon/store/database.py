@@ -58,12 +58,13 @@ class Executed:
 class Tx:
     """A transaction, as the function given to ``Store.write`` sees it. Of no use after that function has returned."""
 
-    __slots__ = ("_connection", "_path", "_topics", "clock", "vault")
+    __slots__ = ("_connection", "_path", "_told", "_topics", "clock", "vault")
 
     def __init__(self, connection: sqlite3.Connection, path: str, vault: Vault, clock: Clock) -> None:
         self._connection: sqlite3.Connection | None = connection
         self._path = path
         self._topics: dict[str, None] = {}
+        self._told: list[object] = []
         self.vault = vault
         self.clock = clock
 
@@ -91,6 +92,10 @@ class Tx:
         """Wake the listeners of ``topic``, after the commit and only then."""
         self._topics[topic] = None
 
+    def tell(self, fact: object) -> None:
+        """Have ``Store.on_fact`` told what this transaction has brought about: after the commit and only then."""
+        self._told.append(fact)
+
     def _run(self, sql: str, params: Params) -> sqlite3.Cursor:
         if self._connection is None:
             raise StoreError("a transaction was used after its end")
@@ -106,7 +111,7 @@ class Tx:
 class _Job(Generic[T]):
     """One queued write and what became of it."""
 
-    __slots__ = ("done", "error", "fn", "result", "topics")
+    __slots__ = ("done", "error", "fn", "result", "told", "topics")
 
     def __init__(self, fn: Callable[[Tx], T]) -> None:
         self.fn = fn
@@ -114,6 +119,7 @@ class _Job(Generic[T]):
         self.error: BaseException | None = None
         self.result: T | None = None
         self.topics: dict[str, None] = {}
+        self.told: list[object] = []
 
     def fail(self, error: BaseException) -> None:
         if not self.done.is_set():
@@ -142,6 +148,8 @@ class Store:
         """Writes so far that were committed."""
         self.failures = 0
         """Times so far that nothing could be committed: the disk is full, or somebody else holds the database."""
+        self.on_fact: Callable[[object], None] | None = None
+        """Told what transactions tell (``Tx.tell``), in the order of the commits. Must not raise, nor wait."""
         self._writer = writer
         self._reader = reader
         self._limiter = trio.CapacityLimiter(1) if threaded else None
@@ -334,6 +342,7 @@ class Store:
                 self._writer.execute("RELEASE job")
             job.result = result
             job.topics = tx._topics
+            job.told = tx._told
         finally:
             tx._end()
 
@@ -357,6 +366,9 @@ class Store:
         for job in group:
             if job.error is None:
                 self.writes += 1
+                if self.on_fact is not None:
+                    for fact in job.told:
+                        self.on_fact(fact)
                 for topic in job.topics:
                     for send in self._listeners.get(topic, ()):
                         with contextlib.suppress(trio.WouldBlock, trio.BrokenResourceError):

@@ -21,6 +21,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from pylon.errors import IdentityError, PassphraseError, SealError
+from pylon.files import NONBLOCK, others
 from pylon.passphrase import Passphrase, Stretching, wanted
 
 KEY_BYTES = 32
@@ -58,21 +59,35 @@ def load(path: Path, passphrase: Passphrase | None = None) -> DataKey:
     Raises ``IdentityError`` (missing, readable by others), ``PassphraseError`` (none given, or another one),
     ``SealError`` (no key). A wrong passphrase and a damaged file look the same.
     """
-    content = _read(path)
+    return opened(_read(path), str(path), passphrase)
+
+
+def opened(content: bytes, name: str, passphrase: Passphrase | None) -> DataKey:
+    """The key of what stands in a file called ``name``; raises what ``load`` raises for it."""
     if not content.startswith(_FAMILY):
         if len(content) != KEY_BYTES:
-            raise SealError(f"the data key {path} does not have exactly {KEY_BYTES} bytes", RESTORE)
+            raise SealError(f"the data key {name} does not have exactly {KEY_BYTES} bytes", RESTORE)
         return DataKey(content)
-    head, stretching, sealed = _split(content, path)
+    head, stretching, sealed = _split(content, name)
     if passphrase is None:
-        raise wanted(str(path))
+        raise wanted(name)
     try:
         return DataKey(ChaCha20Poly1305(stretching.key(passphrase)).decrypt(stretching.nonce, sealed, head))
     except InvalidTag:
         raise PassphraseError(
-            f"the data key {path} does not open: another passphrase, or a damaged file",
-            "try again; without the passphrase, only a backup helps: pylon identity restore",
+            f"the data key {name} does not open: another passphrase, or a damaged file",
+            "try again; without the passphrase, only a backup with one of its own helps: pylon restore FILE",
         ) from None
+
+
+def is_wrapped_content(content: bytes) -> bool:
+    """Whether what stands in a key's file wants a passphrase."""
+    return content.startswith(_FAMILY)
+
+
+def read(path: Path) -> bytes:
+    """What stands in a key's file, wrapped or not: a secret either way. Raises ``IdentityError``."""
+    return _read(path)
 
 
 def content(key: DataKey, passphrase: Passphrase | None) -> bytes:
@@ -85,22 +100,22 @@ def content(key: DataKey, passphrase: Passphrase | None) -> bytes:
     return head + base64.b64encode(sealed) + b"\n"
 
 
-def _split(content: bytes, path: Path) -> tuple[bytes, Stretching, bytes]:
+def _split(content: bytes, name: str) -> tuple[bytes, Stretching, bytes]:
     title, _, rest = content.partition(b"\n")
     line, _, body = rest.partition(b"\n")
     if title + b"\n" != _TITLE:
-        raise SealError(f"the data key {path} has a format that this Pylon does not read", "upgrade Pylon")
+        raise SealError(f"the data key {name} has a format that this Pylon does not read", "upgrade Pylon")
     try:
         sealed = base64.b64decode(body.removesuffix(b"\n"), validate=True)
         return title + b"\n" + line + b"\n", Stretching.parse(line), sealed
     except ValueError:
-        raise SealError(f"the data key {path} is damaged", RESTORE) from None
+        raise SealError(f"the data key {name} is damaged", RESTORE) from None
 
 
 def _read(path: Path) -> bytes:
     try:
         # Without O_NONBLOCK, a pipe at this place would keep us waiting for a writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        descriptor = os.open(path, os.O_RDONLY | NONBLOCK)
     except FileNotFoundError:
         raise IdentityError(f"there is no data key at {path}", RESTORE) from None
     except OSError as error:
@@ -109,7 +124,7 @@ def _read(path: Path) -> bytes:
         mode = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(mode):
             raise IdentityError(f"the data key {path} is not a file", RESTORE)
-        if mode & 0o077:
+        if others(mode):
             raise IdentityError(
                 f"the data key {path} is open to others (mode {stat.S_IMODE(mode):04o})", f"chmod 600 {path}"
             )

@@ -26,6 +26,7 @@ from typing import NoReturn
 import attrs
 
 from protocols.keys import is_hex
+from pylon import events
 from pylon.errors import AlreadyPaid, InvoiceInvalid, NotFound, PaymentFailed, StoreError
 from pylon.money import MAX_MSAT, Msat
 from pylon.store.database import Reads, Tx
@@ -272,6 +273,15 @@ def fail(tx: Tx, intent_id: str, *, error: str, at: float) -> Intent:
             (error[:_LONGEST_ERROR], at, intent_id),
         )
         touch(tx, intent)
+        tx.tell(
+            events.PaymentFailed(
+                agent=intent.owner,
+                cause=intent.cause,
+                purpose=intent.purpose,
+                payment_hash=intent.payment_hash,
+                amount_msats=intent.amount_msats,
+            )
+        )
     return get(tx, intent_id)
 
 

@@ -22,6 +22,7 @@ from collections.abc import Iterable
 
 import attrs
 
+from pylon import events
 from pylon.errors import StoreError
 from pylon.money import MAX_MSAT, Msat
 from pylon.store import credits
@@ -115,6 +116,9 @@ def post(
         tx.touch("ledger")
         if owner:
             tx.touch(f"ledger:{owner}")
+        if debit is Account.WALLET and credit is not Account.BROUGHT_FORWARD:
+            purpose = "sale" if credit is Account.UNEARNED else "deposit"
+            tx.tell(events.PaymentReceived(agent=owner, cause=cause, purpose=purpose, amount_msats=msats))
         return True
     there = tx.one(
         "SELECT debit, credit, msats FROM entries WHERE owner = ? AND cause = ? AND kind = ?", (owner, cause, kind)
@@ -235,6 +239,12 @@ def _paid(
 ) -> bool:
     suffix = f":{payment_hash}" if payment_hash else ""
     new = post(tx, cause, kind + suffix, account, Account.WALLET, msats, at, owner)
+    if new:
+        tx.tell(
+            events.PaymentSent(
+                agent=owner, cause=cause, purpose=kind, payment_hash=payment_hash, amount_msats=msats, fee_msats=fee
+            )
+        )
     fee_kind = f"{kind}_fee{suffix}"
     if new and fee > 0:
         post(tx, cause, fee_kind, Account.FEES, Account.WALLET, fee, at, owner)

@@ -33,6 +33,17 @@ class Step(Generic[R]):
     effects: tuple[Effect, ...]
 
 
+@attrs.frozen
+class Moved:
+    """What the history has of a step, for those who are told after the commit (``Tx.tell``)."""
+
+    machine: str
+    before: Any
+    after: Any
+    by: str
+    """The input's name."""
+
+
 @functools.cache
 def _converter() -> cattrs.Converter:
     return cattrs.Converter(forbid_extra_keys=False)
@@ -153,7 +164,7 @@ class RecordTable(Generic[R]):
         tx.touch(f"{self.table}:{record.id}")
 
     def note(self, tx: Tx, step: Step[R], message: Any, at: float) -> Step[R]:
-        """Write a step into the history."""
+        """Write a step into the history, and tell of it."""
         tx.execute(
             "INSERT INTO transitions (machine, subject, at, from_state, input, to_state) VALUES (?, ?, ?, ?, ?, ?)",
             (
@@ -167,6 +178,7 @@ class RecordTable(Generic[R]):
         )
         tx.touch(self.table)
         tx.touch(f"{self.table}:{step.after.id}")
+        tx.tell(Moved(self.machine.name, step.before, step.after, type(message).__name__))
         return step
 
 

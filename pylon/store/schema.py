@@ -18,6 +18,7 @@ from pylon.store.schema_nwc import NWC
 from pylon.store.schema_purchases import PURCHASES
 from pylon.store.schema_purse import PURSE
 from pylon.store.schema_sale_zaps import SALE_ZAPS
+from pylon.store.schema_tunnel import TUNNEL
 from pylon.store.schema_zaps import ZAPS
 
 APPLICATION_ID = 0x50594C4E
@@ -176,6 +177,7 @@ MIGRATIONS: tuple[Migration, ...] = (
     Migration("m008_credits", CREDITS),
     Migration("m009_desk", DESK),
     Migration("m010_sale_zaps", SALE_ZAPS),
+    Migration("m011_tunnel", TUNNEL),
 )
 
 

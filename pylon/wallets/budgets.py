@@ -8,17 +8,15 @@ own payments, count against none.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Sequence
 
 import attrs
 
+from pylon import events
 from pylon.errors import BudgetExceeded
 from pylon.money import Msat, format_msat, max_fee
 from pylon.store import intents, ledger
 from pylon.store.database import Reads, Tx
-
-log = logging.getLogger(__name__)
 
 DAY = 86_400.0
 """What a budget of a day covers: any 24 hours."""
@@ -184,7 +182,7 @@ class Warned:
 
 
 def warn(tx: Tx, spend: Spend, found: Sequence[Room], at: float) -> list[Warned]:
-    """Note and log the budgets that ``spend``, which they carry, brings over 80 %: each crossing once."""
+    """Note and tell the budgets that ``spend``, which they carry, brings over 80 %: each crossing once."""
     bounded = [room for room in found if room.bound]
     if not bounded:
         return []
@@ -204,12 +202,8 @@ def warn(tx: Tx, spend: Spend, found: Sequence[Room], at: float) -> list[Warned]
         )
         tx.touch("budget_warnings")
         crossed.append(Warned(spend.owner, room.key, at, Msat(after), room.bound))
-        log.log(
-            logging.INFO if room.key == TICK else logging.WARNING,
-            "%s: %s is nearly gone: %s of %s",
-            f"agent {spend.owner[:16]}" if spend.owner else "this home",
-            *(room.name, format_msat(Msat(after)), format_msat(room.bound)),
-        )
+        budget = room.key.partition(" ")[0]  # whose budget, and not whom it pays
+        tx.tell(events.BudgetLow(agent=spend.owner, budget=budget, used_msats=after, bound_msats=room.bound))
     return crossed
 
 

@@ -124,7 +124,7 @@ def test_a_damaged_database(sound, home):
         file.seek(4_096)
         file.write(b"\xff" * 8_192)
     report = examined(sound)
-    assert "pylon identity restore" in remedies(report, "database")
+    assert "pylon restore" in remedies(report, "database")
     assert of(report, "identity", "pass")
     home.database.write_bytes(b"no database at all" * 500)
     assert "damaged" in of(examined(sound), "database", "fail")[0]["detail"]
@@ -137,7 +137,7 @@ def test_a_database_whose_rows_are_wrong(sound, home):
             "INSERT INTO entries (at, cause, kind, debit, credit, msats, owner) VALUES (1, 'c', 'k', 'a', 'b', -5, '')"
         )
     database.close()
-    assert "pylon identity restore" in remedies(examined(sound), "database")
+    assert "pylon restore" in remedies(examined(sound), "database")
 
 
 def test_a_database_of_a_newer_pylon(sound, home):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import random
 import shutil
 import sqlite3
 import stat
@@ -16,16 +17,19 @@ import trio
 from protocols import nip06
 from pylon import identity, protection
 from pylon.clock import SystemClock
-from pylon.daemon.backup import back_up, restore
-from pylon.errors import BackupError, IdentityError
+from pylon.daemon.backup import back_up, file_name, home_seal, own_directory, rotate
+from pylon.daemon.restoring import restore, restore_database, wants
+from pylon.daemon.sealed_file import Lock, write_sealed
+from pylon.errors import BackupError, IdentityError, PassphraseError
 from pylon.identity import create, load, unlock
 from pylon.money import Msat
 from pylon.passphrase import Passphrase
 from pylon.paths import Home
-from pylon.store import intents, settings
+from pylon.store import intents, remedy, settings
 from pylon.store.database import open_store
 from pylon.wallets.history import unbooked
 from pylon.wallets.port import Direction, Payment, PaymentState
+from pylon.wallets.simnet_ledger import LedgerFile
 from tests.pylon.daemon.agent_home import furnish
 
 PHRASE = "leader monkey parrot ring guide accident before fence cannon height naive bean"
@@ -87,7 +91,7 @@ def home(furnished, tmp_path):
 
 def backed_up(home, passphrase=None):
     path = home.root.parent / "backup"
-    assert back_up(home, unlock(home, passphrase), path, WORDS, now=NOW) == path.stat().st_size
+    assert back_up(home, unlock(home, passphrase), path, WORDS, now=NOW).length == path.stat().st_size
     return path
 
 
@@ -281,6 +285,210 @@ def test_a_home_that_has_something_to_lose(home, tmp_path):
     assert (kept / "keys" / "data.key").read_bytes() == key
     assert load(other).pubkey == load(home).pubkey
     assert stat.S_IMODE(kept.stat().st_mode) == 0o700
+
+
+# --- sealed as the home is ----------------------------------------------------------------------------------------
+
+
+def sealed_as_home(home, passphrase=None):
+    path = home.root.parent / "as-home"
+    unlocked = unlock(home, passphrase)
+    back_up(home, unlocked, path, home_seal(home, unlocked), now=NOW)
+    return path
+
+
+def test_sealed_by_the_homes_own_passphrase(home, tmp_path):
+    protection.protect(home, HOME_WORDS)
+    path = sealed_as_home(home, HOME_WORDS)
+    raw, who = path.read_bytes(), unlock(home, HOME_WORDS)
+    for secret in (b"leader", b"abandon", b"SQLite format", who.key.reveal(), who.key.reveal().hex().encode()):
+        assert secret not in raw
+    assert wants(path) is Lock.HOME
+    new = Home(tmp_path / "new")
+    for given in (None, WORDS):
+        with pytest.raises((BackupError, PassphraseError)):
+            restore(new, path, given, CLOCK)
+        assert not new.mnemonic.exists()
+    done = restore(new, path, HOME_WORDS, CLOCK)
+    assert done.protected
+    assert unlock(new, HOME_WORDS).key.reveal() == who.key.reveal()
+
+
+def test_a_home_without_a_passphrase_has_open_backups(home, tmp_path):
+    path = sealed_as_home(home)
+    assert wants(path) is Lock.OPEN
+    new = Home(tmp_path / "new")
+    assert not restore(new, path, None, CLOCK).protected
+    assert unlock(new).key.reveal() == unlock(home).key.reveal()
+
+
+def test_no_byte_of_an_open_backup_can_change_unnoticed(home, tmp_path):
+    path = sealed_as_home(home)
+    raw = path.read_bytes()
+    for at in (3, 40, raw.index(b"data_key") + 14, raw.index(b"salt") + 9, len(raw) // 2, len(raw) - 1):
+        path.write_bytes(raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :])
+        with pytest.raises(BackupError):
+            restore(Home(tmp_path / "new"), path, None, CLOCK)
+    assert not Home(tmp_path / "new").mnemonic.exists()
+
+
+def test_a_backup_of_the_first_version_still_opens(home, tmp_path):
+    who = unlock(home)
+    manifest = json.dumps(
+        {
+            "version": 1, "taken_at": NOW, "phrase": who.identity.reveal_phrase(), "kept": {},
+            "data_key": who.key.reveal().hex(), "protected": False, "config": None,
+            "database_bytes": home.database.stat().st_size,
+        }
+    ).encode()  # fmt: skip
+    path = tmp_path / "first"
+    with path.open("wb") as file:
+        write_sealed(file, WORDS, [len(manifest).to_bytes(4, "big") + manifest, home.database.read_bytes()])
+    new = Home(tmp_path / "new")
+    assert restore(new, path, WORDS, CLOCK).agents == 2
+    assert rows(new.database, "SELECT COUNT(*) FROM intents") == [(1,)]
+
+
+# --- all that a home needs ----------------------------------------------------------------------------------------
+
+
+def ledger_of(home, *names):
+    with closing(LedgerFile(home.simnet, rng=random.Random(1))) as ledger:
+        for name in names:
+            ledger.register(name * 66, name, name, NOW)
+
+
+def accounts(home):
+    found = {row[0] for row in rows(home.simnet, "SELECT account FROM accounts")}
+    return {name for name in "abc" if name * 66 in found}
+
+
+def test_what_stands_beside_comes_too(home, tmp_path):
+    for name in ("api.token", "keys/wallet.nwc", "backups/alice-1.agent"):
+        (home.data / name).parent.mkdir(exist_ok=True)
+        (home.data / name).write_text(f"what is in {name}")
+    ledger_of(home, "a")
+    new = Home(tmp_path / "new")
+    restore(new, sealed_as_home(home), None, CLOCK)
+    for name in ("api.token", "keys/wallet.nwc", "backups/alice-1.agent"):
+        assert (new.data / name).read_text() == f"what is in {name}"
+        assert stat.S_IMODE((new.data / name).stat().st_mode) == 0o600
+    assert accounts(new) == {"a"}
+    assert rows(new.simnet, "PRAGMA integrity_check") == [("ok",)]
+
+
+@pytest.mark.parametrize("state", ["newer", "another's", "damaged"])
+def test_a_ledger_that_goes_on_stays_and_another_gives_way(home, tmp_path, state):
+    """To a home it is what a wallet's server is: it is not put back by restoring the books."""
+    ledger_of(home, "a")
+    path = sealed_as_home(home)
+    if state == "newer":
+        ledger_of(home, "b")
+    else:
+        for end in ("", "-wal", "-shm"):
+            home.simnet.with_name(home.simnet.name + end).unlink(missing_ok=True)
+        ledger_of(home, "c")
+        if state == "damaged":
+            home.simnet.write_bytes(home.simnet.read_bytes()[:5_000])
+    kept = restore(home, path, None, CLOCK, force=True).kept
+    assert accounts(home) == ({"a", "b"} if state == "newer" else {"a"})
+    assert (kept / "simnet.db").exists() == (state != "newer")
+
+
+def test_the_configuration_of_the_same_home_stays_and_that_of_another_goes(home, tmp_path):
+    path = sealed_as_home(home)
+    home.config.write_text('network = "simnet"\n# newer\n')
+    restore(home, path, None, CLOCK, force=True)
+    assert "# newer" in home.config.read_text()
+    home.config.write_text("network = \n")
+    kept = restore(home, path, None, CLOCK, force=True).kept
+    assert "# mine" in home.config.read_text(), "what does not read is no loss"
+    assert (kept / "config.toml").read_text() == "network = \n"
+    other = Home(tmp_path / "other")
+    create(other, OTHER, now=NOW)
+    other.config.write_text('network = "testnet"\n')
+    kept = restore(other, path, None, CLOCK, force=True).kept
+    assert "# mine" in other.config.read_text()
+    assert (kept / "config.toml").read_text() == 'network = "testnet"\n'
+
+
+def test_a_configuration_that_was_prepared_is_not_replaced(home, tmp_path):
+    path = sealed_as_home(home)
+    new = Home(tmp_path / "new")
+    new.prepare()
+    new.config.write_text('network = "simnet"\n# prepared\n')
+    done = restore(new, path, None, CLOCK)
+    assert "# prepared" in new.config.read_text()
+    assert (done.kept, done.config) == (None, None)
+
+
+def test_only_the_newest_are_kept_and_nobody_elses_goes(home, tmp_path):
+    npub = load(home).npub
+    directory = own_directory(home)
+    directory.mkdir()
+    names = [file_name(npub, NOW + day * 86_400) for day in range(5)]
+    strangers = [file_name("npub1" + "q" * 58, NOW), "pylon-mine.backup", "notes.txt"]
+    for name in (*names, *strangers):
+        (directory / name).write_text("x")
+    assert [path.name for path in rotate(directory, npub, 2)] == names[:3]
+    assert {path.name for path in directory.iterdir()} == {*names[3:], *strangers}
+
+
+def test_the_home_knows_its_newest_backup(home):
+    path = sealed_as_home(home)
+    assert remedy.newest(home.data) == (path, NOW)
+    assert str(path) in remedy.restore(home.database)
+
+
+# --- another database for the same home ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [None, HOME_WORDS])
+def test_a_bare_copy_of_the_database(home, tmp_path, words):
+    """As it lies beside after an upgrade: the home stays, its records go back, and it is treated as restored."""
+    copy = tmp_path / "pylon.db.before"
+    shutil.copyfile(home.database, copy)
+    if words:
+        protection.protect(home, words)
+    with closing(sqlite3.connect(home.database)) as db:
+        db.execute("INSERT INTO settings VALUES ('later', 'x')")
+        db.commit()
+    (home.data / "api.token").write_text("token")
+    who = load(home, words).pubkey
+    assert wants(copy) is None
+    done = restore_database(home, copy, unlock(home, words), words, CLOCK, stay_frozen=False)
+    assert (load(home, words).pubkey, done.agents, done.unknown, done.protected) == (who, 2, 1, bool(words))
+    assert (home.data / "api.token").exists()
+    assert rows(home.database, "SELECT key FROM settings WHERE key IN ('later', 'frozen')") == [("frozen",)]
+    assert rows(done.kept / "pylon.db", "SELECT key FROM settings WHERE key = 'later'") == [("later",)]
+    assert copy.exists()
+    assert [unlock(home, words).vault.open(*row) for row in _sealed_rows(home)]
+
+
+def _sealed_rows(home):
+    found = rows(home.database, "SELECT state, agent FROM agent_states")
+    return [(blob, f"agent_states.state:{agent}") for blob, agent in found]
+
+
+def test_a_damaged_copy_changes_nothing(home, tmp_path):
+    copy = tmp_path / "copy"
+    raw = bytearray(home.database.read_bytes())
+    raw[8192:60_000] = bytes(60_000 - 8192)
+    copy.write_bytes(raw)
+    before = home.database.read_bytes()
+    with pytest.raises(BackupError, match="damaged|copied"):
+        restore_database(home, copy, unlock(home), None, CLOCK, stay_frozen=False)
+    assert home.database.read_bytes() == before
+    assert not home.restoring.exists()
+
+
+@pytest.mark.parametrize("stay", [True, False])
+def test_whether_the_freeze_ends_by_itself(home, tmp_path, stay):
+    new = Home(tmp_path / "new")
+    restore(new, sealed_as_home(home), None, CLOCK, stay_frozen=stay)
+    found = dict(rows(new.database, "SELECT key, value FROM settings"))
+    assert "frozen" in found
+    assert ("frozen_until_reconciled" in found) == (not stay)
 
 
 class Died(BaseException):

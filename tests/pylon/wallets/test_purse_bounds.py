@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ast
-import logging
 from pathlib import Path
 
 import pytest
 
 import pylon
 from protocols import bolt11
+from pylon import events
 from pylon.config import ApiConfig, WalletConfig
 from pylon.errors import AlreadyPaid, BudgetExceeded, InvoiceInvalid, WalletFrozen
 from pylon.money import Msat, max_fee, sats
@@ -168,20 +168,23 @@ def test_nobody_reserves_while_it_is_frozen(purpose, owner):
 # --- a word at 80 % -----------------------------------------------------------------------------------------------
 
 
-def test_a_budget_that_is_nearly_gone_is_told_once_a_crossing(caplog):
+def test_a_budget_that_is_nearly_gone_is_told_once_a_crossing():
     clock = StoppedClock()
-    with transaction(clock) as tx, caplog.at_level(logging.WARNING):
+    with transaction(clock) as tx:
         purse = bounded(tx, clock, "aa", per_day=sats(100))
 
         def told():
             found = budgets.warnings(tx, clock.now(), "aa").get("aa", [])
-            return [(warned.budget, warned.used) for warned in found], len(caplog.records)
+            return [(warned.budget, warned.used) for warned in found], len(low())
+
+        def low():
+            return [fact for fact in tx._told if isinstance(fact, events.BudgetLow)]
 
         paid = [ask(purse, tx, number, sats(10)) for number in range(6)]  # 72 of 100 with fees
         assert told() == ([], 0)
         paid.append(ask(purse, tx, 6, sats(6)))
         assert told() == ([("day", sats(80))], 1)
-        assert "the budget of 24 hours is nearly gone: 80 sat of 100 sat" in caplog.text
+        assert low() == [events.BudgetLow(agent="aa", budget="day", used_msats=sats(80), bound_msats=sats(100))]
         ask(purse, tx, 7, sats(5))
         assert told()[1] == 1
         # Fees that were reserved and not charged bring it back below, and up again: no news.
