@@ -55,28 +55,30 @@ async def _read(state: State, session: str | None, limit: int) -> list[dict[str,
 
 
 def _line(row: dict[str, Any]) -> str:
-    from pylon.cli.times import utc
-
     counts = row["counts"]
     told = [f"{counts[kind]} {kind.replace('_', ' ')}" for kind in _KINDS if counts.get(kind)]
     state = "runs" if row["ended_at"] is None else row["reason"]
     turns = f"{row['turns']} turn{'s' if row['turns'] != 1 else ''}"
-    return f"{row['id'][:8]}  {utc(row['started_at'])}  {_cost(row)}  {turns}  {row['model']}  {row['autonomy']}\n" + (
-        f"          {'; '.join([*told, state])}"
+    first = "  ".join(
+        (row["id"][:8], _when(row["started_at"]), _cost(row), turns, row["model"], row["autonomy"].replace("_", "-"))
     )
+    return f"{first}\n          {'; '.join([*told, state])}"
 
 
 def _whole(row: dict[str, Any]) -> str:
-    from pylon.cli.times import utc
-
     lines = [_line(row), f"          id {row['name']}, of {row['server']}, in {row['cwd']}"]
     for act in row["acts"]:
         what = " ".join(filter(None, (act["kind"].replace("_", " "), act["tool"])))
-        lines.append(f"{utc(act['at'])}  {what}{': ' if act['text'] else ''}{act['text']}")
+        lines.append(f"{_when(act['at'])}  {what}{': ' if act['text'] else ''}{act['text']}")
     return "\n".join(lines)
 
 
-_WHEN = "%Y-%m-%d %H:%M:%S"
+def _when(at: float) -> str:
+    from pylon.cli.times import utc
+
+    return utc(at, "%Y-%m-%d %H:%M:%S")
+
+
 _KINDS = ("prompt", "allowed", "approved", "denied", "refused", "timed_out", "withdrawn")
 
 

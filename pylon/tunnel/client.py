@@ -114,6 +114,7 @@ class Tunnel:
         say: Say = lambda text: None,
         connect: Dial = dial,
         start: Start = Claude.start,
+        backoff: Backoff | None = None,
     ) -> None:
         self.sessions: dict[str, Session] = {}
         """Those that live, and the last that have ended, by the page's id."""
@@ -123,7 +124,7 @@ class Tunnel:
         self._rules = rules
         self._executable = executable
         self._store = store
-        self._rng = rng
+        self._backoff = backoff or Backoff(rng)
         self._approval_seconds = approval_seconds
         self._max_sessions = max_sessions
         self._say = say
@@ -158,7 +159,6 @@ class Tunnel:
     # The connection.
 
     async def _keep_connected(self, task_status: trio.TaskStatus[None]) -> None:
-        backoff = Backoff(self._rng)
         first = True
         while True:
             began = trio.current_time()
@@ -176,7 +176,7 @@ class Tunnel:
                     raise TunnelError(f"{self._address.shown}: {told[0]} (HTTP {error.status})", told[1]) from None
                 if first:
                     raise TunnelError(reason, "is the address right, and the server up?") from None
-            wait = backoff.wait(trio.current_time() - began)
+            wait = self._backoff.wait(trio.current_time() - began)
             living = len(self.living)
             kept = f"; {living} session{'s' if living != 1 else ''} kept" if living else ""
             self._say(f"{reason}; connecting again in {wait:.0f} s{kept}")
