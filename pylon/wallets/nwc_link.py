@@ -24,6 +24,7 @@ from protocols.nip47_methods import (
 )
 from pylon import errors
 from pylon.errors import (
+    PAY_IN,
     BudgetExceeded,
     InsufficientFunds,
     NotSupported,
@@ -208,7 +209,7 @@ def error_of(failure: Failure, *, required: int = 0, available: int | None = Non
     """The exception for an error. The amounts are for ``InsufficientFunds``, msats; ``None``: it is not known."""
     said = failure.message or failure.code.value
     if failure.code is ErrorCode.INSUFFICIENT_BALANCE:
-        return InsufficientFunds(required, available)
+        return InsufficientFunds(required, available, PAY_IN)
     kind = _KINDS.get(failure.detail)
     if kind is not None:
         return kind(said)

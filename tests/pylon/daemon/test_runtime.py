@@ -20,6 +20,7 @@ from pylon.clock import SystemClock
 from pylon.compute.purchase import PurchaseState
 from pylon.config_backends import DEFAULT_URLS, check_backends
 from pylon.config_values import Bind
+from pylon.daemon.control import to_nobody
 from pylon.daemon.hosting import HOME_NAME
 from pylon.daemon.runtime import open_runtime
 from pylon.daemon.verbs import Verbs
@@ -87,6 +88,17 @@ async def test_a_host_buys_and_sells_nothing(make):
         assert report["wallet"]["settled_msats"] == 0
         assert report["npub"] == identity.load(home).npub
     assert not home.socket.exists()
+
+
+async def test_a_deleted_agent_comes_back_from_its_backup_without_a_passphrase(make):
+    home, config = make("host")
+    async with opened(home, config, mode="host") as runtime:
+        verbs = Verbs.of(runtime).table()
+        await verbs["agent.spawn"]({"name": "alice", "goals": ["be of use"]}, to_nobody)
+        gone = await verbs["agent.delete"]({"agent": "alice", "name": "alice"}, to_nobody)
+        text = await trio.Path(gone["backup"]).read_text()
+        assert (await verb(runtime, "agent.import", bundle=text))["epoch"] == 2
+        assert (await verb(runtime, "agent.info", agent="alice"))["name"] == "alice"
 
 
 async def test_one_home_sells_to_another(make, caplog):
