@@ -202,9 +202,13 @@ class WalletUnreachable(WalletError):
 
 
 class PaymentUnknown(WalletError):
-    """The wallet did not say: the payment may still settle. Never pay again; look it up."""
+    """The wallet did not say: the payment may still settle. Never pay again; look it up.
+
+    Nothing was refused: who takes exit code 4 for "nothing was sent" must not get it for this.
+    """
 
     code = "payment_unknown"
+    exit_code = 1
 
 
 class InferenceError(PylonError):

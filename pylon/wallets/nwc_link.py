@@ -32,6 +32,7 @@ from pylon.errors import (
     PaymentUnknown,
     StoreError,
     WalletError,
+    WalletUnreachable,
 )
 from pylon.money import Msat
 from pylon.store import settings
@@ -197,9 +198,9 @@ _KINDS: dict[str, type[WalletError]] = {
 """What another Pylon says beyond the protocol (``Failure.detail``)."""
 
 
-def unreachable() -> WalletError:
+def unreachable() -> WalletUnreachable:
     """Nothing was sent, or nothing that matters."""
-    return WalletError(
+    return WalletUnreachable(
         "the wallet does not answer on any relay of its connection",
         "is it running, and is the connection still open?",
     )
