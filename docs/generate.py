@@ -17,7 +17,7 @@ from typing import Any
 import attrs
 import click
 
-from pylon import config, errors
+from pylon import config, errors, events
 from pylon.cli.main import cli
 from pylon.compute.purchase import PURCHASE
 from pylon.host.acting import ACTION
@@ -179,8 +179,30 @@ def _default(value: Any) -> str:
     return f"`{json.dumps(value, default=str)}`"
 
 
+# --- the events -------------------------------------------------------------------------------------------------------
+
+
+def event_kinds() -> str:
+    """The closed set of events: what each means, and what it tells."""
+    parts = [
+        "# Events",
+        _FROM.format("pylon.events"),
+        "See [events](../events.md). Each has `seq`, `mark`, `at` (Unix seconds) and `kind` besides, and `name` where"
+        " it has an agent. An empty `agent` is the home itself. Amounts are millisatoshi.",
+        "| Kind | | Fields |\n|---|---|---|",
+    ]
+    rows = []
+    for kind, event in events.KINDS.items():
+        words = " ".join(inspect.cleandoc(event.__doc__ or "").replace("``", "`").split())
+        fields = ", ".join(f"`{field.name}`" for field in attrs.fields(event))
+        rows.append(f"| `{kind}` | {_cell(words)} | {fields} |")
+    parts[-1] += "\n" + "\n".join(rows)
+    return "\n\n".join(parts) + "\n"
+
+
 PAGES = {
     "cli.md": commands,
+    "events.md": event_kinds,
     "config.md": configuration,
     "action.md": lambda: page(ACTION, "pylon.host.acting"),
     "tick.md": lambda: page(TICK, "pylon.host.ticking"),

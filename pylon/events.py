@@ -291,7 +291,9 @@ class PaymentReceived(Event):
 
 @attrs.frozen(kw_only=True)
 class PaymentFailed(Event):
-    """A payment was given up: the wallet says that it has failed, or the operator said no. Nothing has left."""
+    """A payment was given up: the wallet says that it has failed, or the operator said no. Nothing has left; where that
+    turns out to be wrong, `payment.sent` follows.
+    """
 
     kind: ClassVar[str] = "payment.failed"
     agent: str
