@@ -551,10 +551,13 @@ def describe(told: Mapping[str, Any]) -> str:
     if told.get("held") == "":
         words.append("no longer")
     if "to_state" in told:
-        words.append(f"{told.get('from_state')} -> {told['to_state']}")
+        words.append(" -> ".join(str(state) for state in (told.get("from_state"), told["to_state"]) if state))
     for name, value in told.items():
         if name not in _PLACE and value not in (None, "", (), []):
             words.append(_field(name, value))
+    used, bound = told.get("used_msats"), told.get("bound_msats")
+    if isinstance(used, int) and isinstance(bound, int) and bound > 0:
+        words.append(f"{used * 100 // bound} %")
     who = told.get("name") or str(told.get("agent") or "")[:_ID_DIGITS]
     return f"{told.get('kind')}{f' of {who}' if who else ''}{': ' if words else ''}{', '.join(words)}"
 
