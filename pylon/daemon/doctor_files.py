@@ -257,12 +257,6 @@ async def database(patient: Patient) -> Sequence[Finding]:
 
 
 def _look_into(path: Path) -> Sequence[Finding]:
-    try:
-        damage.expect_sound(path, check_bytes=0)  # before anything of it is written home
-    except StoreError as error:
-        return [failed("database", error.message, error.hint)]
-    except sqlite3.Error:
-        pass  # told below
     way_back = remedy.restore(path)
     try:
         with contextlib.closing(read_only(path)) as database:
@@ -273,6 +267,8 @@ def _look_into(path: Path) -> Sequence[Finding]:
                 return [failed("database", f"{path} is no database of Pylon's", "name another home with --home")]
             strays = database.execute("PRAGMA foreign_key_check").fetchmany(3)
             applied = {row[0] for row in database.execute("SELECT name FROM _sqlite_migrations")}
+    except StoreError as error:
+        return [failed("database", error.message, error.hint)]
     except sqlite3.OperationalError as error:
         return [failed("database", f"{path} cannot be read: {error}", "check its owner and mode, and who else has it")]
     except sqlite3.DatabaseError as error:
@@ -320,8 +316,10 @@ def read_only(path: Path) -> sqlite3.Connection:
     """The database as it is, whoever else has it open; nothing is made, changed or migrated.
 
     By ``query_only`` and not by ``mode=ro``: SQLite does not read the CHECKs of a database that it has opened so, and
-    then finds nothing against rows that break them.
+    then finds nothing against rows that break them. Raises ``StoreError`` for one that is damaged: SQLite would write
+    home what it understands of it.
     """
+    damage.expect_sound(path, check_bytes=0)
     connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=5.0)
     connection.execute("PRAGMA query_only = ON")
     return connection
