@@ -39,7 +39,8 @@ async def look(store: Store, *, at_most: int | None = None) -> bool:
     """Once, where the database has ``at_most`` so many bytes; whether that could be."""
     path = Path(store.path)
     try:
-        if at_most is None or os.stat(path).st_size <= at_most:
+        size = os.stat(path).st_size
+        if at_most is None or size <= at_most:
             trouble = await trio.to_thread.run_sync(damage.check, path, abandon_on_cancel=True)
             if trouble:
                 store.condemn(damage.damaged(path, trouble))

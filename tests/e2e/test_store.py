@@ -1,4 +1,4 @@
-"""A home's records through what happens to them: backed up and brought back, damaged, held by others. Real processes."""
+"""A home's records, by real processes: backed up and brought back, damaged, held by others."""
 
 from __future__ import annotations
 
