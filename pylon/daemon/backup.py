@@ -122,7 +122,7 @@ def back_up(
     :param noted: whether this is a backup to come back to, which the home remembers.
     """
     draft = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
-    _sweep(home)
+    _sweep(home, target.parent)
     try:
         with contextlib.ExitStack() as stack:
             database = stack.enter_context(_copy(home.database, "the database", told))
@@ -247,13 +247,17 @@ def database_copy(database: Path, what: str, told: Told = quiet) -> Iterator[Pat
                 path.unlink()
 
 
-def _sweep(home: Home) -> None:
-    """Copies that a killed backup has left: those of another one that runs now are younger than a day."""
-    for begin in (draft_prefix(home.database), draft_prefix(home.simnet), STAGED):
-        for path in home.data.glob(f"{begin}*"):
-            with contextlib.suppress(FileNotFoundError):
-                if time.time() - path.stat().st_mtime > _DAY:
-                    path.unlink()
+def _sweep(home: Home, directory: Path) -> None:
+    """What a killed backup has left: that of another one that runs now is younger than a day."""
+    left = [
+        path
+        for begin in (draft_prefix(home.database), draft_prefix(home.simnet), STAGED)
+        for path in home.data.glob(f"{begin}*")
+    ]
+    for path in (*left, *directory.glob(f".pylon-*{SUFFIX}.{'[0-9a-f]' * 16}")):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _DAY:
+                path.unlink()
 
 
 def _manifest(home: Home, unlocked: Unlocked, database_bytes: int, files: list[tuple[str, int]], now: float) -> bytes:

@@ -19,12 +19,13 @@ import trio
 from pylon import config as configuration
 from pylon import identity
 from pylon.api.token import token_path
+from pylon.daemon.backup import own_directory
 from pylon.daemon.doctor import Finding, Patient, failed, passed, warned
 from pylon.daemon.nwc_home import uri_file
 from pylon.daemon.process import hold_home, read_pid
 from pylon.errors import StoreError
 from pylon.paths import Home
-from pylon.store import damage, remedy
+from pylon.store import damage, remedy, upgrade_copies
 from pylon.store.schema import APPLICATION_ID, MIGRATIONS
 
 _FEW_BYTES, _TOO_FEW_BYTES = 500 << 20, 50 << 20
@@ -121,11 +122,21 @@ def _private(home: Home, nwc: Path | None) -> Iterator[tuple[Path, bool]]:
     secrets_ = [home.mnemonic, token_path(home), *home.data.glob(f"{home.mnemonic.name}.*")]
     if home.keys.is_dir():
         secrets_ += list(home.keys.iterdir())
+    if (backups := own_directory(home)).is_dir():
+        secrets_ += list(backups.iterdir())
     if nwc is not None:
         secrets_.append(nwc)
     yield from ((path, True) for path in dict.fromkeys(secrets_))
     yield from ((path, True) for path in (home.root, home.data, home.keys) if path.is_dir())
-    others = [home.config, home.simnet, home.relay_database, home.database, home.logs, home.spark]
+    others = [
+        *upgrade_copies.copies(home.database),
+        home.config,
+        home.simnet,
+        home.relay_database,
+        home.database,
+        home.logs,
+        home.spark,
+    ]
     others += [home.database.with_name(home.database.name + end) for end in ("-wal", "-shm")]
     if home.logs.is_dir():
         others += list(home.logs.iterdir())

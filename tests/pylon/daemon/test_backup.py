@@ -240,12 +240,15 @@ def test_a_memory_stick_without_links(home, monkeypatch):
 
 
 def test_what_a_killed_backup_has_left_goes(home):
+    there = home.root.parent
     old, new = home.data / ".pylon.db.0123", home.data / ".pylon.db.4567"
-    for path in (old, new):
+    half, mine = there / f".pylon-abcdefgh-20260101T000000Z.backup.{'0a' * 8}", there / ".pylon-mine.backup"
+    for path in (old, new, half, mine):
         path.write_bytes(b"half a database")
-    os.utime(old, (NOW - 1e6, 1.0))
+    for path in (old, half, mine):
+        os.utime(path, (NOW - 1e6, 1.0))
     backed_up(home)
-    assert (old.exists(), new.exists()) == (False, True)
+    assert [path.exists() for path in (old, new, half, mine)] == [False, True, False, True]
 
 
 def test_a_configuration_that_points_elsewhere_is_put_beside(home, tmp_path):
