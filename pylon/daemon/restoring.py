@@ -28,13 +28,13 @@ from pylon.clock import Clock
 from pylon.daemon import backup
 from pylon.daemon.backup import COPIES, SIMNET, TOKEN, WALLET, Told, quiet
 from pylon.daemon.sealed_file import Lock, lock_of, read_sealed
-from pylon.errors import BackupError, IdentityError
+from pylon.errors import BackupError, IdentityError, StoreError
 from pylon.files import put_private, sync_directory, write_private
 from pylon.host.registry import RESTORED
 from pylon.identity import Unlocked
 from pylon.passphrase import Passphrase
 from pylon.paths import Home
-from pylon.store import datakey, freeze, intents, settings
+from pylon.store import damage, datakey, freeze, intents, settings
 from pylon.store.database import Tx, open_store
 from pylon.store.datakey import DataKey
 from pylon.store.vault import Vault
@@ -449,9 +449,11 @@ def _logs(database: Path) -> list[Path]:
 
 def _bring_log_home(database: Path) -> None:
     """Have the old database in one file; where that fails, its log moves with it."""
-    if database.exists():
-        with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(database)) as connection:
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    with contextlib.suppress(sqlite3.Error, StoreError):
+        damage.expect_sound(database, check_bytes=0)
+        if database.exists():
+            with contextlib.closing(sqlite3.connect(database)) as connection:
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
 
 def _move_in(home: Home, stage: Path) -> None:
