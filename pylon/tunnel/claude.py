@@ -3,8 +3,9 @@
 The child inherits our environment without what is Pylon's: no ``PYLON_*``, no wallet's or identity's variable. Its
 arguments hold no prompt and no secret. It reads the user's own settings, and none of the directory that it works in
 (``--setting-sources=user``, ``--strict-mcp-config``): there, a session could have written itself a rule, a hook, or a
-server. It ends when its stdin does, so that a Pylon that was killed leaves none behind; what does not end is made to,
-with its process group.
+server. A prompt is a text, and no more: ``@file`` would read that file without anybody being asked, and a slash begins
+a command, which may change the user's own settings. The child ends when its stdin does, so that a Pylon that was killed
+leaves none behind; what does not end is made to, with its process group.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import trio
 
 from pylon.errors import ClaudeError
 from pylon.tunnel import stream
+from pylon.tunnel.policy import NEVER
 from pylon.tunnel.stream import Answered, Asked, Event, Reader
 
 log = logging.getLogger(__name__)
@@ -49,9 +51,14 @@ _OURS = re.compile(
     r"|.*(MNEMONIC|SEED_PHRASE|NSEC|PASSPHRASE)",
     re.IGNORECASE,
 )
-_UNASKED = ("AskUserQuestion",)
-"""Tools that want a person at the terminal."""
+_TOLD = {
+    "CLAUDE_CODE_DISABLE_ATTACHMENTS": "1",
+    "CLAUDE_CODE_DISABLE_FILE_MENTIONS": "1",
+    # What a page has said is not remembered for the user's own sessions.
+    "CLAUDE_CODE_DISABLE_AUTO_MEMORY": "1",
+}
 _PLAIN = re.compile(r"[A-Za-z0-9_]+")
+_PLAIN_PATH = re.compile(r"/[A-Za-z0-9/._-]+")
 
 
 @attrs.frozen(kw_only=True)
@@ -65,6 +72,8 @@ class Launch:
     """Millionths of a dollar."""
     blocked: tuple[str, ...] = ()
     """Tools that Claude need not even know of; what is denied is decided by the hook."""
+    closed: tuple[Path, ...] = ()
+    """Directories that Claude Code itself shall keep out of: a second lock, the first is the hook's."""
     system_prompt: str | None = attrs.field(default=None, repr=False)
     """Added to Claude Code's own."""
     approval_seconds: float = 300.0
@@ -123,7 +132,9 @@ def arguments(launch: Launch, prompt_file: str | None) -> list[str]:
     found += ["--include-partial-messages", "--permission-prompt-tool", "stdio", "--permission-mode", "default"]
     found += ["--setting-sources=user", "--strict-mcp-config", "--model", launch.model]
     blocked = [tool for tool in launch.blocked if _PLAIN.fullmatch(tool)]
-    found += ["--disallowedTools", ",".join(dict.fromkeys((*_UNASKED, *blocked)))]
+    closed = [str(path) for path in launch.closed if _PLAIN_PATH.fullmatch(str(path))]
+    doors = [f"{tool}(/{path}/**)" for path in closed for tool in ("Read", "Edit")]
+    found += ["--disallowedTools", ",".join(dict.fromkeys((*NEVER, *blocked, *doors)))]
     if launch.max_cost_usd is not None:
         dollars, millionths = divmod(launch.max_cost_usd, 1_000_000)
         found += ["--max-budget-usd", f"{dollars}.{millionths:06d}"]
@@ -175,7 +186,7 @@ class Claude:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 cwd=launch.cwd,
-                env={**environment(os.environ), "PWD": str(launch.cwd)},
+                env={**environment(os.environ), **_TOLD, "PWD": str(launch.cwd)},
                 start_new_session=True,  # Ctrl-C in a terminal is for us, and its group can be ended
             )
         except OSError as error:

@@ -86,12 +86,14 @@ class Record:
 
         await self._store.write(write)
 
-    async def end(self, reason: str) -> None:
+    async def end(self, reason: str, *, unsettled: bool = False) -> None:
+        """``unsettled``: in the middle of a turn."""
         at = self._store.clock.now()
         await self._store.write(
             lambda tx: tx.execute(
-                "UPDATE tunnel_sessions SET ended_at = ?, reason = ? WHERE id = ? AND ended_at IS NULL",
-                (at, reason[:500], self._session),
+                "UPDATE tunnel_sessions SET ended_at = ?, reason = ?, unsettled = unsettled OR ?"
+                " WHERE id = ? AND ended_at IS NULL",
+                (at, reason[:500], unsettled, self._session),
             )
         )
 
