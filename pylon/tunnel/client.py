@@ -136,6 +136,7 @@ class Tunnel:
         self._closing = False
         self._changed = trio.Event()
         self._creations = Bucket(CREATIONS, 1 / CREATION_SECONDS)
+        self._warnings = Bucket(20.0, 0.2)
         self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -376,8 +377,11 @@ class Tunnel:
 
     def _refuse(self, session_id: str, reason: str) -> None:
         """A session that is not begun."""
-        self._say(f"a session was refused: {reason}")
-        log.warning("session %s refused: %s", session_id, reason)
+        if self._warnings.take():
+            self._warnings.give_back()
+        else:  # whoever asks for thousands does not fill the terminal and the log with it
+            self._say(f"a session was refused: {reason}")
+            log.warning("session %s refused: %s", session_id, reason)
         self._complain(session_id, reason)
 
     def _complain(self, session_id: str, error: str) -> None:
