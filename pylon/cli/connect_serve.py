@@ -59,10 +59,9 @@ async def _serve(state: State, bind: Bind, public_url: str | None, owner: ApiTok
     server = TunnelServer(owner, owner.reveal().encode(), clock=SystemClock(), public_url=public_url)
     url = await server.listen(bind)
     made = server.register()
-    insecure = not server.is_private and url.startswith("http:")
-    if insecure:
+    if server.is_plain:
         warn([f"{url} has no TLS: whoever is between reads and changes everything; put TLS in front (--public-url)"])
-    connect = f"pylon connect --tunnel-url {shlex.quote(made.tunnel_url)}{' --insecure' if insecure else ''}"
+    connect = f"pylon connect --tunnel-url {shlex.quote(made.tunnel_url)}{' --insecure' if server.is_plain else ''}"
     told = {
         "url": url,
         "session_id": made.session_id,

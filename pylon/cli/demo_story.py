@@ -25,8 +25,8 @@ from pylon.inference.models import DEFAULT_MODEL, from_file, installed, models_d
 from pylon.money import Msat, format_msat, sats
 from pylon.wallets.simnet_ledger import LedgerFile
 
-GOAL = "Post one short note about what a robot could buy with a coin."
-MENTION = "What would you buy with your last coin?"
+GOAL = "Post a short note about the sea"
+MENTION = "Do you like the sea?"
 AGENT = "ada"
 
 CHEAP, DEAR = sats(10), sats(25)

@@ -301,7 +301,9 @@ def _how(scene: Scene) -> str:
 
 def _goal(goal: Goal, due: bool) -> _Line:
     name = goal.id if _NAME.fullmatch(goal.id) else _quote(goal.id, 64)[0]
-    state = f"Goal {name} ({'due now, ' if due else ''}{round(goal.progress * 100)} % done)"
+    # Small models repeat figures: nothing is said of what has not begun.
+    told = [*(["due now"] if due else []), *([f"{round(goal.progress * 100)} % done"] if goal.progress else [])]
+    state = f"Goal {name}" + (f" ({', '.join(told)})" if told else "")
     return _forms(state, goal.description, _LONG)
 
 

@@ -32,11 +32,11 @@ from pylon.api.guard import host_of
 from pylon.api.token import ApiToken
 from pylon.clock import Clock
 from pylon.config_values import Bind
-from pylon.errors import ConfigError, brief
+from pylon.errors import ConfigError, UsageError, brief
 from pylon.tunnel.messages import MAX_FRAME_BYTES
 from pylon.tunnel.page import load_page
 from pylon.tunnel.request import Answer, Gone, HttpConnection, HttpRefused, Request, refusal
-from pylon.tunnel.switchboard import GOING_AWAY, REFUSED, Switchboard
+from pylon.tunnel.switchboard import GOING_AWAY, REFUSED, Switchboard, dismiss
 from pylon.tunnel.tickets import LIFETIME_SECONDS, Role, Tickets, is_session_id, new_session_id
 from pylon.tunnel.websocket import ServerSocket, SocketClosed
 
@@ -109,8 +109,9 @@ class TunnelServer:
         self._listeners: list[trio.SocketListener] = []
         self.bound: Bind | None = None
         """Where it listens; the first, where a name has several addresses."""
-        self.is_private = True
-        """Nobody outside this machine reaches it."""
+        self.is_plain = False
+        """It can be reached from outside this machine, without TLS."""
+        self._is_private = True
         self._base = ""
         self._connections = 0
         self._strangers = 0
@@ -131,10 +132,12 @@ class TunnelServer:
         self._listeners = listeners
         host, port = listeners[0].socket.getsockname()[:2]
         address = ipaddress.ip_address(host)
-        self.bound, self.is_private = Bind(host, port), address.is_loopback
+        self.bound, self._is_private = Bind(host, port), address.is_loopback
         if address.is_unspecified:
             host = "127.0.0.1" if address.version == 4 else "::1"
         self._base = self._public or f"http://{Bind(host, port)}"
+        private = self._is_private and _is_loopback(host_of(self._base.partition(":")[2]))
+        self.is_plain = self._base.startswith("http:") and not private
         return self._base
 
     async def serve(self) -> None:
@@ -226,7 +229,9 @@ class TunnelServer:
                 nursery.start_soon(socket.keep_alive)
                 with trio.move_on_after(ticket.seconds) as validity:
                     await serve(ticket.session_id, socket)
-                if validity.cancelled_caught:
+                if validity.cancelled_caught and ticket.role == "tunnel":
+                    await dismiss(socket, "unauthorized", REFUSED, "the ticket has ended")
+                elif validity.cancelled_caught:
                     await socket.close(REFUSED, "the ticket has ended")
                 nursery.cancel_scope.cancel()
         finally:
@@ -245,13 +250,13 @@ class TunnelServer:
         return None
 
     def _is_ours(self, host: str | None) -> bool:
-        if not host:
-            return False
+        if host is None or _is_loopback(host):
+            return host is not None
         try:
-            # No name stands in such a Host, so none was rebound.
-            return ipaddress.ip_address(host).is_loopback or not self.is_private
+            ipaddress.ip_address(host)
         except ValueError:
-            return host == "localhost" or (self._public is not None and host == urlsplit(self._public).hostname)
+            return self._public is not None and host == urlsplit(self._public).hostname
+        return not self._is_private  # no name stands there, so none was rebound
 
     def _route(self, request: Request) -> Answer | _Ticket:
         if request.path == "/":
@@ -309,6 +314,13 @@ class TunnelServer:
         return self._owner.matches((_bearer(request) or "").encode("latin-1"))
 
 
+def _is_loopback(host: str | None) -> bool:
+    try:
+        return ipaddress.ip_address(host or "").is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def _bearer(request: Request) -> str | None:
     scheme, _, value = (request.one("authorization") or "").partition(" ")
     return value.strip() if scheme.lower() == "bearer" else None
@@ -333,7 +345,7 @@ def _place(origin: str) -> tuple[str, str, int] | None:
 def _public(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or host_of(f"//{parts.netloc}") is None or parts.path.strip("/"):
-        raise ConfigError(
+        raise UsageError(
             f"--public-url: {url[:80]!r} is no address of a server", "name it as in https://tunnel.example.org"
         )
     return f"{parts.scheme}://{parts.netloc}"

@@ -45,6 +45,7 @@ VERSION = 4426
 """Machine and server speak different protocols."""
 GOING_AWAY = 1001
 
+_DISMISS_SECONDS = 1.0
 _FROM_SERVER = frozenset({"tunnel_connected", "tunnel_disconnected", "error"})
 _NO_MACHINE = messages.write(Error("no_tunnel", "the machine is not connected; it may come back"))
 
@@ -115,7 +116,7 @@ class Switchboard:
         log.info("session %s: its machine has connected", session_id[:8])
         try:
             if before is not None:
-                await before.close(REPLACED, "another connection has taken its place")
+                await dismiss(before, "replaced", REPLACED, "another connection has taken its place")
             while session.machine is link:
                 await self._from_machine(session, link, await link.receive())
         except SocketClosed:
@@ -166,9 +167,9 @@ class Switchboard:
         elif kind == "tunnel_connected":
             greeting = _greeting(text)
             if greeting is None:
-                said = f"this server speaks protocol {messages.PROTOCOL} of the tunnel"
-                await link.send(messages.write(Error("version", said)))
-                await link.close(VERSION, said)
+                await dismiss(
+                    link, "version", VERSION, f"this server speaks protocol {messages.PROTOCOL} of the tunnel"
+                )
                 return
             session.greeting = greeting
             session.tell_pages(text)
@@ -217,6 +218,16 @@ class Switchboard:
                 await page.changed.wait()
         except SocketClosed:
             page.scope.cancel()
+
+
+async def dismiss(link: Link, error: str, code: int, reason: str) -> None:
+    """Tell a machine why, and end its connection: with an ``error`` that it knows, it does not come again."""
+    with trio.move_on_after(_DISMISS_SECONDS):
+        try:
+            await link.send(messages.write(Error(error, reason)))
+        except SocketClosed:
+            pass
+    await link.close(code, reason)
 
 
 def _kind(text: str) -> str | None:

@@ -2,6 +2,8 @@ import pytest
 import trio
 
 from pylon.inference.models import DEFAULT_MODEL, PullFailed, models_directory, pull
+from tests.browser.driver import chromium
+from tests.browser.install import NoBrowser, find
 from tests.e2e.homes import World
 
 
@@ -25,3 +27,14 @@ def model():
         return trio.run(pull, DEFAULT_MODEL, models_directory()).file
     except PullFailed as error:
         pytest.skip(f"no model: {error.message}")
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """One for all tests of a worker; each opens a tab of its own."""
+    try:
+        installed = find()
+    except NoBrowser as error:
+        pytest.skip(f"no browser: {error}")
+    with chromium(installed, tmp_path_factory.mktemp("browser") / "profile") as browser:
+        yield browser

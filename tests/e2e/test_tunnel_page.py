@@ -11,24 +11,12 @@ from contextlib import closing
 import pytest
 import websocket
 
-from tests.browser.driver import chromium
-from tests.browser.install import NoBrowser, find
 from tests.e2e.homes import World
 from tests.e2e.tunnels import TunnelServer
 
 pytestmark = pytest.mark.e2e
 
 S = "made-by-the-test"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    try:
-        installed = find()
-    except NoBrowser as error:
-        pytest.skip(f"no browser: {error}")
-    with chromium(installed, tmp_path_factory.mktemp("browser") / "profile") as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +93,7 @@ def test_what_comes_through_the_tunnel_is_shown_and_never_run(machine, browser):
     machine.tell("claude_tool_approval", tool=f"a {evil}", params={"x": evil}, approval_id="1", expires_in=100)
     machine.tell("claude_session_state", state="running", reason=f"r {evil}")
     machine.say("error", code=evil, message=f"m {evil}")
-    waits = {"approval_id": "1", "tool": "x", "params": {}, "expires_in": 50}
+    waits = {"approval_id": "1", "tool": "x", "expires_in": 50}
     machine.sessions(model=evil, autonomy=evil, cwd=evil, approvals=[waits])
     machine.tell("claude_error", error=f"last {evil}")
     browser.shows("last <img")
@@ -158,6 +146,16 @@ def test_what_was_missed_is_asked_for_and_nothing_is_shown_twice(machine, sessio
     machine.close()
     browser.shows("waiting for the machine", "#link")
     assert not browser.all("#send")[0].is_enabled()
+
+
+def test_what_wants_a_yes_is_shown_whole_and_as_it_is(machine, browser):
+    command = "echo \u202emoc.live\u202c\u200b\x1b[8m" + "x" * 100_000 + "; rm -rf ~"
+    machine.ask("a1", {"command": command, "content": "two\nlines", "deep": {"er": ["\u2066"]}, "n\u202eame": 1})
+    shown = browser.until(lambda: browser.text(".approval.open .params"), "what is asked")
+    assert shown.startswith("command\necho ⟦U+202E⟧moc.live⟦U+202C⟧⟦U+200B⟧⟦U+001B⟧[8mxxx")
+    assert "xxx; rm -rf ~\ncontent\ntwo\nlines\ndeep" in shown
+    assert "⟦U+2066⟧" in shown
+    assert "n⟦U+202E⟧ame" in shown
 
 
 def test_an_approval_is_answered_once_or_runs_out(machine, browser):

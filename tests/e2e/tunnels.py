@@ -1,4 +1,4 @@
-"""``pylon connect serve`` as a process."""
+"""``pylon connect serve`` and ``pylon connect`` as processes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 
+from pylon.testing.scripted_claude import install
 from tests.e2e.homes import Daemon, World, command
 
 
@@ -17,6 +18,8 @@ class TunnelServer:
         self._world = world
         self._home = world.directory / name
         self._start(bind)
+        self.first = self.told
+        """The session that it made at its first start."""
 
     def _start(self, bind: str) -> None:
         output = self._world.directory / f"{self._home.name}{len(self._world.daemons)}.out"
@@ -27,9 +30,8 @@ class TunnelServer:
         self.told: dict[str, Any] = json.loads(next(line for line in self.daemon.said().splitlines() if "{" in line))
         self.url: str = self.told["url"]
 
-    def restart(self) -> None:
-        """Kill it, and start it anew at the same address."""
-        self.daemon.kill()
+    def start_again(self) -> None:
+        """At the same address."""
         self._start(self.url.removeprefix("http://"))
 
     def register(self) -> dict[str, Any]:
@@ -41,3 +43,33 @@ class TunnelServer:
         assert answer.status_code == 200, answer.text
         made: dict[str, Any] = answer.json()
         return made
+
+
+class TunnelMachine:
+    """A home whose ``pylon connect`` runs the scripted claude.
+
+    :param rules: of the script.
+    :param claude: what stands in ``[claude]``.
+    """
+
+    def __init__(self, world: World, rules: list[dict[str, Any]], claude: str = "") -> None:
+        self._world = world
+        self.node = world.node("machine")
+        self.directory = world.directory / "work"
+        self.directory.mkdir()
+        self.node.configure(more=f"[claude]\n{claude}\n")
+        bin_directory = world.directory / "bin"
+        bin_directory.mkdir()
+        self._executable = install(bin_directory, rules)
+
+    def connect(self, tunnel_url: str, *options: str) -> Daemon:
+        self.daemon = Daemon(
+            [
+                *(command(), "--home", str(self.node.root), "connect", "--tunnel-url", tunnel_url),
+                *("--executable-path", str(self._executable), "--cwd", str(self.directory), *options),
+            ],
+            self._world.directory / f"machine{len(self._world.daemons)}.out",
+        )
+        self._world.daemons.append(self.daemon)
+        self.daemon.ready("ready")
+        return self.daemon

@@ -33,7 +33,9 @@ def file(tmp_path_factory):
         return Path(given)
     out = tmp_path_factory.mktemp("binary")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    subprocess.run([sys.executable, str(ROOT / "packaging" / "binary.py"), "--out", str(out)], check=True, env=environment)
+    subprocess.run(
+        [sys.executable, str(ROOT / "packaging" / "binary.py"), "--out", str(out)], check=True, env=environment
+    )
     (found,) = (path for path in out.iterdir() if not path.name.endswith(".tar.gz"))
     return found
 
@@ -59,7 +61,9 @@ def test_the_demo_where_there_is_nothing_else(file):
     script = str(ROOT / "packaging" / "try_in_empty_root.sh")
     done = subprocess.run([script, str(file), "--version"], capture_output=True, text=True, check=False, timeout=120)
     assert done.stdout == f"pylon {__version__}\n", done.stderr
-    done = subprocess.run([script, str(file), "demo", "--json"], capture_output=True, text=True, check=False, timeout=900)
+    done = subprocess.run(
+        [script, str(file), "demo", "--json"], capture_output=True, text=True, check=False, timeout=900
+    )
     assert done.returncode == 0, done.stderr
     story = json.loads(done.stdout)
     assert story["books"]["balanced"] is True
@@ -91,7 +95,7 @@ def test_a_daemon_of_its_own(run, tmp_path):
         assert status["daemon"]["pid"] == daemon.pid
         assert run("doctor").returncode == 0
         daemon.send_signal(signal.SIGKILL)
-        gone, alive = psutil.wait_procs([daemon, *engines], 20)
+        _, alive = psutil.wait_procs([daemon, *engines], 20)
         assert not alive, "an orphan is left"
         assert run("status").returncode == 3
         assert run("start", "-d").returncode == 0, "what was left of the killed one is in the way"

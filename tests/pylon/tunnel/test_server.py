@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from pylon.config_values import Bind
-from pylon.errors import ConfigError
+from pylon.errors import ConfigError, UsageError
 from pylon.tunnel import server as server_module
 from pylon.tunnel import switchboard
 from pylon.tunnel import websocket as websocket_module
@@ -197,6 +197,7 @@ async def test_sockets_end_with_their_tickets():
         async with served.page(made) as page, served.machine(made) as machine:
             assert (await page.hear())["type"]
             assert await page.closed() == 4401
+            assert (await machine.hear())["code"] == "unauthorized"
             assert await machine.closed() == 4401
 
 
@@ -232,7 +233,7 @@ async def test_where_others_reach_it_is_what_is_told():
         assert made.browser_url.startswith("wss://tunnel.example.org/")
         assert made.page_url.startswith("https://tunnel.example.org/#session_id=")
     for url in ("tunnel.example.org", "ftp://x", "https://", "https://x/path", "https://x:y", "https://a@b"):
-        with pytest.raises(ConfigError, match="--public-url"):
+        with pytest.raises(UsageError, match="--public-url"):
             async with serving(public_url=url):
                 pass
 
