@@ -260,8 +260,13 @@ class Claude:
         )
 
     async def aclose(self) -> None:
-        """End it: its stdin first, then SIGTERM, then SIGKILL, and whatever is left of its process group."""
+        """End it: the turn and its stdin first, then SIGTERM, then SIGKILL, and whatever is left of its group."""
         with trio.CancelScope(shield=True):
+            with trio.move_on_after(1):
+                try:
+                    await self.interrupt()  # without which it would finish its turn
+                except ClaudeError:
+                    pass
             await self._stdin.aclose()
             for number in (signal.SIGTERM, signal.SIGKILL):
                 with trio.move_on_after(PATIENCE):

@@ -50,11 +50,18 @@ async def open_tunnel(tmp_path, work, page, server, store, nursery):
     """``await open_tunnel(rules of the script, settings of the script, **[claude])``."""
 
     async def open_it(
-        script=None, settings=None, *, url="wss://tunnel.example/?token=topsecret", connect=None, within=None, **config
+        script=None,
+        settings=None,
+        *,
+        url="wss://tunnel.example/?token=topsecret",
+        connect=None,
+        within=None,
+        executable=None,
+        **config,
     ):
         bin_ = tmp_path / "bin"
         bin_.mkdir(exist_ok=True)
-        executable = install(bin_, script, log=str(tmp_path / "claude.log"), **(settings or {}))
+        executable = executable or install(bin_, script, log=str(tmp_path / "claude.log"), **(settings or {}))
         options = {key: config.pop(key) for key in ("approval_seconds", "max_sessions") if key in config}
         tunnel = Tunnel(
             TunnelAddress.of(url),
