@@ -4,8 +4,11 @@ The child inherits our environment without what is Pylon's: no ``PYLON_*``, no w
 arguments hold no prompt and no secret. It reads the user's own settings, and none of the directory that it works in
 (``--setting-sources=user``, ``--strict-mcp-config``): there, a session could have written itself a rule, a hook, or a
 server. A prompt is a text, and no more: ``@file`` would read that file without anybody being asked, and a slash begins
-a command, which may change the user's own settings. The child ends when its stdin does, so that a Pylon that was killed
-leaves none behind; what does not end is made to, with its process group.
+a command, which may change the user's own settings.
+
+The child ends when its stdin does; but it finishes its turn first, which can be long, and nobody is there any more to
+say yes or no. So a watchman stands beside it, a shell that waits for the end of a pipe of ours: when we are gone,
+however that came about, so is the child's process group.
 """
 
 from __future__ import annotations
@@ -41,6 +44,8 @@ WRITING = 30.0
 """Seconds that the child may leave a line of ours unread."""
 PATIENCE = 5.0
 """Seconds for the child to end by itself, and again after SIGTERM."""
+_WATCH = 'read -r done && exit 0; sleep 1; kill -s KILL -- "-$1"'
+"""The watchman: a line means that all is well; the end of the pipe means that we are gone."""
 _HOOK_SLACK = 3_600.0
 """Our hook always answers, and before this; what does not answer would count as no objection."""
 _RECEIVE = 65_536
@@ -146,10 +151,11 @@ def arguments(launch: Launch, prompt_file: str | None) -> list[str]:
 class Claude:
     """One child. ``start`` it, run ``drain`` beside it, read ``events`` in one task, and ``aclose`` it always."""
 
-    def __init__(self, process: trio.Process, prompt_file: str | None) -> None:
+    def __init__(self, process: trio.Process, watchman: trio.Process, prompt_file: str | None) -> None:
         assert process.stdin is not None
         assert process.stdout is not None
         self._process = process
+        self._watchman = watchman
         self._stdin = process.stdin
         self._stdout = process.stdout
         self._prompt_file = prompt_file
@@ -192,7 +198,15 @@ class Claude:
         except OSError as error:
             _remove(prompt_file)
             raise ClaudeError(f"{launch.executable} does not start: {error.strerror or error}", INSTALL) from None
-        claude = cls(process, prompt_file)
+        try:
+            watchman = await _watch(process.pid)
+        except OSError as error:
+            process.kill()
+            _remove(prompt_file)
+            raise ClaudeError(
+                f"claude cannot be watched over: {error.strerror or error}", "is /bin/sh there?"
+            ) from None
+        claude = cls(process, watchman, prompt_file)
         try:
             await claude._initialize(launch.approval_seconds + _HOOK_SLACK)
         except BaseException:
@@ -276,6 +290,7 @@ class Claude:
                 self._signal(number)
             await self._process.wait()
             self._signal(signal.SIGKILL)
+            await _dismiss(self._watchman)
             await self._stdout.aclose()
             if self._process.stderr is not None:
                 await self._process.stderr.aclose()
@@ -331,6 +346,33 @@ class Claude:
             if not piece:
                 return None
             self._buffer += piece
+
+
+async def _watch(group: int) -> trio.Process:
+    return await trio.lowlevel.open_process(
+        ["/bin/sh", "-c", _WATCH, "pylon-watch", str(group)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+        env={"PATH": os.defpath},
+        start_new_session=True,
+    )
+
+
+async def _dismiss(watchman: trio.Process) -> None:
+    """The watchman goes first, or the number that it knows may be another's by then."""
+    assert watchman.stdin is not None
+    with trio.move_on_after(PATIENCE):
+        try:
+            await watchman.stdin.send_all(b"done\n")
+            await watchman.wait()
+        except trio.BrokenResourceError:
+            pass
+    await watchman.stdin.aclose()
+    if watchman.returncode is None:
+        watchman.kill()
+        await watchman.wait()
 
 
 def _remove(path: str | None) -> None:
