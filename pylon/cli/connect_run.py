@@ -83,6 +83,7 @@ async def _run(
             rng=random.Random(),
             approval_seconds=config.claude.approval_seconds,
             max_sessions=config.claude.max_sessions,
+            max_cost_day_usd=config.claude.max_cost_day_usd,
             say=note,
         )
         facts = {
@@ -93,6 +94,7 @@ async def _run(
             "autonomy": rules.autonomy,
             "cwd": str(rules.cwd),
             "max_cost_usd": rules.max_cost_usd,
+            "max_cost_day_usd": config.claude.max_cost_day_usd,
         }
         with trio.open_signal_receiver(*_SIGNALS) as signals:
             async with trio.open_nursery() as nursery:

@@ -151,14 +151,13 @@ def arguments(launch: Launch, prompt_file: str | None) -> list[str]:
 class Claude:
     """One child. ``start`` it, run ``drain`` beside it, read ``events`` in one task, and ``aclose`` it always."""
 
-    def __init__(self, process: trio.Process, watchman: trio.Process, prompt_file: str | None) -> None:
+    def __init__(self, process: trio.Process, watchman: trio.Process) -> None:
         assert process.stdin is not None
         assert process.stdout is not None
         self._process = process
         self._watchman = watchman
         self._stdin = process.stdin
         self._stdout = process.stdout
-        self._prompt_file = prompt_file
         self._reader = Reader()
         self._early: deque[Event] = deque()
         self._buffer = bytearray()
@@ -206,12 +205,14 @@ class Claude:
             raise ClaudeError(
                 f"claude cannot be watched over: {error.strerror or error}", "is /bin/sh there?"
             ) from None
-        claude = cls(process, watchman, prompt_file)
+        claude = cls(process, watchman)
         try:
             await claude._initialize(launch.approval_seconds + _HOOK_SLACK)
         except BaseException:
             await claude.aclose()
             raise
+        finally:
+            _remove(prompt_file)  # it has been read
         return claude
 
     async def _initialize(self, hook_seconds: float) -> None:
@@ -294,7 +295,6 @@ class Claude:
             await self._stdout.aclose()
             if self._process.stderr is not None:
                 await self._process.stderr.aclose()
-        _remove(self._prompt_file)
 
     async def _until_ended(self) -> None:
         """Whatever it still says is read: with a full pipe it could not end."""

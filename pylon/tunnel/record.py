@@ -133,6 +133,20 @@ async def tidy(store: Store) -> None:
     await store.write(write)
 
 
+def spent(source: Reads, since: float) -> int:
+    """What the sessions that have ended since then have cost, in millionths of a dollar.
+
+    One whose cost was not told to the end counts with its cap.
+    """
+    row = source.one(
+        "SELECT COALESCE(SUM(CASE WHEN unsettled THEN MAX(cost_usd, COALESCE(max_cost_usd, 0)) ELSE cost_usd END), 0)"
+        " AS total FROM tunnel_sessions WHERE ended_at >= ?",
+        (since,),
+    )
+    assert row is not None
+    return int(row["total"])
+
+
 def sessions(source: Reads, store: Store, limit: int = 20) -> list[SessionRow]:
     """The newest first."""
     rows = source.read("SELECT * FROM tunnel_sessions ORDER BY started_at DESC, id LIMIT ?", (limit,))

@@ -330,6 +330,8 @@ class Session:
             if isinstance(event, stream.Text | stream.ToolStarted | stream.Asked) and not self._busy:
                 self._turn = trio.Event()
                 self._say_state()
+                if self._paused:
+                    nursery.start_soon(self._interrupt, claude)
             match event:
                 case stream.Text(text):
                     for at in range(0, len(text), _PIECE):

@@ -62,7 +62,9 @@ async def open_tunnel(tmp_path, work, page, server, store, nursery):
         bin_ = tmp_path / "bin"
         bin_.mkdir(exist_ok=True)
         executable = executable or install(bin_, script, log=str(tmp_path / "claude.log"), **(settings or {}))
-        options = {key: config.pop(key) for key in ("approval_seconds", "max_sessions") if key in config}
+        options = {
+            key: config.pop(key) for key in ("approval_seconds", "max_sessions", "max_cost_day_usd") if key in config
+        }
         tunnel = Tunnel(
             TunnelAddress.of(url),
             rules_of(ClaudeConfig(**config), default_cwd=work, closed=[tmp_path / "home"]),

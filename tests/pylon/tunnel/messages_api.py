@@ -21,10 +21,12 @@ class MessagesApi:
     def __init__(self, target: Path) -> None:
         self.target = target
         self.seen: list[str] = []
+        self.systems: list[str] = []
 
     def answer(self, body: dict[str, Any]) -> tuple[list[dict[str, Any]], float]:
         """Blocks, and the seconds between pieces."""
         self.seen.append(json.dumps(body["messages"]))
+        self.systems.append(json.dumps(body.get("system")))
         content = body["messages"][-1]["content"]
         text = json.dumps(content)
         if isinstance(content, list) and any(block.get("type") == "tool_result" for block in content):

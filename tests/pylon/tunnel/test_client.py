@@ -305,7 +305,7 @@ async def test_orphans_end(page, open_tunnel, server, monkeypatch, store):
     tunnel = await open_tunnel(HELLO)
     page.send(create(initial_prompt="hello"))
     await page.done()
-    server.refuse = [RelayError("no connection")] * 5
+    server.refuse = [RelayError("no connection")] * 3
     server.hang_up()
     await page.state("ended")
     assert not tunnel.living
@@ -411,6 +411,30 @@ async def test_there_are_no_more_sessions_than_allowed(page, open_tunnel):
     await page.state("ended", "0")
     page.send(create("4", initial_prompt="hello"))
     await page.done(session="4")
+
+
+async def test_the_day_has_a_cap_that_many_sessions_do_not_get_around(page, open_tunnel, store):
+    dear = [{"when": "dear", "do": [{"text": "x", "cost": 0.30}]}]
+    tunnel = await open_tunnel([*dear, *HELLO], {"spendthrift": True}, max_cost_day_usd=500_000, max_cost_usd=400_000)
+    page.send(create("1", initial_prompt="dear"))
+    await page.done(session="1")
+    page.send(create("2", initial_prompt="hello"))
+    assert (await page.wait_for(m.SessionCreated, "2")).max_cost_usd == 100_000
+    page.send(create("3", initial_prompt="hello"))
+    await page.until(lambda: page.errors("3"))
+    assert "$0.50 is all that sessions may cost in 24 hours" in page.errors("3")[0]
+    page.send(m.Stop("1"), m.Stop("2"))
+    await page.state("ended", "1")
+    await page.state("ended", "2")
+    with trio.fail_after(10):
+        while tunnel._unfinished:
+            await trio.sleep(0.01)  # noqa: ASYNC110 - the page is told before the record is
+    page.send(create("4", initial_prompt="dear"))
+    created = await page.wait_for(m.SessionCreated, "4")
+    assert created.max_cost_usd == 500_000 - 300_000 - record.sessions(store, store)[1].cost_usd
+    assert (await page.state("ended", "4")).reason.startswith("the cap is reached")
+    page.send(create("5"))
+    await page.until(lambda: page.errors("5"))
 
 
 async def test_sessions_do_not_begin_one_after_the_other_for_ever(page, open_tunnel, monkeypatch):

@@ -70,7 +70,7 @@ wishes = st.builds(
 PATHS = ["", "/file", "/sub", "/sub/deep/x", "/out/x", "/../elsewhere", "/sub/up/sub", "/sub/home/keys", "/.pylon/x"]
 
 
-@settings(max_examples=400)
+@settings(max_examples=250)
 @given(configs, wishes, st.sampled_from(TOOLS), st.sampled_from(PATHS), st.booleans())
 def test_a_page_only_tightens(tree, config, wish, tool, path, above):
     local = rules_of(config, default_cwd=tree / "work", closed=[tree / "work" / ".pylon"])

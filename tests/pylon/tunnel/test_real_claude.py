@@ -62,7 +62,7 @@ def create(prompt, **request):
     return m.CreateSession("s", m.SessionRequest(initial_prompt=prompt, **request))
 
 
-async def test_text_approval_and_cost(page, open_real, target, store):
+async def test_text_approval_and_cost(page, open_real, target, store, api):
     await open_real(max_cost_usd=250_000)
     page.send(create("please WRITE", system_prompt="Be brief."))
     await page.wait_for(m.ToolApproval)
@@ -71,6 +71,7 @@ async def test_text_approval_and_cost(page, open_real, target, store):
     first = await page.done()
     assert target.read_text() == "hi"
     assert page.text() == "I will. All done. "
+    assert "Be brief." in api.systems[0]
     assert [chunk.tool.error for chunk in page.chunks("tool_done")] == [None]
     assert 0 < first.cost_usd < 250_000
     page.send(m.Prompt("s", "hello"))
