@@ -427,8 +427,8 @@ async def test_the_day_has_a_cap_that_many_sessions_do_not_get_around(page, open
     await page.state("ended", "1")
     await page.state("ended", "2")
     with trio.fail_after(10):
-        while tunnel._unfinished:
-            await trio.sleep(0.01)  # noqa: ASYNC110 - the page is told before the record is
+        while tunnel._unfinished:  # noqa: ASYNC110 - the page is told before the record is
+            await trio.sleep(0.01)
     page.send(create("4", initial_prompt="dear"))
     created = await page.wait_for(m.SessionCreated, "4")
     assert created.max_cost_usd == 500_000 - 300_000 - record.sessions(store, store)[1].cost_usd
