@@ -25,6 +25,7 @@ allows them, as a rule in the user's own settings would have it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -56,6 +57,16 @@ def install(directory: Path, rules: list[dict[str, Any]] | None = None, **settin
     executable.write_text(f'#!/bin/sh\n# A scripted claude, for tests.\nexec {command} "$@"\n')
     executable.chmod(0o755)
     return executable
+
+
+def end_all(log: Path) -> None:
+    """End every process that a log tells of, if it still runs, with its group: for a test that has failed."""
+    for line in log.read_text().splitlines() if log.exists() else []:
+        number = json.loads(line).get("process")
+        with contextlib.suppress(OSError):
+            # By its number alone it may be another's by now.
+            if number is not None and Path(__file__).name.encode() in Path(f"/proc/{number}/cmdline").read_bytes():
+                os.killpg(number, signal.SIGKILL)
 
 
 class _Interrupted(Exception):

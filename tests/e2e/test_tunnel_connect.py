@@ -10,7 +10,7 @@ import signal
 import pytest
 import trio
 
-from pylon.testing.scripted_claude import install
+from pylon.testing.scripted_claude import end_all, install
 from pylon.tunnel import messages as m
 from tests.e2e.homes import Daemon, command
 from tests.pylon.tunnel.pages import Page, serve_page
@@ -52,7 +52,8 @@ def connect(world, node, tmp_path, url):
         await trio.to_thread.run_sync(daemon.ready)
         return daemon
 
-    return connect
+    yield connect
+    end_all(tmp_path / "claude.log")
 
 
 def child(tmp_path) -> int:

@@ -12,7 +12,7 @@ from pylon.clock import SystemClock
 from pylon.config import ClaudeConfig
 from pylon.store.database import open_store
 from pylon.store.vault import Vault
-from pylon.testing.scripted_claude import install
+from pylon.testing.scripted_claude import end_all, install
 from pylon.tunnel.address import TunnelAddress
 from pylon.tunnel.client import Tunnel
 from pylon.tunnel.policy import rules_of
@@ -78,7 +78,9 @@ async def open_tunnel(tmp_path, work, page, server, store, nursery):
         await (within or nursery).start(tunnel.run)
         return tunnel
 
-    return open_it
+    yield open_it
+    nursery.cancel_scope.cancel()
+    end_all(tmp_path / "claude.log")
 
 
 @pytest.fixture
