@@ -227,6 +227,8 @@ class ClaudeConfig:
     """Tools that are never run."""
     max_cost_usd: int | None = _key(integer(0, 10**12, "millionths of a dollar"), None)
     """The most that one session may cost: 250000 is $0.25. No key: no cap."""
+    max_cost_day_usd: int | None = _key(integer(0, 10**12, "millionths of a dollar"), None)
+    """The most that all sessions may cost in any 24 hours; one that runs counts with its whole cap. No key: no cap."""
     max_sessions: int = _key(integer(1, 64, "sessions"), 4)
     """How many may run at once."""
     cwd: Path | None = _key(PATH, None)

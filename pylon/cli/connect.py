@@ -109,8 +109,8 @@ def connect(
         "claude.model": model,
         "claude.autonomy": None if autonomy is None else autonomy.replace("-", "_"),
         "claude.max_cost_usd": max_cost_usd,
-        "claude.cwd": None if cwd is None else str(Path(cwd).absolute()),
-        "claude.executable_path": None if executable_path is None else str(Path(executable_path).absolute()),
+        "claude.cwd": _absolute(cwd),
+        "claude.executable_path": _absolute(executable_path),
     }
     from pylon.cli.connect_run import run
 
@@ -121,3 +121,7 @@ def connect(
         Path(config_path) if config_path else None,
         insecure=insecure,
     )
+
+
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else str(Path(path).expanduser().absolute())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 from pathlib import Path
@@ -43,7 +44,8 @@ def run(state: State, url: str, flags: dict[str, Any], config_path: Path | None,
         raise ConfigError("[claude] enabled = false: no tunnel is allowed", f"set it to true in {path}")
     address = TunnelAddress.of(url, insecure=insecure)
     home = state.home
-    closed = [home.root, home.data, *([config.wallet.uri_file] if config.wallet.uri_file else [])]
+    others = [config.wallet.uri_file, os.environ.get("PYLON_PASSPHRASE_FILE"), os.environ.get("CREDENTIALS_DIRECTORY")]
+    closed = [home.root, home.data, *(Path(path) for path in others if path)]
     rules = rules_of(config.claude, default_cwd=Path.cwd(), closed=closed)
     executable = find_executable(config.claude.executable_path)
     if not home.mnemonic.exists():
@@ -81,6 +83,7 @@ async def _run(
             rng=random.Random(),
             approval_seconds=config.claude.approval_seconds,
             max_sessions=config.claude.max_sessions,
+            max_cost_day_usd=config.claude.max_cost_day_usd,
             say=note,
         )
         facts = {
@@ -91,6 +94,7 @@ async def _run(
             "autonomy": rules.autonomy,
             "cwd": str(rules.cwd),
             "max_cost_usd": rules.max_cost_usd,
+            "max_cost_day_usd": config.claude.max_cost_day_usd,
         }
         with trio.open_signal_receiver(*_SIGNALS) as signals:
             async with trio.open_nursery() as nursery:

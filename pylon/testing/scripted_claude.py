@@ -6,7 +6,9 @@ reads, as its Python SDK knows them (github.com/anthropics/claude-agent-sdk-pyth
 scripted, in its version. ``install`` makes the executable; only the standard library is needed to run it.
 
 A script is a list of rules, ``{"when": REGEX, "do": [STEP, ...]}``; the first whose expression is found in a prompt
-plays. Where none is, the prompt is repeated. Steps:
+plays. Where none is, the prompt is repeated, with the files that it names by ``@``, as Claude Code would read them; a
+prompt that begins with a slash is a command. ``"then": [STEP, ...]`` of a rule is a turn of its own that follows,
+without a prompt, as when a subagent in the background ends. Steps:
 
 - ``{"text": "..."}``: said in pieces, at word ends; ``"each": SECONDS`` waits between them
 - ``{"tool": "Write", "input": {...}, "output": "..."}``: asks whether it may, and then says that it did. ``Write``
@@ -23,6 +25,7 @@ allows them, as a rule in the user's own settings would have it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -54,6 +57,16 @@ def install(directory: Path, rules: list[dict[str, Any]] | None = None, **settin
     executable.write_text(f'#!/bin/sh\n# A scripted claude, for tests.\nexec {command} "$@"\n')
     executable.chmod(0o755)
     return executable
+
+
+def end_all(log: Path) -> None:
+    """End every process that a log tells of, if it still runs, with its group: for a test that has failed."""
+    for line in log.read_text().splitlines() if log.exists() else []:
+        number = json.loads(line).get("process")
+        with contextlib.suppress(OSError):
+            # By its number alone it may be another's by now.
+            if number is not None and Path(__file__).name.encode() in Path(f"/proc/{number}/cmdline").read_bytes():
+                os.killpg(number, signal.SIGKILL)
 
 
 class _Interrupted(Exception):
@@ -191,7 +204,13 @@ class _Claude:
             output_style="default",
         )
         rule = next((rule for rule in self.script["rules"] if re.search(rule["when"], prompt)), None)
-        steps = rule["do"] if rule else [{"text": f"You said: {prompt}"}]
+        if prompt.startswith("/"):
+            rule = {"do": [{"text": "the settings were changed"}]}
+        self.perform(rule["do"] if rule else [{"text": f"You said: {prompt}{_attached(prompt)}"}])
+        if rule and "then" in rule:
+            self.perform(rule["then"])
+
+    def perform(self, steps: list[dict[str, Any]]) -> None:
         self.cost += sum(float(step.get("cost", 0)) for step in steps) or COST
         said: list[str] = []
         error: str | None = None
@@ -339,6 +358,13 @@ class _Claude:
         if answer.get("interrupt"):
             interrupt.set()
         return str(answer.get("message") or "denied")
+
+
+def _attached(prompt: str) -> str:
+    if os.environ.get("CLAUDE_CODE_DISABLE_ATTACHMENTS"):
+        return ""
+    named = [Path(found) for found in re.findall(r'(?:^|\s)@"?([^\s"]+)', prompt)]
+    return "".join(path.read_text() for path in named if path.is_file())
 
 
 def main() -> None:

@@ -3,8 +3,12 @@
 The child inherits our environment without what is Pylon's: no ``PYLON_*``, no wallet's or identity's variable. Its
 arguments hold no prompt and no secret. It reads the user's own settings, and none of the directory that it works in
 (``--setting-sources=user``, ``--strict-mcp-config``): there, a session could have written itself a rule, a hook, or a
-server. It ends when its stdin does, so that a Pylon that was killed leaves none behind; what does not end is made to,
-with its process group.
+server. A prompt is a text, and no more: ``@file`` would read that file without anybody being asked, and a slash begins
+a command, which may change the user's own settings.
+
+The child ends when its stdin does; but it finishes its turn first, which can be long, and nobody is there any more to
+say yes or no. So a watchman stands beside it, a shell that waits for the end of a pipe of ours: when we are gone,
+however that came about, so is the child's process group.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ import trio
 
 from pylon.errors import ClaudeError
 from pylon.tunnel import stream
+from pylon.tunnel.policy import NEVER
 from pylon.tunnel.stream import Answered, Asked, Event, Reader
 
 log = logging.getLogger(__name__)
@@ -39,6 +44,8 @@ WRITING = 30.0
 """Seconds that the child may leave a line of ours unread."""
 PATIENCE = 5.0
 """Seconds for the child to end by itself, and again after SIGTERM."""
+_WATCH = 'read -r done && exit 0; sleep 1; kill -s KILL -- "-$1"'
+"""The watchman: a line means that all is well; the end of the pipe means that we are gone."""
 _HOOK_SLACK = 3_600.0
 """Our hook always answers, and before this; what does not answer would count as no objection."""
 _RECEIVE = 65_536
@@ -49,9 +56,14 @@ _OURS = re.compile(
     r"|.*(MNEMONIC|SEED_PHRASE|NSEC|PASSPHRASE)",
     re.IGNORECASE,
 )
-_UNASKED = ("AskUserQuestion",)
-"""Tools that want a person at the terminal."""
+_TOLD = {
+    "CLAUDE_CODE_DISABLE_ATTACHMENTS": "1",
+    "CLAUDE_CODE_DISABLE_FILE_MENTIONS": "1",
+    # What a page has said is not remembered for the user's own sessions.
+    "CLAUDE_CODE_DISABLE_AUTO_MEMORY": "1",
+}
 _PLAIN = re.compile(r"[A-Za-z0-9_]+")
+_PLAIN_PATH = re.compile(r"/[A-Za-z0-9/._-]+")
 
 
 @attrs.frozen(kw_only=True)
@@ -65,6 +77,8 @@ class Launch:
     """Millionths of a dollar."""
     blocked: tuple[str, ...] = ()
     """Tools that Claude need not even know of; what is denied is decided by the hook."""
+    closed: tuple[Path, ...] = ()
+    """Directories that Claude Code itself shall keep out of: a second lock, the first is the hook's."""
     system_prompt: str | None = attrs.field(default=None, repr=False)
     """Added to Claude Code's own."""
     approval_seconds: float = 300.0
@@ -123,7 +137,9 @@ def arguments(launch: Launch, prompt_file: str | None) -> list[str]:
     found += ["--include-partial-messages", "--permission-prompt-tool", "stdio", "--permission-mode", "default"]
     found += ["--setting-sources=user", "--strict-mcp-config", "--model", launch.model]
     blocked = [tool for tool in launch.blocked if _PLAIN.fullmatch(tool)]
-    found += ["--disallowedTools", ",".join(dict.fromkeys((*_UNASKED, *blocked)))]
+    closed = [str(path) for path in launch.closed if _PLAIN_PATH.fullmatch(str(path))]
+    doors = [f"{tool}(/{path}/**)" for path in closed for tool in ("Read", "Edit")]
+    found += ["--disallowedTools", ",".join(dict.fromkeys((*NEVER, *blocked, *doors)))]
     if launch.max_cost_usd is not None:
         dollars, millionths = divmod(launch.max_cost_usd, 1_000_000)
         found += ["--max-budget-usd", f"{dollars}.{millionths:06d}"]
@@ -135,13 +151,13 @@ def arguments(launch: Launch, prompt_file: str | None) -> list[str]:
 class Claude:
     """One child. ``start`` it, run ``drain`` beside it, read ``events`` in one task, and ``aclose`` it always."""
 
-    def __init__(self, process: trio.Process, prompt_file: str | None) -> None:
+    def __init__(self, process: trio.Process, watchman: trio.Process) -> None:
         assert process.stdin is not None
         assert process.stdout is not None
         self._process = process
+        self._watchman = watchman
         self._stdin = process.stdin
         self._stdout = process.stdout
-        self._prompt_file = prompt_file
         self._reader = Reader()
         self._early: deque[Event] = deque()
         self._buffer = bytearray()
@@ -175,18 +191,28 @@ class Claude:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 cwd=launch.cwd,
-                env={**environment(os.environ), "PWD": str(launch.cwd)},
+                env={**environment(os.environ), **_TOLD, "PWD": str(launch.cwd)},
                 start_new_session=True,  # Ctrl-C in a terminal is for us, and its group can be ended
             )
         except OSError as error:
             _remove(prompt_file)
             raise ClaudeError(f"{launch.executable} does not start: {error.strerror or error}", INSTALL) from None
-        claude = cls(process, prompt_file)
+        try:
+            watchman = await _watch(process.pid)
+        except OSError as error:
+            process.kill()
+            _remove(prompt_file)
+            raise ClaudeError(
+                f"claude cannot be watched over: {error.strerror or error}", "is /bin/sh there?"
+            ) from None
+        claude = cls(process, watchman)
         try:
             await claude._initialize(launch.approval_seconds + _HOOK_SLACK)
         except BaseException:
             await claude.aclose()
             raise
+        finally:
+            _remove(prompt_file)  # it has been read
         return claude
 
     async def _initialize(self, hook_seconds: float) -> None:
@@ -249,8 +275,13 @@ class Claude:
         )
 
     async def aclose(self) -> None:
-        """End it: its stdin first, then SIGTERM, then SIGKILL, and whatever is left of its process group."""
+        """End it: the turn and its stdin first, then SIGTERM, then SIGKILL, and whatever is left of its group."""
         with trio.CancelScope(shield=True):
+            with trio.move_on_after(1):
+                try:
+                    await self.interrupt()  # without which it would finish its turn
+                except ClaudeError:
+                    pass
             await self._stdin.aclose()
             for number in (signal.SIGTERM, signal.SIGKILL):
                 with trio.move_on_after(PATIENCE):
@@ -260,10 +291,10 @@ class Claude:
                 self._signal(number)
             await self._process.wait()
             self._signal(signal.SIGKILL)
+            await _dismiss(self._watchman)
             await self._stdout.aclose()
             if self._process.stderr is not None:
                 await self._process.stderr.aclose()
-        _remove(self._prompt_file)
 
     async def _until_ended(self) -> None:
         """Whatever it still says is read: with a full pipe it could not end."""
@@ -315,6 +346,33 @@ class Claude:
             if not piece:
                 return None
             self._buffer += piece
+
+
+async def _watch(group: int) -> trio.Process:
+    return await trio.lowlevel.open_process(
+        ["/bin/sh", "-c", _WATCH, "pylon-watch", str(group)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+        env={"PATH": os.defpath},
+        start_new_session=True,
+    )
+
+
+async def _dismiss(watchman: trio.Process) -> None:
+    """The watchman goes first, or the number that it knows may be another's by then."""
+    assert watchman.stdin is not None
+    with trio.move_on_after(PATIENCE):
+        try:
+            await watchman.stdin.send_all(b"done\n")
+            await watchman.wait()
+        except trio.BrokenResourceError:
+            pass
+    await watchman.stdin.aclose()
+    if watchman.returncode is None:
+        watchman.kill()
+        await watchman.wait()
 
 
 def _remove(path: str | None) -> None:

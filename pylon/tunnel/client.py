@@ -6,8 +6,9 @@
 2. Sessions go on while there is no connection. What they have to say waits in their journals, and Claude waits when
    these are full; what wants a yes in vain is denied. After ``ORPHAN_SECONDS`` without a connection all end.
 3. The server and the page are strangers. A message has at most a MiB, and comes no faster than ``RATE``; of what is
-   refused or unknown a connection bears ``MAX_REFUSED``. At most ``max_sessions`` run at once, and no more than
-   ``CREATIONS`` begin in a row. The URL, which holds a token, is neither logged nor shown.
+   refused or unknown a connection bears ``MAX_REFUSED``. At most ``max_sessions`` run at once, no more than
+   ``CREATIONS`` begin in a row, and all together cost no more in any 24 hours than ``max_cost_day_usd``. The URL, which
+   holds a token, is neither logged nor shown.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from pylon.relays import websocket
 from pylon.relays.transport import Transport, TransportClosed
 from pylon.store.database import Store
 from pylon.tunnel import messages as m
+from pylon.tunnel import record
 from pylon.tunnel.address import TunnelAddress
 from pylon.tunnel.claude import Claude
 from pylon.tunnel.policy import RequestRefused, Rules, tighten
@@ -51,6 +53,7 @@ CREATION_SECONDS = 6.0
 ENDED_KEPT = 16
 """Sessions that have ended, and can be replayed."""
 GOODBYE_SECONDS = 2.0
+DAY = 86_400.0
 _MAX_DIRECT = 256
 
 FINAL_STATUS = {
@@ -111,6 +114,7 @@ class Tunnel:
         rng: random.Random,
         approval_seconds: float = 300.0,
         max_sessions: int = 4,
+        max_cost_day_usd: int | None = None,
         say: Say = lambda text: None,
         connect: Dial = dial,
         start: Start = Claude.start,
@@ -127,6 +131,9 @@ class Tunnel:
         self._backoff = backoff or Backoff(rng)
         self._approval_seconds = approval_seconds
         self._max_sessions = max_sessions
+        self._max_cost_day_usd = max_cost_day_usd
+        self._unfinished: list[Session] = []
+        """Those whose end is not recorded yet."""
         self._say = say
         self._connect = connect
         self._start = start
@@ -136,6 +143,7 @@ class Tunnel:
         self._closing = False
         self._changed = trio.Event()
         self._creations = Bucket(CREATIONS, 1 / CREATION_SECONDS)
+        self._warnings = Bucket(20.0, 0.2)
         self._nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -335,7 +343,7 @@ class Tunnel:
             self._refuse(session_id, f"{self._max_sessions} sessions run already, the most that this machine allows")
             return
         try:
-            tightened = tighten(self._rules, request)
+            tightened = tighten(self._within_the_day(self._rules), request)
         except RequestRefused as error:
             self._refuse(session_id, str(error))
             return
@@ -359,8 +367,25 @@ class Tunnel:
             start=self._start,
         )
         self.sessions[session_id] = session
+        self._unfinished.append(session)
         assert self._nursery is not None
         self._nursery.start_soon(self._run_session, session)
+
+    def _within_the_day(self, rules: Rules) -> Rules:
+        """The rules with what is left of the day's cap. Raises ``RequestRefused`` where nothing is."""
+        if self._max_cost_day_usd is None:
+            return rules
+        taken = record.spent(self._store, self._store.clock.now() - DAY)
+        # While the day has a cap, each session has one.
+        taken += sum(max(each.cost_usd, each.rules.max_cost_usd or 0) for each in self._unfinished)
+        left = self._max_cost_day_usd - taken
+        if left <= 0:
+            raise RequestRefused(
+                f"{dollars(self._max_cost_day_usd)} is all that sessions may cost in 24 hours: they have cost it,"
+                " or those that run may yet"
+            )
+        cap = rules.max_cost_usd
+        return attrs.evolve(rules, max_cost_usd=left if cap is None else min(cap, left))
 
     async def _run_session(self, session: Session) -> None:
         where = session.rules.shown_cwd
@@ -368,6 +393,7 @@ class Tunnel:
         try:
             await session.run()
         finally:
+            self._unfinished.remove(session)
             self._say(f"session {session.id} has ended: {session.reason} ({dollars(session.cost_usd)})")
             over = [each.id for each in self.sessions.values() if each.ended]
             for session_id in over[: max(0, len(over) - ENDED_KEPT)]:
@@ -376,8 +402,11 @@ class Tunnel:
 
     def _refuse(self, session_id: str, reason: str) -> None:
         """A session that is not begun."""
-        self._say(f"a session was refused: {reason}")
-        log.warning("session %s refused: %s", session_id, reason)
+        if self._warnings.take():
+            self._warnings.give_back()
+        else:  # whoever asks for thousands does not fill the terminal and the log with it
+            self._say(f"a session was refused: {reason}")
+            log.warning("session %s refused: %s", session_id, reason)
         self._complain(session_id, reason)
 
     def _complain(self, session_id: str, error: str) -> None:

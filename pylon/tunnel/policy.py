@@ -33,12 +33,22 @@ from pylon.config import AUTONOMY, ClaudeConfig
 from pylon.errors import ConfigError
 from pylon.tunnel.messages import SessionRequest
 
-READS = frozenset({"read", "glob", "grep", "ls", "notebookread", "todowrite", "todoread"})
+READS = frozenset(
+    {"read", "glob", "grep", "ls", "notebookread", "toolsearch"}
+    | {"todowrite", "todoread", "taskcreate", "taskget", "tasklist", "taskupdate"}
+)
 """What read_only allows. A list of things to do is the session's own, and touches nothing."""
+
+NEVER = (
+    *("AskUserQuestion", "CronCreate", "EnterWorktree", "ListAgents", "ScheduleWakeup", "SendMessage", "Workflow"),
+    "RemoteTrigger",
+)
+"""Tools of no session: they want a person at the terminal, act when nobody has asked, or reach other sessions of this
+machine, which have rules of their own."""
 
 KIN: Mapping[str, frozenset[str]] = {
     "edit": frozenset({"multiedit", "notebookedit"}),
-    "bash": frozenset({"powershell"}),
+    "bash": frozenset({"monitor", "powershell"}),
     "task": frozenset({"agent"}),
     "agent": frozenset({"task"}),
 }
@@ -132,6 +142,8 @@ class Rules:
     def decide(self, tool: str, params: Mapping[str, Any], *, resolve: Resolve = os.path.realpath) -> Verdict:
         """What becomes of one use of a tool."""
         name = tool.casefold()
+        if _named(name, NEVER):
+            return Verdict(Decision.DENY, f"{tool} is not for a session that is driven from elsewhere")
         if not all(_named(name, allowed, kin=False) for allowed in self.allowed):
             return Verdict(Decision.DENY, f"{tool} is not among the allowed tools")
         if _named(name, self.blocked):

@@ -86,12 +86,14 @@ class Record:
 
         await self._store.write(write)
 
-    async def end(self, reason: str) -> None:
+    async def end(self, reason: str, *, unsettled: bool = False) -> None:
+        """``unsettled``: in the middle of a turn."""
         at = self._store.clock.now()
         await self._store.write(
             lambda tx: tx.execute(
-                "UPDATE tunnel_sessions SET ended_at = ?, reason = ? WHERE id = ? AND ended_at IS NULL",
-                (at, reason[:500], self._session),
+                "UPDATE tunnel_sessions SET ended_at = ?, reason = ?, unsettled = unsettled OR ?"
+                " WHERE id = ? AND ended_at IS NULL",
+                (at, reason[:500], unsettled, self._session),
             )
         )
 
@@ -129,6 +131,20 @@ async def tidy(store: Store) -> None:
         tx.execute("DELETE FROM tunnel_sessions WHERE ended_at < ?", (at - KEPT_DAYS * 86_400,))
 
     await store.write(write)
+
+
+def spent(source: Reads, since: float) -> int:
+    """What the sessions that have ended since then have cost, in millionths of a dollar.
+
+    One whose cost was not told to the end counts with its cap.
+    """
+    row = source.one(
+        "SELECT COALESCE(SUM(CASE WHEN unsettled THEN MAX(cost_usd, COALESCE(max_cost_usd, 0)) ELSE cost_usd END), 0)"
+        " AS total FROM tunnel_sessions WHERE ended_at >= ?",
+        (since,),
+    )
+    assert row is not None
+    return int(row["total"])
 
 
 def sessions(source: Reads, store: Store, limit: int = 20) -> list[SessionRow]:

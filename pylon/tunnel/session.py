@@ -4,8 +4,9 @@
 2. Every use of a tool is decided by the rules (``policy``), and recorded before Claude hears of it. What wants a yes
    waits for the page, at most ``approval_seconds``: no answer is a no. Several may wait at once; an answer that names
    none is for the oldest.
-3. Prompts wait in line; one turn at a time. *Pause* interrupts the turn, and everything waits; *resume* goes on. *Stop*
-   ends the session.
+3. Prompts wait in line; one turn at a time, and one that Claude begins by itself, when something that it has left
+   running ends, is a turn too. *Pause* interrupts the turn, and everything waits; *resume* goes on. *Stop* ends the
+   session.
 4. The cost is what Claude Code says of the whole process. When it reaches the cap the session ends; where a cap is set
    and the cost is not told, too.
 """
@@ -118,6 +119,11 @@ class Session:
         return self.state == "ended"
 
     @property
+    def _busy(self) -> bool:
+        """Whether a turn runs."""
+        return self._turn is not None and not self._turn.is_set()
+
+    @property
     def info(self) -> m.SessionInfo:
         now = trio.current_time()
         return m.SessionInfo(
@@ -215,7 +221,7 @@ class Session:
         self._say_now(m.SessionState(self.id, "ended", reason, self.cost_usd))
         if self._record is not None:
             try:
-                await self._record.end(reason)
+                await self._record.end(reason, unsettled=self._busy)
             except PylonError as error:
                 log.error("the end of session %s is not recorded: %s", self.id, error.message)
 
@@ -231,6 +237,7 @@ class Session:
             cwd=rules.cwd,
             max_cost_usd=rules.max_cost_usd,
             blocked=rules.blocked,
+            closed=rules.closed,
             system_prompt=self._system_prompt,
             approval_seconds=self._approval_seconds,
         )
@@ -264,11 +271,11 @@ class Session:
     async def _take_prompts(self, claude: Claude) -> None:
         assert self._record is not None
         while True:
-            while self._paused or not self._prompts:
+            while self._paused or self._busy or not self._prompts:
                 self._say_state()
                 with trio.move_on_after(IDLE_SECONDS) as waited:
                     await self._changed.wait()
-                if waited.cancelled_caught:
+                if waited.cancelled_caught and not self._busy:
                     self.end("nobody has prompted it for an hour")
             text = self._prompts.popleft()
             turn = self._turn = trio.Event()
@@ -278,7 +285,6 @@ class Session:
             self._say_state()
             await claude.prompt(text)
             await turn.wait()
-            self._turn = None
 
     async def _grant_wishes(self, claude: Claude) -> None:
         while True:
@@ -303,7 +309,7 @@ class Session:
     async def _interrupt(self, claude: Claude) -> bool:
         """End the turn, if one runs. Returns whether one did."""
         turn = self._turn
-        if turn is None or turn.is_set():
+        if turn is None or not self._busy:
             return False
         for each in self._pending.values():
             if not each.answered.is_set():
@@ -321,6 +327,11 @@ class Session:
 
     async def _read(self, claude: Claude, nursery: trio.Nursery) -> None:
         async for event in claude.events():
+            if isinstance(event, stream.Text | stream.ToolStarted | stream.Asked) and not self._busy:
+                self._turn = trio.Event()
+                self._say_state()
+                if self._paused:
+                    nursery.start_soon(self._interrupt, claude)
             match event:
                 case stream.Text(text):
                     for at in range(0, len(text), _PIECE):
@@ -361,6 +372,8 @@ class Session:
             self.end(f"the cap is reached: it has cost {dollars(self.cost_usd)} of {dollars(cap)}")
         if self._turn is not None:
             self._turn.set()
+        self._tell()
+        self._say_state()
 
     # May it?
 
@@ -435,7 +448,7 @@ class Session:
             state = "paused"
         elif self._pending:
             state = "waiting"
-        elif self._turn is not None and not self._turn.is_set():
+        elif self._busy:
             state = "running"
         else:
             state = "idle"

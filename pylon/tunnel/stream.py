@@ -277,6 +277,9 @@ def initialization(request_id: str, *, hook_seconds: float) -> bytes:
 
 
 def prompt(text: str) -> bytes:
+    """A prompt is for Claude. What begins with a slash would be a command to Claude Code."""
+    if text.startswith("/"):
+        text = f" {text}"
     message = {"role": "user", "content": text}
     return _line({"type": "user", "message": message, "parent_tool_use_id": None, "session_id": "default"})
 

@@ -10,7 +10,7 @@ import signal
 import pytest
 import trio
 
-from pylon.testing.scripted_claude import install
+from pylon.testing.scripted_claude import end_all, install
 from pylon.tunnel import messages as m
 from tests.e2e.homes import Daemon, command
 from tests.pylon.tunnel.pages import Page, serve_page
@@ -41,9 +41,10 @@ def connect(world, node, tmp_path, url):
     work.mkdir()
     write = {"tool": "Write", "input": {"file_path": str(work / "x.txt"), "content": "hi"}}
     rules = [{"when": "write", "do": [write]}, {"when": "slow", "do": [{"spawn": 120}, {"text": "a b", "each": 60}]}]
-    executable = install(script, rules, log=str(tmp_path / "claude.log"))
+    executable = script / "claude"
 
-    async def connect(*options: str, **environment: str) -> Daemon:
+    async def connect(*options: str, deaf: bool = False, **environment: str) -> Daemon:
+        install(script, rules, log=str(tmp_path / "claude.log"), deaf=deaf)
         arguments = [command(), "--home", str(node.root), "connect", "--cwd", str(work), *options]
         start = functools.partial(Daemon, more=environment)
         daemon = start([*arguments, "--executable-path", str(executable)], tmp_path / "connect.out")
@@ -51,7 +52,8 @@ def connect(world, node, tmp_path, url):
         await trio.to_thread.run_sync(daemon.ready)
         return daemon
 
-    return connect
+    yield connect
+    end_all(tmp_path / "claude.log")
 
 
 def child(tmp_path) -> int:
@@ -100,8 +102,8 @@ async def test_a_session_from_a_page_and_ctrl_c(page, url, connect, node, tmp_pa
 
 
 async def test_killed_it_leaves_no_child_and_a_record_that_says_so(page, url, connect, node, tmp_path):
-    daemon = await connect(PYLON_TUNNEL_URL=url)
-    listed = await trio.run_process(["ps", "-o", "args=", "-p", str(daemon.pid)], capture_stdout=True)
+    daemon = await connect(PYLON_TUNNEL_URL=url, deaf=True)
+    listed = await trio.run_process(["ps", "-ww", "-o", "args=", "-p", str(daemon.pid)], capture_stdout=True)
     assert b"connect" in listed.stdout
     assert b"token" not in listed.stdout
     page.send(m.CreateSession("s", m.SessionRequest(initial_prompt="write")))

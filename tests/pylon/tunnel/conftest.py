@@ -12,7 +12,7 @@ from pylon.clock import SystemClock
 from pylon.config import ClaudeConfig
 from pylon.store.database import open_store
 from pylon.store.vault import Vault
-from pylon.testing.scripted_claude import install
+from pylon.testing.scripted_claude import end_all, install
 from pylon.tunnel.address import TunnelAddress
 from pylon.tunnel.client import Tunnel
 from pylon.tunnel.policy import rules_of
@@ -50,12 +50,21 @@ async def open_tunnel(tmp_path, work, page, server, store, nursery):
     """``await open_tunnel(rules of the script, settings of the script, **[claude])``."""
 
     async def open_it(
-        script=None, settings=None, *, url="wss://tunnel.example/?token=topsecret", connect=None, within=None, **config
+        script=None,
+        settings=None,
+        *,
+        url="wss://tunnel.example/?token=topsecret",
+        connect=None,
+        within=None,
+        executable=None,
+        **config,
     ):
         bin_ = tmp_path / "bin"
         bin_.mkdir(exist_ok=True)
-        executable = install(bin_, script, log=str(tmp_path / "claude.log"), **(settings or {}))
-        options = {key: config.pop(key) for key in ("approval_seconds", "max_sessions") if key in config}
+        executable = executable or install(bin_, script, log=str(tmp_path / "claude.log"), **(settings or {}))
+        options = {
+            key: config.pop(key) for key in ("approval_seconds", "max_sessions", "max_cost_day_usd") if key in config
+        }
         tunnel = Tunnel(
             TunnelAddress.of(url),
             rules_of(ClaudeConfig(**config), default_cwd=work, closed=[tmp_path / "home"]),
@@ -69,7 +78,9 @@ async def open_tunnel(tmp_path, work, page, server, store, nursery):
         await (within or nursery).start(tunnel.run)
         return tunnel
 
-    return open_it
+    yield open_it
+    nursery.cancel_scope.cancel()
+    end_all(tmp_path / "claude.log")
 
 
 @pytest.fixture

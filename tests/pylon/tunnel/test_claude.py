@@ -13,6 +13,7 @@ from pylon.testing.scripted_claude import install
 from pylon.tunnel import claude as driver
 from pylon.tunnel import stream
 from pylon.tunnel.claude import Claude, Launch, arguments, environment, find_executable, version_of
+from pylon.tunnel.policy import NEVER
 
 
 def test_it_is_found_on_the_path_or_where_it_usually_is(tmp_path):
@@ -80,10 +81,13 @@ def test_what_the_child_is_not_told():
 
 
 def test_its_arguments():
-    launch = Launch(executable=Path("/c"), model="opus", cwd=Path("/"), max_cost_usd=5, blocked=("Bash", "a,b", "--x"))
+    closed = (Path("/home/me/.pylon"), Path("/home/a,b"))
+    blocked = ("Bash", "a,b", "--x")
+    launch = Launch(executable=Path("/c"), model="opus", cwd=Path("/"), max_cost_usd=5, blocked=blocked, closed=closed)
     found = arguments(launch, None)
     assert found[found.index("--max-budget-usd") + 1] == "0.000005"
-    assert found[found.index("--disallowedTools") + 1] == "AskUserQuestion,Bash"
+    doors = "Read(//home/me/.pylon/**),Edit(//home/me/.pylon/**)"
+    assert found[found.index("--disallowedTools") + 1] == f"{','.join(NEVER)},Bash,{doors}"
     assert found[found.index("--permission-prompt-tool") + 1] == "stdio"
     assert "bypassPermissions" not in found
     assert "--dangerously-skip-permissions" not in found

@@ -11,7 +11,7 @@ import trio
 from pylon.errors import RelayError, TunnelError
 from pylon.relays import websocket
 from pylon.tunnel import claude as driver
-from pylon.tunnel import client, record
+from pylon.tunnel import client, policy, record
 from pylon.tunnel import messages as m
 from pylon.tunnel import session as sessions
 
@@ -228,7 +228,8 @@ async def test_a_cost_that_nobody_tells_ends_a_session_with_a_cap(page, open_tun
     assert record.sessions(store, store)[0].unsettled
 
 
-async def test_what_is_in_the_child_is_not_ours(page, open_tunnel, claude_log, monkeypatch):
+async def test_what_is_in_the_child_is_not_ours(page, open_tunnel, claude_log, monkeypatch, tmp_path):
+    home = (tmp_path / "home").resolve()
     for name in ("PYLON_PASSPHRASE_FILE", "PYLON_TUNNEL_URL", "NWC_URI", "BREEZ_API_KEY", "MY_MNEMONIC", "CLAUDECODE"):
         monkeypatch.setenv(name, "topsecret")
     monkeypatch.setenv("ANTHROPIC_API_KEY", "theirs")
@@ -241,7 +242,8 @@ async def test_what_is_in_the_child_is_not_ours(page, open_tunnel, claude_log, m
     assert not {"PYLON_PASSPHRASE_FILE", "PYLON_TUNNEL_URL", "NWC_URI", "BREEZ_API_KEY", "MY_MNEMONIC"} & set(names)
     assert "CLAUDECODE" not in names
     assert "ANTHROPIC_API_KEY" in names
-    assert arguments[arguments.index("--disallowedTools") + 1] == "AskUserQuestion,WebFetch"
+    blocked = arguments[arguments.index("--disallowedTools") + 1].split(",")
+    assert blocked == [*policy.NEVER, "WebFetch", f"Read(/{home}/**)", f"Edit(/{home}/**)"]
     assert arguments[arguments.index("--max-budget-usd") + 1] == "0.250000"
     assert "--setting-sources=user" in arguments
     prompt_file = arguments[arguments.index("--append-system-prompt-file") + 1]
@@ -303,7 +305,7 @@ async def test_orphans_end(page, open_tunnel, server, monkeypatch, store):
     tunnel = await open_tunnel(HELLO)
     page.send(create(initial_prompt="hello"))
     await page.done()
-    server.refuse = [RelayError("no connection")] * 5
+    server.refuse = [RelayError("no connection")] * 3
     server.hang_up()
     await page.state("ended")
     assert not tunnel.living
@@ -338,7 +340,36 @@ async def test_closing_ends_the_sessions_and_lets_the_page_know(page, open_tunne
     await page.until(lambda: page.errors("late") == ["the tunnel is being closed"])
 
 
+async def test_a_turn_that_claude_begins_by_itself_is_a_turn(page, open_tunnel, work, store):
+    later = [{"text": "It has ended. "}, writing(work), {"text": "a b c d", "each": 0.3}]
+    await open_tunnel([{"when": "begin", "do": [{"text": "It runs. "}], "then": later}, *HELLO])
+    page.send(create(initial_prompt="begin"))
+    await page.done()
+    await page.wait_for(m.ToolApproval)
+    page.send(m.Prompt("s", "hello"), m.ToolApprovalResponse("s", True))
+    await page.until(lambda: "a b " in page.text())
+    assert len(page.of(m.Prompted)) == 1
+    page.send(m.Pause("s"))
+    await page.done(2)
+    await page.state("paused")
+    assert not page.text().endswith("d")
+    page.send(m.Resume("s"))
+    await page.done(4)
+    assert record.sessions(store, store)[0].turns == 4
+
+
 # A page that does not mean well.
+
+
+async def test_a_prompt_is_a_text_and_no_more(page, open_tunnel, tmp_path):
+    (tmp_path / "secret.txt").write_text("topsecret")
+    await open_tunnel()
+    prompts = [f"look at @{tmp_path}/secret.txt", f'@"{tmp_path}/secret.txt"', "/config permissions=all", "/clear"]
+    page.send(create(initial_prompt=prompts[0]), *(m.Prompt("s", prompt) for prompt in prompts[1:]))
+    await page.done(4)
+    assert "topsecret" not in page.text()
+    assert "settings were changed" not in page.text()
+    assert page.text().count("You said: ") == 4
 
 
 @pytest.mark.parametrize("cwd", ["..", "/", "/etc", "sub/../../..", "~", "link", "no\0where"])
@@ -380,6 +411,30 @@ async def test_there_are_no_more_sessions_than_allowed(page, open_tunnel):
     await page.state("ended", "0")
     page.send(create("4", initial_prompt="hello"))
     await page.done(session="4")
+
+
+async def test_the_day_has_a_cap_that_many_sessions_do_not_get_around(page, open_tunnel, store):
+    dear = [{"when": "dear", "do": [{"text": "x", "cost": 0.30}]}]
+    tunnel = await open_tunnel([*dear, *HELLO], {"spendthrift": True}, max_cost_day_usd=500_000, max_cost_usd=400_000)
+    page.send(create("1", initial_prompt="dear"))
+    await page.done(session="1")
+    page.send(create("2", initial_prompt="hello"))
+    assert (await page.wait_for(m.SessionCreated, "2")).max_cost_usd == 100_000
+    page.send(create("3", initial_prompt="hello"))
+    await page.until(lambda: page.errors("3"))
+    assert "$0.50 is all that sessions may cost in 24 hours" in page.errors("3")[0]
+    page.send(m.Stop("1"), m.Stop("2"))
+    await page.state("ended", "1")
+    await page.state("ended", "2")
+    with trio.fail_after(10):
+        while tunnel._unfinished:  # noqa: ASYNC110 - the page is told before the record is
+            await trio.sleep(0.01)
+    page.send(create("4", initial_prompt="dear"))
+    created = await page.wait_for(m.SessionCreated, "4")
+    assert created.max_cost_usd == 500_000 - 300_000 - record.sessions(store, store)[1].cost_usd
+    assert (await page.state("ended", "4")).reason.startswith("the cap is reached")
+    page.send(create("5"))
+    await page.until(lambda: page.errors("5"))
 
 
 async def test_sessions_do_not_begin_one_after_the_other_for_ever(page, open_tunnel, monkeypatch):

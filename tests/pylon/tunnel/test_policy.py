@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pylon.config import AUTONOMY, ClaudeConfig
 from pylon.errors import ConfigError
 from pylon.tunnel.messages import SessionRequest, ToolWish
-from pylon.tunnel.policy import READS, Decision, RequestRefused, rules_of, tighten
+from pylon.tunnel.policy import NEVER, READS, Decision, RequestRefused, rules_of, tighten
 
 TOOLS = ["Read", "Glob", "Grep", "Write", "Edit", "MultiEdit", "Bash", "WebFetch", "Task", "mcp__db__query", "read"]
 tool_lists = st.lists(st.sampled_from([*TOOLS, "mcp__*", "*", "Agent", "bash"]), max_size=3, unique=True).map(tuple)
@@ -70,7 +70,7 @@ wishes = st.builds(
 PATHS = ["", "/file", "/sub", "/sub/deep/x", "/out/x", "/../elsewhere", "/sub/up/sub", "/sub/home/keys", "/.pylon/x"]
 
 
-@settings(max_examples=400)
+@settings(max_examples=250)
 @given(configs, wishes, st.sampled_from(TOOLS), st.sampled_from(PATHS), st.booleans())
 def test_a_page_only_tightens(tree, config, wish, tool, path, above):
     local = rules_of(config, default_cwd=tree / "work", closed=[tree / "work" / ".pylon"])
@@ -148,6 +148,11 @@ def test_the_table(tree, autonomy, read, write, fetch):
     assert decide(tree, "Read", {"file_path": "file"}, autonomy=autonomy) is read
     assert decide(tree, "Write", {"file_path": "new"}, autonomy=autonomy) is write
     assert decide(tree, "WebFetch", autonomy=autonomy) is fetch
+
+
+@pytest.mark.parametrize("tool", [*NEVER, "sendmessage"])
+def test_what_is_for_no_session(tree, tool):
+    assert decide(tree, tool, autonomy="full") is Decision.DENY
 
 
 def test_read_only_asked_of_a_restricted_machine_still_asks(tree):
