@@ -1,15 +1,17 @@
-"""What is not there when a daemon starts, and comes later; and a clock that jumps an hour, both ways."""
+"""What is not there at the start, and comes later; a clock that jumps an hour, both ways; what is on the disk."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import socket
+import subprocess
 import threading
 import time
 
 import pytest
 
-from tests.e2e.homes import PRICE_MSATS, until
+from tests.e2e.homes import PORTS_OF_ITS_OWN, PRICE_MSATS, command, environment, until
 from tests.e2e.http_backend import HttpBackend
 from tests.e2e.scripted_relay import ScriptedRelay
 from tests.e2e.scripted_stage import Play
@@ -128,3 +130,25 @@ def test_a_start_with_a_clock_that_is_off_and_then_put_right(world):
         play.check()
     finally:
         relay.close()
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="no strace here")
+def test_what_is_written_down_is_on_the_disk_before_anybody_acts_on_it(world):
+    """Power may fail at any time: the kernel is asked to write the log to the disk after the last byte of it."""
+    node = world.node("home").configure(more=PORTS_OF_ITS_OWN)
+    assert node.run("wallet", "freeze").returncode == 0
+    trace = world.directory / "trace"
+    strace = ["strace", "-f", "-qq", "-y", "-e", "trace=pwrite64,fdatasync,fsync", "-o", str(trace)]
+    done = subprocess.run(
+        [*strace, command(), "--home", str(node.root), "wallet", "thaw"],
+        capture_output=True, text=True, check=False, env=environment(), timeout=60,
+    )  # fmt: skip
+    if "ptrace" in done.stderr.lower():
+        pytest.skip("strace may not trace here")
+    assert done.returncode == 0, done.stderr
+    calls = [line.split(None, 1)[1] for line in trace.read_text().splitlines() if "pylon.db-wal>" in line]
+    writes = [number for number, call in enumerate(calls) if call.startswith("pwrite64")]
+    syncs = [number for number, call in enumerate(calls) if call.startswith(("fdatasync", "fsync"))]
+    assert writes
+    assert syncs
+    assert max(syncs) > max(writes)
