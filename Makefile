@@ -11,12 +11,14 @@
 #   make docs    the site of the docs, in build/docs
 #   make dist    the wheel and the source distribution, in dist/
 #   make binary  Pylon as one file, in dist/, with a model inside (MODEL=none: without)
+#   make soak MINUTES=30   two homes, a hundred agents, and somebody killed every 20 seconds
 #   make clean   remove what make has made
 
 SHELL := /bin/sh
 VENV ?= .venv
 SEED ?= 1
 MODEL ?= smollm2-135m
+MINUTES ?= 30
 JOBS ?= 2
 BIN := $(VENV)/bin
 SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
@@ -25,7 +27,7 @@ SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_inf
 PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 \
        $(BIN)/python -m pip
 
-.PHONY: help demo test e2e check sim bench lightning deep docs dist binary clean
+.PHONY: help demo test e2e check sim bench lightning deep soak docs dist binary clean
 .DELETE_ON_ERROR:
 
 help:
@@ -76,6 +78,12 @@ dist: $(VENV)/.test
 binary: | $(BIN)/python
 	@$(BIN)/python packaging/binary.py --model $(MODEL)
 
+soak: $(VENV)/.deep
+	@$(BIN)/pylon models pull >/dev/null
+	@mkdir -p build
+	@$(BIN)/python -m pylon.testing.soak --minutes $(MINUTES) --seed $(SEED) \
+	    --report build/soak.json --plot build/soak.svg
+
 clean:
 	@rm -rf $(VENV) build dist .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -105,7 +113,7 @@ $(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
 # Compiles llama.cpp: some ten minutes, once for each version of Python.
 $(VENV)/.deep: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing the runtime, its tests and the engine in process" >&2
-	@$(PIP) install -qq --editable '.[test,llamacpp]'
+	@$(PIP) install -qq --editable '.[test,llamacpp,deep]'
 	@touch $@ $(VENV)/.test $(VENV)/.runtime
 
 $(VENV)/.check: pyproject.toml constraints.txt | $(BIN)/python

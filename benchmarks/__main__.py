@@ -8,7 +8,7 @@ import sys
 
 from benchmarks.report import as_json, as_text
 
-NAMES = ("market", "unpaid", "relay", "api", "startup", "agents", "spark")
+NAMES = ("market", "unpaid", "relay", "api", "startup", "start", "demo", "agents", "spark")
 
 
 def main() -> int:

@@ -7,7 +7,6 @@ real (``benchmarks.agent_rows``), and so is what runs them: the daemon's runtime
 from __future__ import annotations
 
 import json
-import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ import attrs
 import trio
 
 from benchmarks.agent_rows import set_heartbeats, write_home
-from benchmarks.processes import Child, child, pylon_relay
+from benchmarks.processes import Child, child, free_port, pylon_relay
 from benchmarks.report import Table, percentile
 from pylon.paths import Home
 
@@ -62,7 +61,7 @@ class _Agents:
         self._directory = directory
         self._seconds = seconds
         self._settle = settle
-        self._port = _free_port()
+        self._port = free_port()
 
     def measure(self, awake: int, asleep: int, alone: int) -> None:
         base = self._nobody()
@@ -218,9 +217,3 @@ class _Lone:
     """Per cent of a core, idle."""
     start: float
     """CPU seconds until it runs."""
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

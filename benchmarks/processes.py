@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -92,3 +93,15 @@ def pylon_relay() -> Iterator[tuple[Child, str]]:
     """Our relay as a process of its own, in memory; its URL."""
     with child(["-m", "pylon.relays.server", "--port", "0"]) as relay:
         yield relay, relay.line().removeprefix("listening ")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def as_installed() -> dict[str, str]:
+    """The environment of somebody who has installed Pylon: its modules are compiled once, and not at every start."""
+    dropped = ("PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX")
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYLON_") and name not in dropped}

@@ -21,7 +21,7 @@ import attrs
 import click
 from draw import svg
 
-from pylon import config, errors
+from pylon import config, errors, events
 from pylon.cli.main import cli
 from pylon.compute.purchase import PURCHASE
 from pylon.host.acting import ACTION
@@ -240,6 +240,27 @@ def _modules(paths: list[Path]) -> str:
     return "\n".join(["| Module | |", "|---|---|", *rows])
 
 
+# --- the events -------------------------------------------------------------------------------------------------------
+
+
+def event_kinds() -> str:
+    """The closed set of events: what each means, and what it tells."""
+    parts = [
+        "# Events",
+        _FROM.format("pylon.events"),
+        "See [events](../events.md). Each has `seq`, `mark`, `at` (Unix seconds) and `kind` besides, and `name` where"
+        " it has an agent. An empty `agent` is the home itself. Amounts are millisatoshi.",
+        "| Kind | | Fields |\n|---|---|---|",
+    ]
+    rows = []
+    for kind, event in events.KINDS.items():
+        words = " ".join(inspect.cleandoc(event.__doc__ or "").replace("``", "`").split())
+        fields = ", ".join(f"`{field.name}`" for field in attrs.fields(event))
+        rows.append(f"| `{kind}` | {_cell(words)} | {fields} |")
+    parts[-1] += "\n" + "\n".join(rows)
+    return "\n\n".join(parts) + "\n"
+
+
 MACHINES: tuple[tuple[Machine, str], ...] = (
     (ACTION, "pylon.host.acting"),
     (TICK, "pylon.host.ticking"),
@@ -252,6 +273,7 @@ MACHINES: tuple[tuple[Machine, str], ...] = (
 def pages() -> Iterator[tuple[str, str]]:
     """File name and text of each."""
     yield "cli.md", commands()
+    yield "events.md", event_kinds()
     yield "config.md", configuration()
     yield "packages.md", packages()
     for machine, module_name in MACHINES:

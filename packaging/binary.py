@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import os
 import platform
+import re
 import shutil
 import stat
 import subprocess
@@ -50,6 +51,8 @@ def main() -> int:
         print("the single file is made on Linux only; the tarball holds the same program", file=sys.stderr)
     for path in sorted(options.out.glob(f"{name}*")):
         print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")
+    if sys.platform.startswith("linux"):
+        print(f"runs where the C library is glibc {newest_glibc(program)} or newer")
     return 0
 
 
@@ -86,6 +89,15 @@ def build_program(python: Path) -> Path:
     say("building the program")
     run(*pyinstaller(python), HERE / "pylon.spec")
     return WORK / "dist" / "pylon"
+
+
+def newest_glibc(program: Path) -> str:
+    """The version of the C library that something inside asks for."""
+    wanted = {"2.17"}
+    for path in everything(program):
+        if not path.is_symlink() and (".so" in path.name or path.name == "pylon"):
+            wanted |= set(re.findall(r"GLIBC_(2\.\d+)", said("objdump", "-T", path)))
+    return max(wanted, key=lambda text: int(text.split(".")[1]))
 
 
 def carry_model(program: Path, name: str) -> None:

@@ -190,6 +190,24 @@ class WalletConfig:
 
 
 @attrs.frozen(kw_only=True)
+class RetentionConfig:
+    """How long is kept what has no money in it; payments are kept for ever (docs/operating.md)."""
+
+    events_days: int = _key(integer(1, 36_500, "days"), 7)
+    """Events of ours that every relay has answered."""
+    requests_days: int = _key(integer(30, 36_500, "days"), 30)
+    """Requests that came to nothing, sold or bought, and that an event was taken."""
+    unpaid_requests: int = _key(integer(100, 1_000_000, "requests"), 5_000)
+    """Of those that nobody paid, how many are kept at most in each of their states, whatever their age."""
+    quiet_days: int = _key(integer(1, 36_500, "days"), 14)
+    """Ticks in which an agent thought nothing."""
+    thoughts_days: int = _key(integer(30, 36_500, "days"), 365)
+    """What agents have thought and done; what they remember is their own."""
+    relay_jobs_days: int = _key(integer(1, 36_500, "days"), 90)
+    """Requests, results and feedback of jobs (kinds 5000 to 7000) on the embedded relay."""
+
+
+@attrs.frozen(kw_only=True)
 class ClaudeConfig:
     """The Claude tunnel (``pylon connect``): the rules of every session. A page may tighten them, never loosen them."""
 
@@ -263,6 +281,7 @@ class Config:
     wallet: WalletConfig = attrs.field(factory=WalletConfig)
     claude: ClaudeConfig = attrs.field(factory=ClaudeConfig)
     log: LogConfig = attrs.field(factory=LogConfig)
+    retention: RetentionConfig = attrs.field(factory=RetentionConfig)
     origin: Origin | None = attrs.field(default=None, eq=False, repr=False)
     """Where it was read; ``None``: it was made. No key."""
 
@@ -318,6 +337,7 @@ _SECTIONS: dict[KeyPath, type] = {
     ("wallet",): WalletConfig,
     ("claude",): ClaudeConfig,
     ("log",): LogConfig,
+    ("retention",): RetentionConfig,
 }
 
 _MOVED: dict[KeyPath, KeyPath] = {("name",): ("provider", "name"), ("description",): ("provider", "description")}

@@ -92,6 +92,15 @@ network = "{network}"{remark}
 [log]
 # level = "info"  # debug, info, warning, error
 
+[retention]
+# What has no money in it is forgotten after so many days; payments are kept for ever.
+# events_days = 7  # events that every relay has answered
+# requests_days = 30  # requests that came to nothing
+# unpaid_requests = 5000  # at most so many of those, in each of their states
+# quiet_days = 14  # ticks in which an agent thought nothing
+# thoughts_days = 365  # what agents have thought and done
+# relay_jobs_days = 90  # jobs on the embedded relay
+
 [claude]
 # enabled = true
 # model = "claude-sonnet-4-20250514"

@@ -159,6 +159,10 @@ def _put(table: MutableMapping[str, Any], path: KeyPath, value: Any) -> None:
         return
     comment = before.trivia.comment if isinstance(before, Item) else ""
     made = _array(value) if isinstance(value, list | tuple) else tomlkit.item(value)
+    if isinstance(made, tomlkit.items.Table) and not isinstance(before, tomlkit.items.Table):
+        # In a line: one with lines of its own may stand in no line, and takes the keys that are set after it.
+        made = tomlkit.inline_table()
+        made.update(value)
     table[name] = made
     if path == ("network",) and comment and f"  {comment}" == remark(str(before)):
         # What a new home's file says beside its network is of that network.

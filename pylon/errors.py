@@ -117,19 +117,23 @@ class WalletError(PylonError):
     exit_code = 4
 
 
+FUND = "fund the wallet: pylon wallet fund"
+"""Where there is a faucet."""
+PAY_IN = "pay some in: pylon wallet invoice AMOUNT makes an invoice for it"
+"""Where there is none, or it is not ours to know."""
+
+
 class InsufficientFunds(WalletError):
     """Amount and fee are more than can be spent."""
 
     code = "insufficient_funds"
 
-    def __init__(self, required_msats: int, available_msats: int | None) -> None:
-        """``available_msats``: ``None`` where nobody could tell."""
+    def __init__(self, required_msats: int, available_msats: int | None, hint: str = FUND) -> None:
+        """``available_msats``: ``None`` where nobody could tell. ``hint``: how more gets into this wallet."""
         there = "and the wallet does not say how much there is"
         if available_msats is not None:
             there = f"{available_msats / 1000:,.3f} sat are available"
-        super().__init__(
-            f"needs {required_msats / 1000:,.3f} sat with fees, {there}", "fund the wallet: pylon wallet fund"
-        )
+        super().__init__(f"needs {required_msats / 1000:,.3f} sat with fees, {there}", hint)
         self.required_msats = required_msats
         self.available_msats = available_msats
 
@@ -198,9 +202,13 @@ class WalletUnreachable(WalletError):
 
 
 class PaymentUnknown(WalletError):
-    """The wallet did not say: the payment may still settle. Never pay again; look it up."""
+    """The wallet did not say: the payment may still settle. Never pay again; look it up.
+
+    Nothing was refused: who takes exit code 4 for "nothing was sent" must not get it for this.
+    """
 
     code = "payment_unknown"
+    exit_code = 1
 
 
 class InferenceError(PylonError):

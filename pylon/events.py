@@ -291,7 +291,9 @@ class PaymentReceived(Event):
 
 @attrs.frozen(kw_only=True)
 class PaymentFailed(Event):
-    """A payment was given up: the wallet says that it has failed, or the operator said no. Nothing has left."""
+    """A payment was given up: the wallet says that it has failed, or the operator said no. Nothing has left; where that
+    turns out to be wrong, `payment.sent` follows.
+    """
 
     kind: ClassVar[str] = "payment.failed"
     agent: str
@@ -549,10 +551,13 @@ def describe(told: Mapping[str, Any]) -> str:
     if told.get("held") == "":
         words.append("no longer")
     if "to_state" in told:
-        words.append(f"{told.get('from_state')} -> {told['to_state']}")
+        words.append(" -> ".join(str(state) for state in (told.get("from_state"), told["to_state"]) if state))
     for name, value in told.items():
         if name not in _PLACE and value not in (None, "", (), []):
             words.append(_field(name, value))
+    used, bound = told.get("used_msats"), told.get("bound_msats")
+    if isinstance(used, int) and isinstance(bound, int) and bound > 0:
+        words.append(f"{used * 100 // bound} %")
     who = told.get("name") or str(told.get("agent") or "")[:_ID_DIGITS]
     return f"{told.get('kind')}{f' of {who}' if who else ''}{': ' if words else ''}{', '.join(words)}"
 

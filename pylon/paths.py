@@ -148,10 +148,14 @@ def find_home(option: str | None = None, environ: Mapping[str, str] = os.environ
     """The home to use: ``--home``, else ``PYLON_HOME``, else the default; then ``data_dir`` of its ``config.toml``.
 
     An explicit home wins over ``data_dir``, and says so in ``warnings``. A file that is no TOML is left for
-    ``pylon.config`` to complain about. Raises ``ConfigError`` for a ``data_dir`` that is no absolute path.
+    ``pylon.config`` to complain about. Raises ``ConfigError`` for a ``data_dir`` that is no absolute path,
+    and where nobody knows the user's home directory.
     """
     explicit = option or environ.get("PYLON_HOME") or None
-    root = Path(os.path.abspath(os.path.expanduser(explicit or DEFAULT_HOME)))
+    expanded = os.path.expanduser(explicit or DEFAULT_HOME)
+    if explicit is None and not os.path.isabs(expanded):
+        raise ConfigError("nothing says where your home directory is", "set HOME, or name a directory with --home")
+    root = Path(os.path.abspath(expanded))
     home = Home(root)
     wanted = _data_dir(home.config)
     if wanted is None:

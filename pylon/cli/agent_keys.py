@@ -107,6 +107,8 @@ def import_agent(
 
     It runs here from now on; the home that it came from parks it as soon as it hears of that.
     """
+    from pylon.host.migration import is_backup
+
     _one_form(phrase, bundle, "import")
     params = given(name=name, relays=list(relays) or None)
     if bundle is None:
@@ -122,7 +124,13 @@ def import_agent(
                 f"{bundle} has more than {MAX_SENT_BYTES:,} bytes, which a running daemon does not take",
                 "stop it, and import then",
             )
-        params["passphrase"] = passphrase(passphrase_fd, new=False)
+        if not is_backup(params["bundle"]):
+            params["passphrase"] = passphrase(passphrase_fd, new=False)
+        elif passphrase_fd is not None:
+            raise UsageError(
+                "this is a backup of a deleted agent: it opens in its home, without a passphrase",
+                "leave out --passphrase-fd",
+            )
 
     def progress(method: str, data: Any) -> None:
         if method == "import" and not state.json:

@@ -71,6 +71,7 @@ def checks() -> Mapping[str, tuple[Check, float]]:
         "disk": (files.disk, BOUND),
         "daemon": (files.process, BOUND),
         "database": (files.database, 3 * PATIENCE),
+        "backup": (files.backup, BOUND),
         "books": (parts.books, PATIENCE),
         "wallet": (parts.wallet, PATIENCE),
         "agents": (parts.agents, BOUND),

@@ -34,7 +34,7 @@ def logs(state: State, follow: bool, lines: int, agent: str | None, level: str |
     """Show the daemon's log, the older files of its rotation too.
 
     With --json, one JSON object a line: timestamp (UTC), level, logger, event, and where there are any, agent and
-    exception.
+    exception. What pylon events shows, too, has its kind, seq and data.
     """
     path = state.home.log
     if not path.exists() and not follow:

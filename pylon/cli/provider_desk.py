@@ -64,46 +64,41 @@ def jobs(state: State, limit: int, wanted: str | None, customer: str | None) -> 
     emit(state, report, lambda: _jobs_text(report["jobs"]))
 
 
-@provider.command(short_help="Hold a customer back by no cap.")
-@click.argument("customer")
-@click.option("--free", is_flag=True, help="And serve it free of charge.")
-@json_option
-@pass_state
-def trust(state: State, customer: str, free: bool) -> None:
-    """Trust CUSTOMER (npub or hex): however many of its jobs are open, one more is heard. At once."""
-    _say(state, "provider.trust", {"customer": customer, "free": free})
+def _about_customer(verb: str, short_help: str, text: str, *options: click.Option) -> None:
+    """One more command: it says of CUSTOMER what the verb of its name says."""
+
+    @provider.command(verb, short_help=short_help, help=text)
+    @click.argument("customer")
+    @json_option
+    @pass_state
+    def command(state: State, /, **params: Any) -> None:
+        report = run_verb(state, f"provider.{verb}", params)
+        emit(state, report, lambda: f"{report['npub']} is {_WORDS[report['standing']]}")
+
+    command.params[1:1] = options
 
 
-@provider.command(short_help="Treat a customer like any other again.")
-@click.argument("customer")
-@json_option
-@pass_state
-def untrust(state: State, customer: str) -> None:
-    """Trust CUSTOMER (npub or hex) no more, whatever the configuration says."""
-    _say(state, "provider.untrust", {"customer": customer})
-
-
-@provider.command(short_help="Hear a customer no more.")
-@click.argument("customer")
-@json_option
-@pass_state
-def block(state: State, customer: str) -> None:
-    """Hear CUSTOMER (npub or hex) no more: it gets no answer. What it has paid is done nevertheless."""
-    _say(state, "provider.block", {"customer": customer})
-
-
-@provider.command(short_help="Hear a customer again.")
-@click.argument("customer")
-@json_option
-@pass_state
-def unblock(state: State, customer: str) -> None:
-    """Hear CUSTOMER (npub or hex) again, whatever the configuration says."""
-    _say(state, "provider.unblock", {"customer": customer})
-
-
-def _say(state: State, verb: str, params: dict[str, Any]) -> None:
-    report = run_verb(state, verb, params)
-    emit(state, report, lambda: f"{report['npub']} is {_WORDS[report['standing']]}")
+_about_customer(
+    "trust",
+    "Hold a customer back by no cap.",
+    "Trust CUSTOMER (npub or hex): however many of its jobs are open, one more is heard. At once.",
+    click.Option(["--free"], is_flag=True, help="And serve it free of charge."),
+)
+_about_customer(
+    "untrust",
+    "Treat a customer like any other again.",
+    "Trust CUSTOMER (npub or hex) no more, whatever the configuration says.",
+)
+_about_customer(
+    "block",
+    "Hear a customer no more.",
+    "Hear CUSTOMER (npub or hex) no more: it gets no answer. What it has paid is done nevertheless.",
+)
+_about_customer(
+    "unblock",
+    "Hear a customer again.",
+    "Hear CUSTOMER (npub or hex) again, whatever the configuration says.",
+)
 
 
 def _status_text(report: dict[str, Any]) -> str:

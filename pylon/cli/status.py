@@ -129,6 +129,8 @@ def render(report: dict[str, Any]) -> str:
     lines = [f"Daemon:   running ({pid})"]
     if isinstance(daemon.get("uptime_secs"), (int, float)):
         lines.append(f"Uptime:   {_duration(int(daemon['uptime_secs']))}")
+    if _table(report.get("database")).get("damaged"):
+        lines.append(f"DAMAGED:  nothing is sold or spent: {report['database']['damaged']} (pylon doctor)")
     modes = [name for name in ("provider", "host") if daemon.get(f"{name}_active")]
     lines.append(f"Modes:    {', '.join(modes) or 'none'}")
     if report.get("network"):
@@ -149,7 +151,7 @@ def render(report: dict[str, Any]) -> str:
     ]
     lines.append(f"Backends: {', '.join(backends) or 'none'}")
     lines += _section("Relays", [_relay(entry) for entry in _list(report, "relays")])
-    lines += _section("Agents", [_agent(entry) for entry in _list(report, "agents")])
+    lines += _section("Agents", [_agent(entry) for entry in _list(report, "agents")] + _more_agents(report))
     trouble = [_child(entry) for entry in _list(report, "children") if _is_trouble(entry)]
     trouble += [_of_agent(entry) for entry in map(_table, _list(report, "quarantined")) if entry.get("agent")]
     trouble += [f"{name}  not told: {why}" for name, why in _table(report.get("incomplete")).items()]
@@ -256,6 +258,16 @@ def _agent(entry: Any) -> str:
     if agent.get("last_error"):
         parts.append(f"last error: {' '.join(str(agent['last_error']).split())[:200]}")
     return "  ".join(parts)
+
+
+def _more_agents(report: dict[str, Any]) -> list[str]:
+    """Of many agents not each has a line here: how many there are more, and in which states all of them are."""
+    states = {name: count for name, count in _table(report.get("agent_states")).items() if isinstance(count, int)}
+    more = sum(states.values()) - len(_list(report, "agents"))
+    if more <= 0:
+        return []
+    counts = ", ".join(f"{count:,} {name}" for name, count in states.items())
+    return [f"and {more:,} more, in all {counts}: pylon agent list"]
 
 
 def _is_trouble(entry: Any) -> bool:

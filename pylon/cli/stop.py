@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pylon.cli.client import call, is_running, not_running
 from pylon.cli.output import State, emit, json_option, note, pass_state
 from pylon.errors import ControlError, NotRunning, PylonError
 
@@ -70,8 +71,6 @@ def stop(state: State, force: bool, timeout: float) -> None:
 
 def _asked_to_end(state: State, running: Running, deadline: float) -> bool:
     """Whether it has ended by itself. One that does not listen starts or ends, and is asked as soon as it listens."""
-    from pylon.cli.client import call
-
     while True:
         began = time.monotonic()
         try:
@@ -102,8 +101,6 @@ def _stop_unseen(state: State, deadline: float) -> None:
 
     It can be asked, and nothing more.
     """
-    from pylon.cli.client import call, is_running, not_running
-
     if not is_running(state.home):
         raise not_running(state.home.data)
     call(state.home, "stop", timeout=ASK_SECONDS)

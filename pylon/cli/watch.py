@@ -42,7 +42,8 @@ def watch_status(state: State, interval: float) -> NoReturn:
             lately = "".join(f"\n  {each}" for each in feed.lately)
             shown = f"{_text(report)}{f'{chr(10)}Lately:{lately}' if lately else ''}"
             lines = plain(shown).splitlines()[: max(1, console.height - 2)]
-            live.update(Text("\n".join([*lines, "", f"{time.strftime('%H:%M:%S')}; Ctrl-C ends"])), refresh=True)
+            text = "\n".join([*lines, "", f"{time.strftime('%H:%M:%S')}; Ctrl-C ends"])
+            live.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)
 
         watch(state.home, interval, show, moving=True)
 

@@ -527,10 +527,11 @@ class AgentVerbs:
         name = None if params.get("name") is None else check_name(reading.text(params, "name"))
         relays = tuple(reading.listed(params, "relays"))
         if params.get("bundle") is not None:
+            text = reading.text(params, "bundle", reading.MAX_BUNDLE)
             found = await migration.import_bundle(
                 self.agents,
-                reading.text(params, "bundle", reading.MAX_BUNDLE),
-                reading.text(params, "passphrase"),
+                text,
+                "" if migration.is_backup(text) else reading.text(params, "passphrase"),
                 name=name,
                 pool=self.pool,
                 tell=tell,

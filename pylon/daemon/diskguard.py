@@ -96,6 +96,8 @@ class DiskGuard:
             self.reason = found
 
     async def _problem(self) -> str:
+        if self._store.damaged is not None:
+            return self._store.damaged.message
         try:
             free = self._free(self._directory)
         except OSError as error:

@@ -22,8 +22,10 @@ from pylon.api.token import token_path
 from pylon.daemon.doctor import Finding, Patient, failed, passed, warned
 from pylon.daemon.nwc_home import uri_file
 from pylon.daemon.process import hold_home, read_pid
+from pylon.errors import StoreError
 from pylon.files import others
 from pylon.paths import Home
+from pylon.store import damage, remedy
 from pylon.store.schema import APPLICATION_ID, MIGRATIONS
 
 _FEW_BYTES, _TOO_FEW_BYTES = 500 << 20, 50 << 20
@@ -250,20 +252,25 @@ def _sweep(home: Home) -> None:
 async def database(patient: Patient) -> Sequence[Finding]:
     """Whether it is whole, and of a version that this Pylon knows."""
     path = patient.home.database
-    if not path.exists():
+    log = path.with_name(path.name + "-wal")
+    if not path.exists() and not log.exists():
         return [passed("database", "made at the first start")]
     return await trio.to_thread.run_sync(_look_into, path, abandon_on_cancel=True)
 
 
-_BACKUP = "XX"
-
-
 def _look_into(path: Path) -> Sequence[Finding]:
+    try:
+        damage.expect_sound(path, check_bytes=0)  # before anything of it is written home
+    except StoreError as error:
+        return [failed("database", error.message, error.hint)]
+    except sqlite3.Error:
+        pass  # told below
+    way_back = remedy.restore(path)
     try:
         with contextlib.closing(read_only(path)) as database:
             whole = database.execute("PRAGMA quick_check(3)").fetchall()
             if whole != [("ok",)]:
-                return [failed("database", f"{path} is damaged: {str(whole[0][0])[:200]}", _BACKUP)]
+                return [failed("database", f"{path} is damaged: {str(whole[0][0]).splitlines()[-1][:200]}", way_back)]
             if database.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
                 return [failed("database", f"{path} is no database of Pylon's", "name another home with --home")]
             strays = database.execute("PRAGMA foreign_key_check").fetchmany(3)
@@ -271,15 +278,15 @@ def _look_into(path: Path) -> Sequence[Finding]:
     except sqlite3.OperationalError as error:
         return [failed("database", f"{path} cannot be read: {error}", "check its owner and mode, and who else has it")]
     except sqlite3.DatabaseError as error:
-        return [failed("database", f"{path} is damaged: {error}", _BACKUP)]
+        return [failed("database", f"{path} is damaged: {error}", way_back)]
     known = {migration.name for migration in MIGRATIONS}
     if applied - known:
-        remedy = "upgrade Pylon, or restore the backup made before the upgrade"
+        newer = "upgrade Pylon, or restore the backup made before the upgrade"
         return [
-            failed("database", f"{path} was made by a newer Pylon: {', '.join(sorted(applied - known))[:200]}", remedy)
+            failed("database", f"{path} was made by a newer Pylon: {', '.join(sorted(applied - known))[:200]}", newer)
         ]
     if strays:
-        return [failed("database", f"{path}: rows of {strays[0][0]} refer to what is not there", _BACKUP)]
+        return [failed("database", f"{path}: rows of {strays[0][0]} refer to what is not there", way_back)]
     log = path.with_name(path.name + "-wal")
     size = f"{path.stat().st_size / (1 << 20):,.1f} MiB, {len(applied)} migrations"
     if known - applied:
@@ -289,6 +296,26 @@ def _look_into(path: Path) -> Sequence[Finding]:
         told = f"its write-ahead log has {log.stat().st_size / (1 << 20):,.0f} MiB"
         findings.append(warned("database", told, "restart the daemon: pylon stop; pylon start"))
     return findings
+
+
+_OLD_BACKUP = 30 * 86_400.0
+
+
+async def backup(patient: Patient) -> Sequence[Finding]:
+    """Whether there is a way back. On simnet nothing is lost that matters."""
+    if not patient.home.mnemonic.exists():
+        return []
+    known, remedy_ = remedy.newest(patient.home.data), "pylon backup DIRECTORY, on another disk"
+    if known is None:
+        if patient.loaded is not None and patient.loaded.config.network == "simnet":
+            return [passed("backup", "none is known of; on simnet nothing is lost with it")]
+        return [warned("backup", "no backup of this home is known of", remedy_)]
+    path, at = known
+    days = max(0.0, patient.clock.now() - at) / 86_400
+    told = f"{path}, {days:,.0f} days old" + ("" if path.exists() else ", and not here now")
+    if days * 86_400 > _OLD_BACKUP:
+        return [warned("backup", f"the newest is {told}", remedy_)]
+    return [passed("backup", told)]
 
 
 def read_only(path: Path) -> sqlite3.Connection:

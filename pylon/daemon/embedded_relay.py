@@ -14,15 +14,18 @@ import trio
 
 from pylon.clock import Clock
 from pylon.config_values import Bind
-from pylon.errors import ConfigError, RelayError
+from pylon.errors import ConfigError, RelayError, StoreError
 from pylon.relays.information import fetch_information
-from pylon.relays.relay import open_relay
+from pylon.relays.relay import Relay, open_relay
 from pylon.relays.server import SOFTWARE, PortTaken, serve_relay
 
 log = logging.getLogger(__name__)
 
 _TRY_AGAIN = 1.0
 """Seconds between two attempts to bind a port that another home serves."""
+_FORGET_EVERY = 3_600.0
+_PAUSE = 0.05
+"""Seconds between two batches: clients come first."""
 _ANSWER_WITHIN = 5.0
 """Seconds for whoever has the port to say what it is."""
 
@@ -30,7 +33,9 @@ _ANSWER_WITHIN = 5.0
 class EmbeddedRelay:
     """Serves one address, or watches over it."""
 
-    def __init__(self, bind: Bind, path: Path, clock: Clock) -> None:
+    def __init__(self, bind: Bind, path: Path, clock: Clock, *, job_days: int = 0) -> None:
+        """``job_days``: how long jobs are kept, 0 is for ever."""
+        self._job_days = job_days
         self._bind = bind
         self._path = path
         self._clock = clock
@@ -50,8 +55,27 @@ class EmbeddedRelay:
             await trio.sleep(_TRY_AGAIN)
 
     async def _serve(self, task_status: trio.TaskStatus[str]) -> None:
-        async with open_relay(self._path, clock=self._clock) as relay:
-            await serve_relay(relay, self._bind.host, self._bind.port, task_status=_Bound(self, task_status))
+        failed: Exception | None = None
+        async with open_relay(self._path, clock=self._clock) as relay, trio.open_nursery() as nursery:
+            if self._job_days:
+                nursery.start_soon(self._forget_jobs, relay)
+            try:
+                await serve_relay(relay, self._bind.host, self._bind.port, task_status=_Bound(self, task_status))
+            except Exception as error:
+                # Kept out of the nursery, which would wrap it in a group.
+                failed = error
+            nursery.cancel_scope.cancel()
+        if failed is not None:
+            raise failed
+
+    async def _forget_jobs(self, relay: Relay) -> None:
+        while True:
+            gone = 0
+            try:
+                gone = relay.store.forget_jobs(int(self._clock.now()) - self._job_days * 86_400)
+            except StoreError as error:
+                log.warning("old jobs stay on the relay: %s", error.message)
+            await trio.sleep(_PAUSE if gone else _FORGET_EVERY)
 
     def bound(self, host: str, port: int) -> str:
         """The port is ours."""

@@ -70,6 +70,7 @@ LIVE: frozenset[KeyPath] = _SOLD | {
     ("api", "budget_day_msats"),
     ("api", "budget_each_msats"),
     ("log", "level"),
+    *(("retention", name) for name in ("events_days", "requests_days", "quiet_days", "thoughts_days")),
     *(("wallet", name) for name in _WALLET),
 }
 """Taken over while the home runs."""

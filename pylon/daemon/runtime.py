@@ -33,6 +33,7 @@ from pylon.daemon.embedded_relay import EmbeddedRelay
 from pylon.daemon.events import Tally, open_stream, read_wanted, watch_balance
 from pylon.daemon.hosting import Hosting, assemble
 from pylon.daemon.housekeeping import keep_house
+from pylon.daemon.integrity import keep_checking
 from pylon.daemon.reload import Live, profile_of, set_log_level, terms_of
 from pylon.daemon.selling import Selling
 from pylon.daemon.thawing import thaw_when_reconciled
@@ -174,7 +175,9 @@ async def open_runtime(
             set_log_level(config)
         relay, relay_url = None, ""
         if config.relay.enabled:
-            relay = EmbeddedRelay(config.relay.bind, home.relay_database, clock)
+            relay = EmbeddedRelay(
+                config.relay.bind, home.relay_database, clock, job_days=config.retention.relay_jobs_days
+            )
             relay_url = await nursery.start(relay.run)
             urls.insert(0, relay_url)
         if not urls:
@@ -187,7 +190,10 @@ async def open_runtime(
         )
         await nursery.start(pool.run)
         supervisor.start(ChildSpec("publisher", Publisher(pool, store, clock, rng).run))
-        supervisor.start(ChildSpec("housekeeping", functools.partial(keep_house, store, clock)))
+        supervisor.start(
+            ChildSpec("housekeeping", functools.partial(keep_house, store, clock, lambda: live.config.retention))
+        )
+        supervisor.start(ChildSpec("integrity", functools.partial(keep_checking, store)))
 
         buyer, hosting, host, bound, openai = None, None, None, None, None
         listening = EventApi(stream, functools.partial(read_wanted, store))
@@ -427,6 +433,7 @@ def _provider(
         terms=terms_of(config, unit),
         deadlines=deadlines(config.provider.deadlines),
         received=received,
+        keep_unpaid=config.retention.unpaid_requests,
     )
 
 

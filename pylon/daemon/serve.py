@@ -14,6 +14,7 @@ import attrs
 import trio
 
 from pylon import __version__, identity
+from pylon.clock import Clock
 from pylon.config import Config
 from pylon.crashpoints import install_from_environment
 from pylon.daemon import books
@@ -54,12 +55,13 @@ def run_daemon(
     unlock: Callable[[], Unlocked] | None = None,
     on_ready: Callable[[Runtime], None] = lambda runtime: None,
     background: bool = False,
+    clock: Clock | None = None,
 ) -> None:
     """Run until a signal ends it, or the verb ``stop``. ``say`` tells the terminal.
 
     ``backend`` answers instead of the embedded engine. ``unlock`` opens the home, and may ask somebody for its
     passphrase; without it, only a file or a credential gives one. ``on_ready`` is called before ``say`` says so.
-    ``background``: whatever is written to stdout and stderr belongs to the log.
+    ``background``: whatever is written to stdout and stderr belongs to the log. ``clock``: other than the system's.
     Raises ``PylonError`` where it cannot start.
     """
     forbid_core_dumps()
@@ -71,7 +73,7 @@ def run_daemon(
         install_from_environment()
         with contextlib.suppress(OSError, ValueError, AttributeError):
             faulthandler.enable()  # what a crash, or the watchdog's SIGABRT, says: files and lines, no values
-        daemon = _Daemon(home, config, mode, say, on_ready, backend, manager, written)
+        daemon = _Daemon(home, config, mode, say, on_ready, backend, manager, written, clock)
         try:
             trio.run(daemon.run, keys, strict_exception_groups=True)
         except BaseExceptionGroup as group:
@@ -101,6 +103,7 @@ class _Daemon:
     backend: Backend | None
     manager: Notifier
     log: Log
+    clock: Clock | None = None
     life: Life = attrs.field(factory=Life)
     reloading: trio.Lock = attrs.field(factory=trio.Lock)
 
@@ -127,7 +130,13 @@ class _Daemon:
     async def _serve(self, keys: Unlocked, running: list[Runtime]) -> None:
         async with (
             open_runtime(
-                self.home, self.config, mode=self.mode, backend=self.backend, serve_http=True, keys=keys
+                self.home,
+                self.config,
+                mode=self.mode,
+                backend=self.backend,
+                serve_http=True,
+                clock=self.clock,
+                keys=keys,
             ) as runtime,
             trio.open_nursery() as nursery,
         ):

@@ -19,6 +19,7 @@ from pylon.daemon.control import to_nobody
 from pylon.daemon.runtime import Runtime
 from pylon.daemon.wallet_verbs import WalletGuard
 from pylon.errors import PylonError, brief
+from pylon.host import registry
 from pylon.provider.earnings import Earnings, earnings
 from pylon.provider.sale import SALE
 from pylon.supervision import ChildState, ChildStatus
@@ -83,8 +84,9 @@ async def report(runtime: Runtime, agents: AgentVerbs | None) -> dict[str, Any]:
             "known_at": None if held is None else held.known_at,
             **(parts.read("guard", WalletGuard(runtime.store, runtime.clock).summary) or {}),
         },
+        "database": {"damaged": "" if runtime.store.damaged is None else runtime.store.damaged.message},
         "children": children,
-        "quarantined": _quarantined(children, listed),
+        "quarantined": parts.read("quarantined", lambda: _quarantined(runtime, children)) or [],
         "incomplete": parts.incomplete,
     }
 
@@ -147,12 +149,14 @@ def _child(child: ChildStatus) -> dict[str, Any]:
     return {"name": child.name, "state": child.state, "starts": child.starts, "last_error": child.last_error}
 
 
-def _quarantined(children: list[dict[str, Any]], agents: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What is not started again by itself, of the daemon and of its agents."""
-    told = [{"agent": None, **child} for child in children]
-    told += [{"agent": agent["name"], **child} for agent in agents for child in agent["children"]]
-    return [
-        {"agent": child["agent"], "name": child["name"], "last_error": child["last_error"]}
-        for child in told
+def _quarantined(runtime: Runtime, children: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What is not started again by itself, of the daemon and of all its agents, told of one by one or not."""
+    told = [
+        {"agent": None, "name": child["name"], "last_error": child["last_error"]}
+        for child in children
         if child["state"] == ChildState.QUARANTINED
     ]
+    for agent, part in [] if runtime.host is None else runtime.host.quarantined()[:STATUS_AGENTS]:
+        name = registry.load(runtime.store, agent).name or agent[:16]
+        told.append({"agent": name, "name": part.name, "last_error": part.last_error})
+    return told

@@ -6,18 +6,21 @@ Told are states, times, money, ids and relays, and neither question nor answer.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 
-from pylon.compute.purchase import PURCHASE
+from pylon.compute.purchase import PURCHASE, Purchase
 from pylon.compute.purchases import purchase_records
 from pylon.daemon.control import Notify
 from pylon.daemon.jobs import BEGINS, hex_prefix
 from pylon.errors import NotFound
-from pylon.provider.sale import SALE
+from pylon.provider.sale import SALE, Sale
 from pylon.provider.sales import sale_records
 from pylon.store.database import Store
+from pylon.store.records import RecordTable
+
+R = TypeVar("R", bound=Purchase | Sale)
 
 RESULTS_LOOKED_AT = 1_000
 """A result's id stands in sealed records only: the latest purchases that are opened to find it."""
@@ -79,16 +82,9 @@ class Tracing:
         return {record.id for record in latest if (record.result_id or "").startswith(wanted)}
 
     def _purchase(self, ident: str) -> dict[str, Any]:
-        record = purchase_records(self.store).load(self.store, ident)
-        if record is None:
-            raise NotFound(f"job {ident[:16]} has no record any more", "pylon job list")
+        record = self._record(purchase_records(self.store), ident, "job")
         return {
-            "machine": PURCHASE.name,
-            "id": ident,
-            "state": record.state.value,
-            "reason": record.reason,
-            "created_at": record.created_at,
-            "model": record.model,
+            **_head(PURCHASE.name, record),
             "bid_msats": record.bid,
             "invoice_msats": record.quoted,
             "paid_msats": record.paid,
@@ -111,16 +107,9 @@ class Tracing:
         }
 
     def _sale(self, ident: str) -> dict[str, Any]:
-        record = sale_records(self.store).load(self.store, ident)
-        if record is None:
-            raise NotFound(f"sale {ident[:16]} has no record any more", "pylon job list")
+        record = self._record(sale_records(self.store), ident, "sale")
         return {
-            "machine": SALE.name,
-            "id": ident,
-            "state": record.state.value,
-            "reason": record.reason,
-            "created_at": record.created_at,
-            "model": record.model,
+            **_head(SALE.name, record),
             "customer": record.customer,
             "attempts": record.attempts,
             "price_msats": record.price,
@@ -139,6 +128,12 @@ class Tracing:
             ),
             **self._life(SALE.name, ident, record.created_at),
         }
+
+    def _record(self, records: RecordTable[R], ident: str, what: str) -> R:
+        record = records.load(self.store, ident)
+        if record is None:
+            raise NotFound(f"{what} {ident[:16]} has no record any more", "pylon job list")
+        return record
 
     def _life(self, machine: str, subject: str, begun: float) -> dict[str, Any]:
         """``ms`` of a step: since the step before, of the first since the beginning; of a relay: since the queueing."""
@@ -166,6 +161,18 @@ class Tracing:
 
     def _rows(self, sql: str, *params: str) -> list[dict[str, Any]]:
         return [dict(row) for row in self.store.read(sql, params)]
+
+
+def _head(machine: str, record: Purchase | Sale) -> dict[str, Any]:
+    """What is told of either side of a job."""
+    return {
+        "machine": machine,
+        "id": record.id,
+        "state": record.state.value,
+        "reason": record.reason,
+        "created_at": record.created_at,
+        "model": record.model,
+    }
 
 
 def _milliseconds(start: float, end: float) -> int:

@@ -19,6 +19,8 @@ from pylon.daemon.control import Method, Notify
 from pylon.daemon.wallets import Fundable
 from pylon.daemon.withdrawals import Withdrawals
 from pylon.errors import (
+    FUND,
+    PAY_IN,
     FeeTooHigh,
     InsufficientFunds,
     InvoiceExpired,
@@ -181,7 +183,9 @@ class WalletVerbs:
                 "pylon wallet pay TARGET --max-fee SATS",
             )
         if quoted["spendable_msats"] is not None and quoted["spendable_msats"] < quoted["total_msats"]:
-            raise InsufficientFunds(quoted["total_msats"], quoted["spendable_msats"])
+            faucet = self.config.network != "mainnet" and self.config.wallet.kind != "nwc"
+            hint = FUND if faucet else PAY_IN
+            raise InsufficientFunds(quoted["total_msats"], quoted["spendable_msats"], hint)
 
     async def _quote(self, wallet: Wallet, target: Target, amount: Msat, params: Mapping[str, Any]) -> dict[str, Any]:
         fee = await wallet.quote(target.text, amount=None if target.amount is not None else amount)

@@ -35,7 +35,7 @@ from pylon.host.tick import Ticks
 from pylon.host.ticking import TickRecord
 from pylon.logcontext import AGENT
 from pylon.relays.pool import RelayPool
-from pylon.supervision import ChildSpec, ChildStatus, Policy, Supervisor
+from pylon.supervision import ChildSpec, ChildState, ChildStatus, Policy, Supervisor
 
 log = logging.getLogger(__name__)
 
@@ -148,6 +148,13 @@ class Host:
         if self._supervisor is None:
             return None
         return self._supervisor.status(agent_id)
+
+    def quarantined(self) -> list[tuple[str, ChildStatus]]:
+        """What has ended too often, of all that are awake: whose it is, and which part; ``nursery`` is the whole."""
+        wholes = [] if self._supervisor is None else self._supervisor.statuses()
+        found = [(whole.name, attrs.evolve(whole, name="nursery")) for whole in wholes]
+        found += [(agent_id, part) for agent_id, runner in self._runners.items() for part in runner.statuses()]
+        return [(agent_id, part) for agent_id, part in found if part.state is ChildState.QUARANTINED]
 
     async def tick(self, agent_id: str) -> TickRecord:
         """A tick now, whatever the schedule says. Raises ``UsageError`` for an agent that does not run."""

@@ -145,6 +145,11 @@ def _open_backup(agents: Agents, text: str) -> bytes:
     return agents.store.vault.open(sealed, f"backup:{head.removeprefix(_BACKUP)}").encode()
 
 
+def is_backup(text: str) -> bool:
+    """Whether this is what was written of an agent that was deleted: sealed with the home's own key."""
+    return text.startswith(_BACKUP)
+
+
 async def import_bundle(
     agents: Agents, text: str, passphrase: str, *, name: str | None, pool: RelayPool, tell: Tell
 ) -> Arrived:
@@ -152,7 +157,7 @@ async def import_bundle(
 
     Raises ``BundleError``, ``SealError``, ``UsageError``.
     """
-    if text.startswith(_BACKUP):
+    if is_backup(text):
         payload = _open_backup(agents, text)
     else:
         payload = await trio.to_thread.run_sync(bundle.open_bundle, text, passphrase)

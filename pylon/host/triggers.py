@@ -304,9 +304,12 @@ def dropped(source: Reads, agent: str) -> int:
     return int(kept.get(source, _counter(agent)) or 0)
 
 
-def prune(tx: Tx, before: float) -> int:
-    """Forget what was taken and came before this time; returns how many. Keep ``KEEP_SECONDS``."""
-    return tx.execute("DELETE FROM triggers WHERE tick IS NOT NULL AND at < ?", (before,)).rowcount
+def prune(tx: Tx, before: float, limit: int = -1) -> int:
+    """Forget what was taken and came before this time, at most ``limit``; returns how many. Keep ``KEEP_SECONDS``."""
+    return tx.execute(
+        "DELETE FROM triggers WHERE rowid IN (SELECT rowid FROM triggers WHERE tick IS NOT NULL AND at < ? LIMIT ?)",
+        (before, limit),
+    ).rowcount
 
 
 def _drop_latest_stranger(tx: Tx, agent: str) -> bool:

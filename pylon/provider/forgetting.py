@@ -1,6 +1,6 @@
 """Forgets sales that came to nothing before their month is over, where there are more of them than anybody reads.
 
-What is paid is never forgotten (``pylon.daemon.housekeeping``). Of an unpaid sale the wallet was asked after the end of
+What is paid is never forgotten (``pylon.daemon.retention``). Of an unpaid sale the wallet was asked after the end of
 its invoice, when it expired; of one that ended sooner it is asked before it is forgotten, and where it cannot tell, the
 sale stays. With it goes all that its request has left, once that is too old to be taken again.
 """
@@ -23,8 +23,8 @@ from pylon.store.database import Store, Tx
 
 log = logging.getLogger(__name__)
 
-KEEP = 20_000
-"""Sales in each of the states below that are kept, the newest ones."""
+KEEP = 5_000
+"""Sales in each of the states below that are kept, the newest ones: ``[retention] unpaid_requests``."""
 _EVERY = 300.0
 _FIRST = 900.0
 """Seconds after a start: what was paid while we were away is found before anything is forgotten."""
@@ -39,12 +39,12 @@ Ask = Callable[[str], Awaitable[object]]
 """Asks the wallet about the invoice of a sale, by the sale's id, and claims what was paid. Raises where it cannot."""
 
 
-async def keep_few(store: Store, clock: Clock, terms: Callable[[], Terms], ask: Ask | None) -> None:
+async def keep_few(store: Store, clock: Clock, terms: Callable[[], Terms], ask: Ask | None, keep: int = KEEP) -> None:
     """Until cancelled."""
     await trio.sleep(_FIRST)
     while True:
         try:
-            await forget(store, clock.now(), terms(), ask)
+            await forget(store, clock.now(), terms(), ask, keep)
         except Exception as error:
             log.warning("cannot forget old requests: %s", brief(error))
         await trio.sleep(_EVERY)

@@ -27,7 +27,7 @@ from pylon.provider import sale as machine
 from pylon.provider.cancellations import Cancellations
 from pylon.provider.deliveries import Deliveries, take_back
 from pylon.provider.desk import CONSUMER, Desk
-from pylon.provider.forgetting import keep_few
+from pylon.provider.forgetting import KEEP, keep_few
 from pylon.provider.holds import Holds
 from pylon.provider.inputs import Inputs
 from pylon.provider.payments import Payments, mint
@@ -72,11 +72,13 @@ class Provider:
         deadlines: Deadlines = DEFAULT_DEADLINES,
         slots: int = 1,
         received: Callable[[Payment], Awaitable[object]] | None = None,
+        keep_unpaid: int = KEEP,
     ) -> None:
         self._secret = secret
         self._store = store
         self._pool = pool
         self._wallet = wallet
+        self._keep_unpaid = keep_unpaid
         self.router = router
         self._clock = clock
         self._work = Work(
@@ -172,7 +174,7 @@ class Provider:
                 nursery.start_soon(self.deliveries.watch)
                 nursery.start_soon(handle_together, self._waiting, self._hear)
                 ask = None if self.payments is None else self._ask_about
-                nursery.start_soon(keep_few, self._store, self._clock, lambda: self.terms, ask)
+                nursery.start_soon(keep_few, self._store, self._clock, lambda: self.terms, ask, self._keep_unpaid)
                 task_status.started()
                 async for received in heard:
                     for event in (received.event, *heard.drain()):

@@ -35,6 +35,7 @@ DELETION_KIND = 5
 _VERSION = 1
 _PURGE_EVERY = 60
 _PURGE_BATCH = 1_000
+_JOBS_BATCH = 200
 _LONG_VALUE = 128
 _MAX_SCANS = 128
 _MAX_INTEGER = 2**63 - 1
@@ -275,6 +276,23 @@ class EventStore:
         self.commit()
         if len(gone) < _PURGE_BATCH:
             self._purged_at = now
+        return len(gone)
+
+    def forget_jobs(self, before: int) -> int:
+        """Remove jobs (NIP-90: kinds 5000 to 7000) that were created before this; at most 200, and how many."""
+        try:
+            if not self._db.in_transaction:
+                self._db.execute("BEGIN IMMEDIATE")
+            gone = self._db.execute(
+                "SELECT seq, json FROM event WHERE created_at < ? AND kind BETWEEN 5000 AND 7000 LIMIT ?",
+                (before, _JOBS_BATCH),
+            ).fetchall()
+            for seq, text in gone:
+                self._remove(seq, text)
+        except sqlite3.Error as error:
+            self.rollback()
+            raise StoreError(f"the relay cannot remove old jobs: {error}") from error
+        self.commit()
         return len(gone)
 
     # --- reading ----------------------------------------------------------------------------------------------

@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import logging
 import os
+import secrets
 import sqlite3
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, cast
 
 import attrs
@@ -23,8 +26,13 @@ import trio
 
 from pylon.clock import Clock
 from pylon.errors import StoreError
+from pylon.files import draft_prefix, publish
+from pylon.store import remedy
+from pylon.store.damage import expect_sound
 from pylon.store.schema import migrate
 from pylon.store.vault import Vault
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Params: TypeAlias = Sequence[Any] | Mapping[str, Any]
@@ -150,6 +158,8 @@ class Store:
         """Times so far that nothing could be committed: the disk is full, or somebody else holds the database."""
         self.on_fact: Callable[[object], None] | None = None
         """Told what transactions tell (``Tx.tell``), in the order of the commits. Must not raise, nor wait."""
+        self.damaged: StoreError | None = None
+        """Why nothing is written any more: the database was found to be damaged. What still reads can be read."""
         self._writer = writer
         self._reader = reader
         self._limiter = trio.CapacityLimiter(1) if threaded else None
@@ -171,7 +181,7 @@ class Store:
         try:
             return self._reader.execute(sql, params).fetchall()
         except _TRANSLATED as error:
-            raise _translate(error, self.path) from _cause(error)
+            raise self._translate(error) from _cause(error)
 
     def one(self, sql: str, params: Params = ()) -> sqlite3.Row | None:
         """The first row of a query over what is committed, or ``None``."""
@@ -183,7 +193,7 @@ class Store:
             finally:
                 cursor.close()
         except _TRANSLATED as error:
-            raise _translate(error, self.path) from _cause(error)
+            raise self._translate(error) from _cause(error)
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
@@ -213,6 +223,8 @@ class Store:
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         self._require_alive()
+        if self.damaged is not None:
+            raise _copy(self.damaged)
         if self._ending:
             raise StoreError("the store is being closed", "nothing more can be written")
         job = _Job(fn)
@@ -242,6 +254,18 @@ class Store:
                 self._listeners.pop(topic, None)
             send.close()
             receive.close()
+
+    def condemn(self, why: StoreError) -> None:
+        """Write nothing any more, for the database is damaged: what was built on it could not be believed."""
+        if self.damaged is None:
+            self.damaged = why
+            log.critical("nothing is written any more, sold or spent: %s (%s)", why.message, why.hint)
+
+    def _translate(self, error: Exception) -> StoreError:
+        translated = _translate(error, self.path)
+        if _primary_code(error) in _DAMAGE:
+            self.condemn(translated)
+        return translated
 
     def kill(self) -> None:
         """Die as in a power cut, for simulations: what is not committed is gone, and every later call raises.
@@ -276,12 +300,16 @@ class Store:
             self._finished.set()
 
     async def _commit_group(self) -> None:
+        if self.damaged is not None:
+            while self._queue:
+                self._queue.popleft().fail(_copy(self.damaged))
+            return
         try:
             await self._begin()
         except sqlite3.Error as error:
             self.failures += 1
             while self._queue:
-                self._queue.popleft().fail(_translate(error, self.path))
+                self._queue.popleft().fail(self._translate(error))
             return
         if self._dead is not None:
             return
@@ -296,13 +324,15 @@ class Store:
                 if not self._writer.in_transaction:
                     # A full disk can end the whole transaction by itself, and what the others wrote with it.
                     raise _copy(job.error)
+            if self.damaged is not None:
+                raise _copy(self.damaged)
             if self._dead is None:
                 await self._commit()
         except (sqlite3.Error, StoreError) as error:
             self.failures += 1
             self._roll_back()
             for job in group:
-                job.fail(_translate(error, self.path) if isinstance(error, sqlite3.Error) else _copy(error))
+                job.fail(self._translate(error) if isinstance(error, sqlite3.Error) else _copy(error))
         finally:
             self._busy = False
             self._group = []
@@ -334,6 +364,8 @@ class Store:
                 raise TypeError("a write must be a plain function: it cannot await inside a transaction")
         except BaseException as error:
             job.error = error
+            if isinstance(error, StoreError) and _primary_code(error.__cause__) in _DAMAGE:
+                self.condemn(_copy(error))
             if self._writer.in_transaction:
                 self._writer.execute("ROLLBACK TO job")
                 self._writer.execute("RELEASE job")
@@ -412,7 +444,9 @@ class Store:
         await self._finished.wait()
         if self._dead is not None:
             return
-        if self._limiter is None:
+        if self.damaged is not None:
+            pass  # what is there is evidence
+        elif self._limiter is None:
             self._checkpoint()
         else:
             await trio.to_thread.run_sync(self._checkpoint, limiter=self._limiter)
@@ -449,13 +483,9 @@ async def open_store(
 
 def _connect(path: str, durable: bool) -> tuple[sqlite3.Connection, sqlite3.Connection]:
     with contextlib.ExitStack() as undo, _translated(path):
-        try:
-            # Made by us and not by SQLite, so that no other user can read it, whatever the umask.
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        except OSError as error:
-            raise StoreError(
-                f"the database {path} cannot be opened: {error.strerror}", "check the directory and its permissions"
-            ) from error
+        expect_sound(path)
+        if not os.path.lexists(path):
+            _create(Path(path), durable)
         writer = _open(path)
         undo.callback(writer.close)
         mode = writer.execute("PRAGMA journal_mode = WAL").fetchone()[0]
@@ -475,6 +505,31 @@ def _connect(path: str, durable: bool) -> tuple[sqlite3.Connection, sqlite3.Conn
     return writer, reader
 
 
+def _create(path: Path, durable: bool) -> None:
+    """Make a whole database beside ``path``, then give it its name: so one that is empty is never ours.
+
+    Made by us and not by SQLite, so that no other user can read it, whatever the umask.
+    """
+    draft = path.with_name(f"{draft_prefix(path)}{secrets.token_hex(8)}")
+    try:
+        os.close(os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        with contextlib.closing(_open(str(draft))) as connection:
+            # Before the first table. Pages that are not used any more can be given back without writing all anew.
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+            connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'OFF'}")
+            migrate(connection, str(path))
+        with contextlib.suppress(FileExistsError):  # somebody else was faster: theirs is as good
+            publish(draft, path)
+    except OSError as error:
+        raise StoreError(
+            f"the database {path} cannot be opened: {error.strerror}", "check the directory and its permissions"
+        ) from error
+    finally:
+        for name in (draft, draft.with_name(draft.name + "-journal")):
+            with contextlib.suppress(FileNotFoundError):
+                name.unlink()
+
+
 def _open(path: str) -> sqlite3.Connection:
     connection = sqlite3.connect(
         path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=256
@@ -487,13 +542,13 @@ def _open(path: str) -> sqlite3.Connection:
 
 # --- errors -------------------------------------------------------------------------------------------------------
 
-_RESTORE = "stop Pylon and restore a backup of the home"
+_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _MEANING: dict[int, tuple[str, str]] = {
     sqlite3.SQLITE_FULL: ("the disk is full", "free some space; no paid work is taken meanwhile"),
     sqlite3.SQLITE_BUSY: ("another process holds the database", "stop the other program that writes to it"),
     sqlite3.SQLITE_LOCKED: ("another process holds the database", "stop the other program that writes to it"),
-    sqlite3.SQLITE_CORRUPT: ("the database is damaged", _RESTORE),
-    sqlite3.SQLITE_NOTADB: ("the file is no database, or a damaged one", _RESTORE),
+    sqlite3.SQLITE_CORRUPT: ("the database is damaged", ""),
+    sqlite3.SQLITE_NOTADB: ("the file is no database, or a damaged one", ""),
     sqlite3.SQLITE_READONLY: ("the database is read-only", "check the permissions and the mount of its directory"),
     sqlite3.SQLITE_CANTOPEN: ("the database cannot be opened", "check the directory and its permissions"),
     sqlite3.SQLITE_PERM: ("the database may not be opened", "check the directory and its permissions"),
@@ -501,7 +556,7 @@ _MEANING: dict[int, tuple[str, str]] = {
 }
 
 
-def _primary_code(error: sqlite3.Error) -> int | None:
+def _primary_code(error: BaseException | None) -> int | None:
     code = getattr(error, "sqlite_errorcode", None)
     return None if code is None else code & 0xFF
 
@@ -509,7 +564,9 @@ def _primary_code(error: sqlite3.Error) -> int | None:
 def _translate(error: Exception, path: str) -> StoreError:
     """SQLite's complaint in our words. SQLite names tables and columns in its texts, never values."""
     if isinstance(error, sqlite3.Error):
-        said, hint = _MEANING.get(_primary_code(error) or -1, ("", ""))
+        code = _primary_code(error)
+        said, hint = _MEANING.get(code or -1, ("", ""))
+        hint = remedy.restore(path) if code in _DAMAGE else hint
         text = f"{path}: {said} ({error})" if said else f"{path}: {error}"
     else:
         text, hint = f"{path}: a value cannot be stored ({type(error).__name__})", ""

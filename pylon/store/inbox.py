@@ -38,9 +38,15 @@ def seen(source: Reads, consumer: str, event_id: str) -> bool:
     return row is not None
 
 
-def prune(tx: Tx, before: float) -> int:
-    """Forget what was taken before this time; returns how many. Keep more than any subscription looks back."""
-    return tx.execute("DELETE FROM inbox WHERE at < ?", (before,)).rowcount
+def prune(tx: Tx, before: float, limit: int = -1) -> int:
+    """Forget what was taken before this time, at most ``limit`` of it; returns how many.
+
+    Keep more than any subscription looks back.
+    """
+    return tx.execute(
+        "DELETE FROM inbox WHERE (consumer, event_id) IN (SELECT consumer, event_id FROM inbox WHERE at < ? LIMIT ?)",
+        (before, limit),
+    ).rowcount
 
 
 async def deliver(store: Store, consumer: str, event_id: str, handle: Callable[[], Awaitable[None]]) -> None:

@@ -248,18 +248,19 @@ def expire(tx: Tx, at: float) -> int:
     return _finish(tx, "expired", at, "event_id IN (SELECT event_id FROM outbox WHERE expires_at <= :at)", {})
 
 
-def prune(tx: Tx, before: float) -> int:
-    """Forget events whose deliveries were all settled before this time; returns how many.
+def prune(tx: Tx, before: float, limit: int = -1) -> int:
+    """Forget events whose deliveries were all settled before this time, at most ``limit``; returns how many.
 
     The newest version of each address stays, so that ``last_created_at`` never goes back.
     """
     done = tx.execute(
-        "DELETE FROM outbox WHERE queued_at < ?1 AND NOT EXISTS (SELECT 1 FROM deliveries d"
+        "DELETE FROM outbox WHERE id IN (SELECT id FROM outbox WHERE queued_at < ?1"
+        " AND NOT EXISTS (SELECT 1 FROM deliveries d"
         " WHERE d.event_id = outbox.event_id AND (d.state = 'pending' OR d.done_at >= ?1))"
         " AND (address IS NULL OR EXISTS (SELECT 1 FROM outbox n WHERE n.address = outbox.address"
         " AND (n.created_at > outbox.created_at"
-        " OR (n.created_at = outbox.created_at AND n.event_id < outbox.event_id))))",
-        (before,),
+        " OR (n.created_at = outbox.created_at AND n.event_id < outbox.event_id)))) LIMIT ?2)",
+        (before, limit),
     )
     return done.rowcount
 

@@ -6,11 +6,13 @@ are sealed (``pylon.store.vault``).
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 
 import attrs
 
 from pylon.errors import StoreError
+from pylon.store import upgrade_copies
 from pylon.store.schema_agents import AGENTS
 from pylon.store.schema_credits import CREDITS
 from pylon.store.schema_desk import DESK
@@ -20,6 +22,8 @@ from pylon.store.schema_purse import PURSE
 from pylon.store.schema_sale_zaps import SALE_ZAPS
 from pylon.store.schema_tunnel import TUNNEL
 from pylon.store.schema_zaps import ZAPS
+
+log = logging.getLogger(__name__)
 
 APPLICATION_ID = 0x50594C4E
 """``PRAGMA application_id`` of a Pylon database: "PYLN"."""
@@ -182,20 +186,17 @@ MIGRATIONS: tuple[Migration, ...] = (
 
 
 def migrate(connection: sqlite3.Connection, path: str) -> None:
-    """Bring the database up to date, in one transaction. Raises ``StoreError`` for one that we do not understand."""
+    """Bring the database up to date, in one transaction: all of it, or nothing, also if the process dies meanwhile.
+
+    What is there already is copied first (``pylon.store.upgrade_copies``). Raises ``StoreError`` for a database that we
+    do not understand, that cannot be copied, or that a migration does not fit; then it is as it was.
+    """
     if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
         raise StoreError(
             f"SQLite {sqlite3.sqlite_version} is too old: Pylon needs {'.'.join(map(str, _OLDEST_SQLITE))}",
             "use a Python that is built with a newer SQLite",
         )
-    applied = _applied(connection, path)
-    unknown = sorted(applied - {migration.name for migration in MIGRATIONS})
-    if unknown:
-        raise StoreError(
-            f"the database {path} was made by a newer Pylon (it knows {', '.join(unknown)[:200]})",
-            "upgrade Pylon, or restore the backup made before the upgrade",
-        )
-    if len(applied) == len(MIGRATIONS):
+    if _is_current(_applied(connection, path), path):
         return
     # Imported here: it takes a quarter of a second, which only a new database or an upgrade needs to spend.
     from sqlite_utils import Database
@@ -207,12 +208,54 @@ def migrate(connection: sqlite3.Connection, path: str) -> None:
     # One write transaction around the lot: two processes that start at once do not both migrate.
     connection.execute("BEGIN IMMEDIATE")
     try:
-        migrations.apply(Database(connection, recursive_triggers=False, execute_plugins=False))
-        connection.execute("COMMIT")
+        before = _applied(connection, path)
+        if _is_current(before, path):
+            connection.execute("ROLLBACK")
+            return
+        kept = upgrade_copies.keep(path, _version(before)) if before else None
+        if before:
+            log.warning(
+                "the database is brought from %s to %s; as it was, it is kept as %s",
+                _version(before), MIGRATIONS[-1].name, kept,
+            )  # fmt: skip
+        try:
+            migrations.apply(Database(connection, recursive_triggers=False, execute_plugins=False))
+            connection.execute("COMMIT")
+        except sqlite3.IntegrityError as error:
+            raise _unfit(path, error) from error
+        except sqlite3.OperationalError as error:
+            if (getattr(error, "sqlite_errorcode", 0) & 0xFF) != sqlite3.SQLITE_ERROR:
+                raise  # the disk's fault, or another program's, and said as such
+            raise _unfit(path, error) from error
     except BaseException:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
+
+
+def _unfit(path: str, error: sqlite3.Error) -> StoreError:
+    return StoreError(
+        f"the database {path} cannot be brought to this version ({error}); it is as it was",
+        "go on with the version of Pylon before, and report this",
+    )
+
+
+def _is_current(applied: set[str], path: str) -> bool:
+    """Whether all migrations were applied. Raises ``StoreError`` for a database of a newer Pylon."""
+    unknown = sorted(applied - {migration.name for migration in MIGRATIONS})
+    if unknown:
+        copy = upgrade_copies.newest(path, {migration.name for migration in MIGRATIONS})
+        back = f"go back to how it was before the upgrade: pylon restore {copy}" if copy else "restore an older backup"
+        raise StoreError(
+            f"the database {path} was made by a newer Pylon (it knows {', '.join(unknown)[:200]})",
+            f"upgrade Pylon; or {back}",
+        )
+    return len(applied) == len(MIGRATIONS)
+
+
+def _version(applied: set[str]) -> str:
+    """The name of the last migration that was applied."""
+    return next((migration.name for migration in reversed(MIGRATIONS) if migration.name in applied), "nothing")
 
 
 class _Apply:

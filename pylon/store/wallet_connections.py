@@ -245,10 +245,15 @@ def answered(tx: Tx, request_id: str, at: float) -> None:
     tx.execute("UPDATE connection_requests SET answered_at = ? WHERE id = ?", (at, request_id))
 
 
-def prune(tx: Tx, before: float) -> int:
-    """Forget requests that were answered and taken before this time. Keep them longer than any could be taken."""
+def prune(tx: Tx, before: float, limit: int = -1) -> int:
+    """Forget requests that were answered and taken before this time, at most ``limit``; returns how many.
+
+    Keep them longer than any could be taken.
+    """
     return tx.execute(
-        "DELETE FROM connection_requests WHERE taken_at < ? AND answered_at IS NOT NULL", (before,)
+        "DELETE FROM connection_requests WHERE rowid IN (SELECT rowid FROM connection_requests"
+        " WHERE taken_at < ? AND answered_at IS NOT NULL LIMIT ?)",
+        (before, limit),
     ).rowcount
 
 

@@ -17,7 +17,9 @@ from pylon.daemon.serve import run_daemon
 from pylon.errors import InferenceError, PylonError
 from pylon.inference.port import InferenceRequest
 from pylon.paths import find_home
+from pylon.relays import connection
 from pylon.testing.backend import Reply, ScriptedBackend
+from pylon.testing.clock import JumpingClock
 
 PREFACE = "A fake answer: "
 
@@ -29,17 +31,24 @@ def answer(prompt: str) -> str:
 
 @click.command()
 @click.option("--home", required=True, metavar="DIR")
-@click.option("-m", "--mode", type=click.Choice(["provider", "both"]), default="provider", show_default=True)
+@click.option("-m", "--mode", type=click.Choice(["provider", "both", "host"]), default="provider", show_default=True)
 @click.option("--seconds", type=float, default=0.0, help="How long it thinks before its first word.")
 @click.option("--fails", is_flag=True, help="Every attempt fails.")
 @click.option("--says", metavar="FILE", help="Answer everything with what FILE holds when it is asked.")
-def main(home: str, mode: str, seconds: float, fails: bool, says: str | None) -> None:
-    """Sell fake answers until SIGTERM or SIGINT."""
+@click.option("--clock", metavar="FILE", help="Let its clock be off by the seconds that FILE holds at the moment.")
+@click.option("--silence", type=float, help="How long a relay may be silent before it is taken for dead (90 s).")
+def main(
+    home: str, mode: str, seconds: float, fails: bool, says: str | None, clock: str | None, silence: float | None
+) -> None:
+    """Sell fake answers until SIGTERM or SIGINT; as a host, run agents."""
 
     def script(request: InferenceRequest) -> Reply:
         error = InferenceError("this fake was told to fail") if fails else None
         words = answer(request.messages[-1].content) if says is None else Path(says).read_text(encoding="utf-8")
         return Reply(words, first=seconds, error=error)
+
+    if silence is not None:
+        connection.SILENCE_SECONDS, connection.PING_SECONDS = silence, silence / 3
 
     def say(line: str) -> None:
         click.echo(line, err=True)
@@ -48,7 +57,14 @@ def main(home: str, mode: str, seconds: float, fails: bool, says: str | None) ->
     try:
         found = find_home(home)
         loaded = configuration.load(found.config)
-        run_daemon(found, loaded.config, mode, say=say, backend=ScriptedBackend(script))
+        run_daemon(
+            found,
+            loaded.config,
+            mode,
+            say=say,
+            backend=ScriptedBackend(script),
+            clock=None if clock is None else JumpingClock(Path(clock)),
+        )
     except PylonError as error:
         say(f"error: {error.message}")
         sys.exit(error.exit_code)

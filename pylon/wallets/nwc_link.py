@@ -24,6 +24,7 @@ from protocols.nip47_methods import (
 )
 from pylon import errors
 from pylon.errors import (
+    PAY_IN,
     BudgetExceeded,
     InsufficientFunds,
     NotSupported,
@@ -31,6 +32,7 @@ from pylon.errors import (
     PaymentUnknown,
     StoreError,
     WalletError,
+    WalletUnreachable,
 )
 from pylon.money import Msat
 from pylon.store import settings
@@ -196,9 +198,9 @@ _KINDS: dict[str, type[WalletError]] = {
 """What another Pylon says beyond the protocol (``Failure.detail``)."""
 
 
-def unreachable() -> WalletError:
+def unreachable() -> WalletUnreachable:
     """Nothing was sent, or nothing that matters."""
-    return WalletError(
+    return WalletUnreachable(
         "the wallet does not answer on any relay of its connection",
         "is it running, and is the connection still open?",
     )
@@ -208,7 +210,7 @@ def error_of(failure: Failure, *, required: int = 0, available: int | None = Non
     """The exception for an error. The amounts are for ``InsufficientFunds``, msats; ``None``: it is not known."""
     said = failure.message or failure.code.value
     if failure.code is ErrorCode.INSUFFICIENT_BALANCE:
-        return InsufficientFunds(required, available)
+        return InsufficientFunds(required, available, PAY_IN)
     kind = _KINDS.get(failure.detail)
     if kind is not None:
         return kind(said)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 
 from pylon.errors import (
+    PAY_IN,
     AlreadyPaid,
     FeeTooHigh,
     InsufficientFunds,
@@ -96,7 +97,7 @@ def while_sending(error: BaseException, *, required: Msat, available: Msat) -> W
     """An error of ``send_payment``. See the module for what is certain."""
     text, name = words(error), kind(error)
     if name == "InsufficientFunds":
-        return InsufficientFunds(required, available)
+        return InsufficientFunds(required, available, f"{PAY_IN}; on Spark's regtest there is pylon wallet fund")
     if name == "InvalidUuid":
         return WalletError(f"paying: Spark refuses the idempotency key: {text}")
     if REFUSED_UNSENT.search(text):

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import subprocess
+import sys
+import threading
+import time
 
-from benchmarks import agents, market, report, spark, unpaid
+from benchmarks import agents, demo, market, report, spark, start, unpaid
 from benchmarks.__main__ import NAMES
 
 
@@ -54,3 +59,41 @@ def test_two_spark_wallets():
     assert [row[:2] for row in rows] == [["server", "1"], ["server", "2"]]
     assert "each further wallet, server mode" in {figure.name for figure in table.figures}
     assert heads[2] in report.as_text([table])
+
+
+def test_two_starts():
+    table = start.run(agents=5, rounds=1, warm_up=False)
+    figures = {figure.name: figure.value for figure in table.figures}
+    assert figures["start -d to ready"] > 0
+    assert figures["start -d to ready, 5 agents, CPU"] > 0
+    assert figures["all 5 awake and caught up"] > 0
+    assert "the command that waits" in report.as_text([table])
+
+
+def test_what_a_package_takes_on_the_disk():
+    click = demo.installed_bytes("click")
+    assert 100_000 < click < 5_000_000
+    runtime = demo.installed_bytes("pylon-runtime")
+    assert runtime > click + demo.installed_bytes("breez-sdk-spark") > 50_000_000, "what it requires counts too"
+    assert demo.installed_bytes("no-such-package") == 0
+
+
+_PARENT = "import subprocess, sys; c = subprocess.Popen([sys.executable, '-c', sys.argv[1]], stdin=0); c.wait()"
+_CHILD = "x = bytearray(b'x') * 30_000_000; import sys; sys.stdin.read()"
+
+
+def test_the_memory_of_a_family():
+    with subprocess.Popen([sys.executable, "-c", _PARENT, _CHILD], stdin=subprocess.PIPE) as family:
+        peak, over = demo.Peak(), threading.Event()
+        watcher = threading.Thread(target=demo.watch, args=(family.pid, peak, over))
+        watcher.start()
+        until = time.monotonic() + 20
+        while time.monotonic() < until and not (peak.rss > 40_000_000 and peak.processes == 2):
+            time.sleep(0.05)
+        family.stdin.close()
+    over.set()
+    watcher.join()
+    assert peak.processes == 2
+    assert peak.rss > 40_000_000, "the child's counts too"
+    if os.path.exists("/proc/self/smaps_rollup"):
+        assert 30_000_000 < peak.pss <= peak.rss

@@ -95,7 +95,7 @@ def test_a_daemon_of_its_own(run, tmp_path):
         assert status["daemon"]["pid"] == daemon.pid
         assert run("doctor").returncode == 0
         daemon.send_signal(signal.SIGKILL)
-        gone, alive = psutil.wait_procs([daemon, *engines], 20)
+        _, alive = psutil.wait_procs([daemon, *engines], 20)
         assert not alive, "an orphan is left"
         assert run("status").returncode == 3
         assert run("start", "-d").returncode == 0, "what was left of the killed one is in the way"

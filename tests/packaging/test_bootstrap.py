@@ -64,8 +64,9 @@ def executable(path: Path, sections: dict[str, bytes]) -> Path:
             struct.pack("<IIQQQQIIQQ", names.index(name.encode() + b"\0"), 1, 0, 0, offset, len(content), 0, 0, 1, 0)
         )
         body += content
-    head = b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<HHIQQQIHHHHHH", 2, 62, 1, 0, 0, 64 + len(body), 0, 64, 0, 0,
-                                                           64, len(table), len(table) - 1)  # fmt: skip
+    last = len(table) - 1
+    head = struct.pack("<16sHHIQQQIHHHHHH", b"\x7fELF\x02\x01\x01", 2, 62, 1, 0, 0, 64 + len(body), 0, 64, 0, 0, 64,
+                       len(table), last)  # fmt: skip
     path.write_bytes(head + body + b"".join(table))
     return path
 
@@ -164,20 +165,24 @@ def test_what_nobody_uses_is_cleared_away(bootstrap, own):
     assert sorted(path.name for path in root.iterdir()) == sorted([IDENTITY, used.name, halfway.name])
 
 
-def test_it_becomes_the_program(bootstrap, own, monkeypatch, tmp_path):
+@pytest.mark.parametrize("theirs", [None, "/theirs"])
+def test_it_becomes_the_program(bootstrap, own, monkeypatch, tmp_path, theirs):
     became = []
     monkeypatch.setattr(sys, "executable", own)
     monkeypatch.setattr(sys, "argv", ["pylon", "status", "--json"])
     monkeypatch.setattr(os, "execve", lambda *arguments: became.append(arguments))
-    for name, value in {"LD_LIBRARY_PATH": "/ours", "LD_LIBRARY_PATH_ORIG": "/theirs"}.items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/ours")
+    if theirs is None:
+        monkeypatch.delenv("LD_LIBRARY_PATH_ORIG", raising=False)
+    else:
+        monkeypatch.setenv("LD_LIBRARY_PATH_ORIG", theirs)
     monkeypatch.setenv("WATCHDOG_PID", str(os.getppid()))
     bootstrap.main()
     ((program, arguments, environment),) = became
     assert program == str(tmp_path / "cache" / "pylon" / "program" / IDENTITY / "pylon")
     assert arguments == [program, "status", "--json"]
     assert environment["_PYLON_FILE"] == own
-    assert environment["LD_LIBRARY_PATH"] == "/theirs"
+    assert environment.get("LD_LIBRARY_PATH") == theirs
     assert "LD_LIBRARY_PATH_ORIG" not in environment
     assert environment["WATCHDOG_PID"] == str(os.getpid())
 

@@ -27,7 +27,11 @@ SPEC_SECRET = bytes.fromhex(VECTORS["node_secret"])
 @pytest.fixture(scope="module")
 def oracle() -> Any:
     """The ``bolt11`` package, an implementation that is not ours."""
-    return pytest.importorskip("bolt11", reason="bolt11 has no release for this Python")
+    if sys.version_info >= (3, 13):
+        pytest.skip("bolt11 has no release for this Python")
+    import bolt11 as theirs
+
+    return theirs
 
 
 def named(vectors: list[dict[str, Any]]) -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from urllib.parse import parse_qsl, urlsplit
 
 import attrs
@@ -43,8 +44,10 @@ def test_a_zap_from_request_to_receipt(zap):
     assert zap.receipt.content == ""
 
 
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="bolt11 has no release for this Python")
 def test_another_library_finds_the_hash_of_the_request_in_the_invoice():
-    other = pytest.importorskip("bolt11", reason="bolt11 has no release for this Python")
+    import bolt11 as other
+
     request = nip57.build_request(
         ALICE, recipient=BOB.public.hex, amount_msats=21_000, relays=["wss://a.example"], created_at=NOW
     ).to_json()

@@ -22,6 +22,9 @@ from pylon.config_default import render_default
 from pylon.errors import ConfigError, UsageError
 
 SAMPLES = {
+    "retention.requests_days": ["30", "90"],
+    "retention.unpaid_requests": ["100", "5000"],
+    "retention.thoughts_days": ["30", "365"],
     "provider.trusted": ["ab" * 32, "79be667ef9dcbbac55a06295ce870b07029bfcdb2dce28d959f2815b16f81798," + "ab" * 32],
     "provider.blocked": ["ab" * 32],
     "provider.multipliers": ['{"llama3.2": 2.5}', '{"a b": 1, "c.d": 0}'],

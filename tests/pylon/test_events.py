@@ -222,6 +222,16 @@ def test_publishing_makes_nothing_that_stays():
         ),
         (events.AgentHeld(agent=ALICE, held=""), "", f"agent.held of {ALICE[:16]}: no longer"),
         (events.DaemonReload(applied=("relays", "log.level")), "", "daemon.reload: applied relays log.level"),
+        (
+            events.AgentState(agent=ALICE, from_state="", to_state="spawning", balance_msats=0),
+            "alice",
+            "agent.state of alice: spawning, balance 0 sat",
+        ),
+        (
+            events.BudgetLow(agent="", budget="day", used_msats=850_000, bound_msats=1_000_000),
+            "",
+            "budget.low: budget day, used 850 sat, bound 1,000 sat, 85 %",
+        ),
         (stall(2.5), "", "daemon.stall: seconds 2.5"),
         (events.ProviderOpened(), "", "provider.opened"),
     ],

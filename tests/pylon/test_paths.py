@@ -43,6 +43,14 @@ def test_an_empty_variable_is_no_home():
     assert find_home(None, {"PYLON_HOME": ""}).root == Path("~/.openagents/pylon").expanduser()
 
 
+def test_nobody_knows_the_home_directory(monkeypatch, tmp_path):
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    with pytest.raises(ConfigError, match="where your home directory is") as caught:
+        find_home(None, {})
+    assert "--home" in caught.value.hint
+    assert find_home(str(tmp_path), {}).root == tmp_path
+
+
 def test_a_relative_home_is_made_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert find_home("here", {}).root == tmp_path / "here"

@@ -22,13 +22,15 @@ HIBERNATE_SATS, LOW_DAYS, BURN_SATS = 30, 1.0, 100
 """So that an agent passes all states within a dozen thoughts: active from 100 sats on, low from 30."""
 NEVER_FUNDED = 0.1
 """Part of the agents."""
-SAMPLE_EVERY, THINK_EVERY, FUND_EVERY, BUY_EVERY = 2.0, 5.0, 12.0, 15.0
+SAMPLE_EVERY, THINK_EVERY, FUND_EVERY, BUY_EVERY = 2.0, 2.0, 6.0, 15.0
+MOST_UNDER_WAY = 6
+"""Purchases, beyond which nobody is asked to think: one small model serves a hundred agents."""
 DRAIN = 300.0
 FLAT_FROM = 10.0
 """Minutes from which on the memory of a run says something."""
 SPAWN_WITH: dict[str, Any] = {
     "goals": ["Say something true about the sea."],
-    "heartbeat": 60,
+    "heartbeat": 900,
     "thought_tokens": 48,
     "max_steps": 1,
     "budget_day_sats": 100_000,
@@ -152,6 +154,8 @@ class Soak:
 
     def _think(self) -> None:
         """Somebody wants a thought of an agent now, beside its heartbeat; one that sleeps refuses."""
+        if self._open_purchases() >= MOST_UNDER_WAY:
+            return
         home, name = self._rng.choice(self._agents)
         home.tell("agent.tick", agent=name)
 
@@ -263,6 +267,11 @@ class Soak:
                 told = left
             time.sleep(1.0)
         return left
+
+    def _open_purchases(self) -> int:
+        ends = _values(PURCHASE.final)
+        sql = f"SELECT COUNT(*) AS n FROM purchases WHERE state NOT IN ({','.join('?' * len(ends))})"
+        return sum(int(home.rows(sql, *ends)[0]["n"]) for home in self._homes.values())
 
     def _under_way(self) -> str:
         found = []

@@ -263,6 +263,22 @@ def test_import_of_a_bundle(pylon, daemon, tmp_path):
         assert asked[0]["params"] == {"bundle": BUNDLE, "passphrase": WORDS, **changes}
 
 
+def test_a_backup_of_a_deleted_agent_opens_in_its_home_and_no_passphrase_is_asked_for(
+    pylon, daemon, tmp_path, terminal
+):
+    backup = f"pylon agent backup 1 {NPUB}\nAAAA\n"
+    file = tmp_path / "alice.agent"
+    file.write_text(backup)
+    terminal()  # whoever asks is answered by nobody
+    with daemon({"result": IMPORTED}) as asked:
+        assert pylon("agent", "import", "--bundle", str(file))[0] == 0
+    assert asked[0]["params"] == {"bundle": backup}
+    with daemon({"result": IMPORTED}) as asked, descriptor(WORDS.encode()) as number:
+        code, _, err = pylon("agent", "import", "--bundle", str(file), "--passphrase-fd", number)
+    assert (code, asked) == (2, [])
+    assert "leave out --passphrase-fd" in err
+
+
 def test_import_of_a_bundle_from_stdin(pylon, daemon, piped):
     piped(BUNDLE.encode())
     with descriptor(WORDS.encode()) as number, daemon({"result": IMPORTED}) as asked:

@@ -118,7 +118,6 @@ asyncio.run(main())
 
 
 def test_the_spark_identity_is_the_sdks(pylon, home, monkeypatch, tmp_path):
-    pytest.importorskip("breez_sdk_spark")
     monkeypatch.setattr(sys, "stdin", io.StringIO(PHRASE))
     assert pylon("init", "--import", "--network", "regtest")[0] == 0
     report = json.loads(pylon("identity", "show", "--json")[1])

@@ -202,6 +202,14 @@ def test_relays_with_their_health(monkeypatch):
     ]  # fmt: skip
 
 
+def test_of_many_agents_it_says_how_many_there_are_more():
+    report = {"agents": [{"name": "alice", "state": "active"}], "agent_states": {"active": 900, "dormant": 101}}
+    assert (
+        module.render(report).splitlines()[-1] == "  and 1,000 more, in all 900 active, 101 dormant: pylon agent list"
+    )
+    assert "more" not in module.render({**report, "agent_states": {"active": 1}})
+
+
 def test_trouble():
     report = {
         "quarantined": [

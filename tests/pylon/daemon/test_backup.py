@@ -476,7 +476,7 @@ def test_a_damaged_copy_changes_nothing(home, tmp_path):
     raw[8192:60_000] = bytes(60_000 - 8192)
     copy.write_bytes(raw)
     before = home.database.read_bytes()
-    with pytest.raises(BackupError, match="damaged|copied"):
+    with pytest.raises(BackupError, match="damaged"):
         restore_database(home, copy, unlock(home), None, CLOCK, stay_frozen=False)
     assert home.database.read_bytes() == before
     assert not home.restoring.exists()

@@ -6,6 +6,7 @@ import json
 import logging
 import sqlite3
 from contextlib import asynccontextmanager, closing
+from functools import partial
 
 import attrs
 import pytest
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from pylon import config as configuration
 from pylon import events, identity
 from pylon.clock import SystemClock
+from pylon.daemon.control import Limits, serve_control
 from pylon.daemon.events import MOST_FOLLOWERS, EventVerbs, Tally, open_stream, watch_balance
 from pylon.daemon.logs import start_logging
 from pylon.daemon.runtime import open_runtime
@@ -377,6 +379,39 @@ async def test_so_many_may_follow(verbs, autojump_clock):
             await verbs.events({"follow": True}, notify)
         nursery.cancel_scope.cancel()
     assert verbs._followers == 0
+
+
+async def test_a_client_that_takes_nothing_is_cut_off_and_one_that_reads_hears_all(tmp_path):
+    stream = EventStream(lambda: 5.0)
+    verbs, home = EventVerbs(stream, None), Home(tmp_path / "home")
+    home.prepare()
+    asked = b'{"jsonrpc": "2.0", "id": 1, "method": "events", "params": {"follow": true}}\n'
+    heard = []
+
+    async def read(client):
+        left = b""
+        async for data in client:
+            *lines, left = (left + data).split(b"\n")
+            heard.extend(told["params"]["seq"] for told in map(json.loads, lines) if told["method"] == "event")
+
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            limits = Limits(write=0.3)
+            await nursery.start(partial(serve_control, limits=limits), home, verbs.table())
+            deaf, reader = [await trio.open_unix_socket(str(home.socket)) for _ in range(2)]
+            for client in (deaf, reader):
+                await client.send_all(asked)
+            nursery.start_soon(read, reader)
+            await until(lambda: verbs._followers == 2)
+            while verbs._followers > 1:
+                for _ in range(10):
+                    stream.publish(events.DaemonReload(applied=("x" * 10_000,)))
+                await trio.sleep(0.01)
+            await until(lambda: len(heard) == stream.last)
+            nursery.cancel_scope.cancel()
+    assert heard == list(range(1, stream.last + 1))
+    for client in (deaf, reader):
+        await client.aclose()
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import trio
 
-from pylon.daemon import books, housekeeping
+from pylon.daemon import books, housekeeping, retention
 from pylon.errors import StoreError
 from pylon.provider.pricing import Terms
 from pylon.provider.sale import SaleState
@@ -22,7 +22,7 @@ def count(store, table):
 
 
 async def test_what_came_to_nothing_is_forgotten_and_what_was_paid_is_not(autojump_clock, market, monkeypatch):
-    monkeypatch.setattr(housekeeping, "_BATCH", 2)
+    monkeypatch.setattr(retention, "BATCH", 2)
     home, customer = await open_home(market, funds=0), await open_actor(market, "customer")
     async with home.selling(terms=Terms(PRICE, invoice_seconds=30)) as (provider, store):
         paid = customer.ask(home.secret, prompt="paid")
@@ -111,7 +111,7 @@ async def test_requests_of_apps_are_forgotten_once_they_are_answered(autojump_cl
                 )
 
         await store.write(asked)
-        await housekeeping.sweep(store, 1.0 + housekeeping.KEEP_INBOX)
+        await housekeeping.sweep(store, 1.0 + 30 * 86_400.0)
         assert count(store, "connection_requests") == 2
         await housekeeping.sweep(store, market.clock.now() + MONTH)
         assert [row["id"] for row in store.read("SELECT id FROM connection_requests")] == ["open"]

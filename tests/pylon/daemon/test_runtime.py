@@ -20,6 +20,8 @@ from pylon.clock import SystemClock
 from pylon.compute.purchase import PurchaseState
 from pylon.config_backends import DEFAULT_URLS, check_backends
 from pylon.config_values import Bind
+from pylon.daemon import status
+from pylon.daemon.control import to_nobody
 from pylon.daemon.hosting import HOME_NAME
 from pylon.daemon.runtime import open_runtime
 from pylon.daemon.verbs import Verbs
@@ -28,6 +30,7 @@ from pylon.groups import cause
 from pylon.inference.backends import choose_model
 from pylon.money import Msat, sats
 from pylon.paths import Home
+from pylon.supervision import ChildState
 from pylon.testing.backend import ScriptedBackend
 from pylon.testing.backends import OllamaServer, OpenAIServer
 from pylon.wallets.budgets import Spend
@@ -87,6 +90,38 @@ async def test_a_host_buys_and_sells_nothing(make):
         assert report["wallet"]["settled_msats"] == 0
         assert report["npub"] == identity.load(home).npub
     assert not home.socket.exists()
+
+
+async def test_what_is_quarantined_of_agents_is_shown_however_many_there_are(make, monkeypatch):
+    """An agent that is not among the first hundred, too."""
+    monkeypatch.setattr(status, "STATUS_AGENTS", 1)
+    home, config = make("host")
+    async with opened(home, config, mode="host") as runtime:
+        verbs = Verbs.of(runtime).table()
+        for name in ("alice", "bob"):
+            await verbs["agent.spawn"]({"name": name, "goals": ["be of use"]}, to_nobody)
+            await verbs["agent.fund"]({"agent": name, "amount_msats": sats(90_000)}, to_nobody)
+        await until(lambda: runtime.host.running == 2)
+        bob = (await verbs["agent.info"]({"agent": "bob"}, to_nobody))["pubkey"]
+        runner = runtime.host.runner(bob)
+        parts = [
+            attrs.evolve(part, state=ChildState.QUARANTINED, last_error="ValueError") for part in runner.statuses()
+        ]
+        monkeypatch.setattr(runner, "statuses", lambda: parts[:1])
+        report = await verb(runtime, "status")
+        assert [agent["name"] for agent in report["agents"]] == ["alice"]
+        assert report["quarantined"] == [{"agent": "bob", "name": "heartbeat", "last_error": "ValueError"}]
+
+
+async def test_a_deleted_agent_comes_back_from_its_backup_without_a_passphrase(make):
+    home, config = make("host")
+    async with opened(home, config, mode="host") as runtime:
+        verbs = Verbs.of(runtime).table()
+        await verbs["agent.spawn"]({"name": "alice", "goals": ["be of use"]}, to_nobody)
+        gone = await verbs["agent.delete"]({"agent": "alice", "name": "alice"}, to_nobody)
+        text = await trio.Path(gone["backup"]).read_text()
+        assert (await verb(runtime, "agent.import", bundle=text))["epoch"] == 2
+        assert (await verb(runtime, "agent.info", agent="alice"))["name"] == "alice"
 
 
 async def test_one_home_sells_to_another(make, caplog):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from pylon.clock import VirtualClock
+from pylon.config import Config, WalletConfig
+from pylon.daemon.wallet_money import WalletVerbs
 from pylon.daemon.wallet_verbs import WalletGuard
-from pylon.errors import NotFound, UsageError, WalletFrozen
+from pylon.errors import FUND, PAY_IN, InsufficientFunds, NotFound, UsageError, WalletFrozen
 from pylon.money import Msat, sats
 from pylon.store import freeze, intents, settings
 from pylon.store.database import open_store
@@ -94,3 +96,24 @@ async def test_budgets_of_the_home_that_are_nearly_gone(autojump_clock, guard):
     await reserve(guard, "b", "aa" * 32, per_day=sats(7))
     (told,) = guard.summary()["warnings"]
     assert told == {"budget": "day", "used_msats": 7_000, "bound_msats": 8_000, "at": guard.clock.now()}
+
+
+@pytest.mark.parametrize(
+    ("network", "kind", "hint"),
+    [
+        ("simnet", "network", FUND),
+        ("testnet", "network", FUND),
+        ("mainnet", "network", PAY_IN),
+        ("simnet", "nwc", PAY_IN),
+    ],
+)
+async def test_who_has_too_little_is_told_what_can_help(autojump_clock, guard, network, kind, hint):
+    config = Config(network=network, wallet=WalletConfig(kind=kind))
+    verbs = WalletVerbs(config, guard.store, None, None)
+    quoted = {
+        "payment_hash": None, "expires_at": None, "fee_msats": 0, "max_fee_msats": 0, "spendable_msats": 5,
+        "total_msats": 7,
+    }  # fmt: skip
+    with pytest.raises(InsufficientFunds) as caught:
+        verbs._refuse(quoted)
+    assert caught.value.hint == hint

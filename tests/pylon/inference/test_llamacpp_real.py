@@ -29,7 +29,8 @@ SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "require
 
 @pytest.fixture(scope="module")
 def model():
-    pytest.importorskip("llama_cpp")
+    import llama_cpp  # noqa: F401  (make deep installs it: without it these tests fail, and are not skipped)
+
     return find(DEFAULT_MODEL, models_directory())
 
 

@@ -13,7 +13,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pylon.errors import ModelMissing
+from pylon.errors import ConfigError, ModelMissing
 from pylon.inference import models
 from pylon.inference.models import (
     CATALOGUE,
@@ -322,6 +322,17 @@ class TestFiles:
         name = models._NOT_IN_NAMES.sub("-", Path(stem + ".gguf").stem).strip("-.") or "model"
         assert name.isascii()
         assert not name.startswith("-")
+
+
+def test_nobody_knows_where_the_cache_is(monkeypatch):
+    def unknown(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", unknown)
+    with pytest.raises(ConfigError, match="where your home directory is") as caught:
+        models_directory({}, "linux")
+    assert "PYLON_MODELS" in caught.value.hint
+    assert models_directory({"XDG_CACHE_HOME": "/c"}, "linux") == Path("/c/pylon/models")
 
 
 def test_the_directory():

@@ -341,3 +341,16 @@ def test_deleting_an_address_takes_versions_up_to_the_request_and_no_newer(store
         store.add(make(30_023, created_at=stamp, tags=[("d", "x")]), 200)
         store.add(make(5, created_at=100, content=str(stamp), tags=[("a", address)]), 200)
         assert len(store.query([Filter(kinds=[30_023])], 200)) == left
+
+
+def test_old_jobs_are_forgotten_and_nothing_else(store) -> None:
+    for kind in (1, 4999, 5050, 6050, 7000, 7001, 30_023):
+        for at in (1_000, 2_000):
+            store.add(make(kind=kind, created_at=at, tags=(("d", str(at)),)), 3_000)
+    store.commit()
+    assert store.forget_jobs(1_500) == 3
+    assert store.forget_jobs(1_500) == 0
+    kept = [orjson.loads(text) for text in store.query([Filter()], 3_000)]
+    jobs = sorted((event["kind"], event["created_at"]) for event in kept if 5_000 <= event["kind"] <= 7_000)
+    assert jobs == [(5_050, 2_000), (6_050, 2_000), (7_000, 2_000)]
+    assert len(kept) == 11

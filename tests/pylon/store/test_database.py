@@ -508,25 +508,100 @@ async def test_no_directory(tmp_path, opened):
 
 async def test_a_file_that_is_no_database(tmp_path, opened):
     (tmp_path / "pylon.db").write_bytes(b"not a database at all" * 100)
-    with pytest.raises(StoreError, match="no database") as caught:
+    with pytest.raises(StoreError, match="not a database") as caught:
         async with opened():
             pass
     assert "restore a backup" in caught.value.hint
 
 
-async def test_a_damaged_page_is_said_when_met(tmp_path, opened):
-    async with opened() as store:
-        for key in range(300):
-            await store.write(put(key, "x" * 500))
-    path = tmp_path / "pylon.db"
+def damage_settings(path):
     content = bytearray(path.read_bytes())
     with closing(sqlite3.connect(path)) as db:
         root = db.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'settings'").fetchone()[0]
     content[(root - 1) * 4096 : root * 4096] = b"\xff" * 4096
     path.write_bytes(content)
+
+
+async def test_a_damaged_page_is_said_at_the_start_and_nothing_is_changed(tmp_path, opened):
     async with opened() as store:
-        with pytest.raises(StoreError, match="damaged"):
-            store.read("SELECT * FROM settings")
+        for key in range(300):
+            await store.write(put(key, "x" * 500))
+    path = tmp_path / "pylon.db"
+    damage_settings(path)
+    before = path.read_bytes()
+    with pytest.raises(StoreError, match="damaged") as caught:
+        async with opened():
+            pass
+    assert str(path) in caught.value.message
+    assert "pylon restore" in caught.value.hint
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("how", ["read", "write"])
+async def test_damage_that_is_met_later_ends_all_writing(tmp_path, either, how, monkeypatch):
+    """What was written in the same commit is undone, too; what still reads can be read."""
+    async with either() as store:
+        for key in range(300):
+            await store.write(put(key, "x" * 500))
+    path = tmp_path / "pylon.db"
+    async with either() as store:
+        damage_settings(path)
+        errors, begin = [], store._begin
+
+        async def begin_late():
+            await trio.sleep(0.05)  # until both are there
+            await begin()
+
+        monkeypatch.setattr(store, "_begin", begin_late)
+
+        async def attempt(job):
+            try:
+                await store.write(job)
+            except StoreError as error:
+                errors.append(error)
+
+        if how == "read":
+            with pytest.raises(StoreError, match="damaged"):
+                store.read("SELECT * FROM settings")
+        else:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(attempt, lambda tx: tx.execute("INSERT INTO cursors VALUES ('x', 1)"))
+                nursery.start_soon(attempt, lambda tx: tx.all("SELECT * FROM settings"))
+            assert len(errors) == 2
+        await attempt(lambda tx: tx.execute("INSERT INTO cursors VALUES ('y', 1)"))
+        assert "damaged" in errors[-1].message
+        assert "pylon restore" in errors[-1].hint
+        assert store.damaged is not None
+        assert store.read("SELECT * FROM cursors") == []
+
+
+async def test_an_empty_file_is_no_new_database(tmp_path, opened):
+    (tmp_path / "pylon.db").touch()
+    with pytest.raises(StoreError, match="empty"):
+        async with opened():
+            pass
+    assert (tmp_path / "pylon.db").stat().st_size == 0
+
+
+async def test_a_log_without_its_database_is_no_new_database(tmp_path, opened):
+    (tmp_path / "pylon.db-wal").write_bytes(b"x" * 5_000)
+    with pytest.raises(StoreError, match="gone"):
+        async with opened():
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == ["pylon.db-wal"]
+
+
+async def test_a_database_has_its_name_once_it_is_whole(tmp_path, opened, monkeypatch):
+    def die(connection, path):
+        assert not (tmp_path / "pylon.db").exists()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pylon.store.database.migrate", die)
+        with pytest.raises((KeyboardInterrupt, BaseExceptionGroup)):
+            async with opened():
+                pass
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_a_newer_schema_is_said(opened):

@@ -104,7 +104,7 @@ def test_what_belonged_to_the_home_still_does(connection, monkeypatch):
 def test_a_migration_that_fails_leaves_nothing(connection, monkeypatch):
     broken = Migration("m999_broken", ("CREATE TABLE half (x TEXT) STRICT", "CREATE NONSENSE"))
     monkeypatch.setattr("pylon.store.schema.MIGRATIONS", (*MIGRATIONS, broken))
-    with pytest.raises(sqlite3.OperationalError):
+    with pytest.raises(StoreError, match="it is as it was"):
         migrate(connection, "x.db")
     assert tables(connection) == set()
     assert not connection.in_transaction

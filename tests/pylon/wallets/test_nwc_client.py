@@ -422,6 +422,7 @@ async def test_what_is_not_known_is_not_zero(world, theirs, wallet, balance):
     assert caught.value.available_msats == (21_000 if known else None)
     assert ("21.000 sat" in caught.value.message) == known
     assert " 0.000 sat" not in caught.value.message
+    assert "wallet fund" not in caught.value.hint, "there is no faucet of ours for it"
 
 
 @pytest.mark.parametrize("code", [ErrorCode.PAYMENT_FAILED, ErrorCode.INSUFFICIENT_BALANCE])
