@@ -246,7 +246,7 @@ def _modules(paths: list[Path]) -> str:
 def event_kinds() -> str:
     """The closed set of events: what each means, and what it tells."""
     parts = [
-        "# Events",
+        "# Every kind of event",
         _FROM.format("pylon.events"),
         "See [events](../events.md). Each has `seq`, `mark`, `at` (Unix seconds) and `kind` besides, and `name` where"
         " it has an agent. An empty `agent` is the home itself. Amounts are millisatoshi.",
