@@ -24,6 +24,7 @@ from draw import svg
 from pylon import config, errors, events
 from pylon.cli.main import cli
 from pylon.compute.purchase import PURCHASE
+from pylon.daemon.reload import LIVE, UNUSED
 from pylon.host.acting import ACTION
 from pylon.host.lifecycle import LIFECYCLE
 from pylon.host.ticking import TICK
@@ -177,7 +178,9 @@ def configuration() -> str:
             words = _words_about(config.BackendConfig)
             parts[-1] += "".join(f"\n- `{name}`: {text}" for name, text in words.items()) + "\n"
         variable = "none" if path == ("data_dir",) else f"`{config.variable(path)}`"
-        parts[-1] += f"\n- allowed: {allowed}\n- default: {_default(_at(path))}\n- variable: {variable}"
+        parts[-1] += (
+            f"\n- allowed: {allowed}\n- default: {_default(_at(path))}\n- variable: {variable}\n- changed: {_changed(path)}"
+        )
     return "\n\n".join(parts) + "\n"
 
 
@@ -199,6 +202,12 @@ def _words_about(section: type) -> dict[str, str]:
     missing = {field.name for field in attrs.fields(section) if field.metadata} - set(told)
     assert not missing, f"keys without a word about them: {missing}"
     return told
+
+
+def _changed(path: tuple[str, ...]) -> str:
+    if path[0] in UNUSED:
+        return "for the next `pylon connect`"
+    return "at once, also in a running daemon" if path in LIVE else "with the next start of the daemon"
 
 
 def _default(value: Any) -> str:
