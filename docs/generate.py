@@ -178,9 +178,8 @@ def configuration() -> str:
             words = _words_about(config.BackendConfig)
             parts[-1] += "".join(f"\n- `{name}`: {text}" for name, text in words.items()) + "\n"
         variable = "none" if path == ("data_dir",) else f"`{config.variable(path)}`"
-        parts[-1] += (
-            f"\n- allowed: {allowed}\n- default: {_default(_at(path))}\n- variable: {variable}\n- changed: {_changed(path)}"
-        )
+        parts[-1] += f"\n- allowed: {allowed}\n- default: {_default(_at(path))}\n- variable: {variable}"
+        parts[-1] += f"\n- changed: {_changed(path)}"
     return "\n\n".join(parts) + "\n"
 
 
