@@ -58,9 +58,20 @@ async def guarded(tmp_path):
     shop, store, disk = Shop(), FakeStore(), Disk()
     async with trio.open_nursery() as nursery:
         supervisor = Supervisor(nursery, rng=random.Random(1), policy=Policy(intensity=0))
-        guard = DiskGuard(store, tmp_path, VirtualClock(), supervisor, close=shop.close, open=shop.open, free=disk)
+        told = []
+        guard = DiskGuard(
+            store,
+            tmp_path,
+            VirtualClock(),
+            supervisor,
+            close=shop.close,
+            open=shop.open,
+            free=disk,
+            publish=lambda event: told.append(event.kind),
+        )
         yield guard, shop, store, disk, supervisor
         nursery.cancel_scope.cancel()
+    assert told == [{"close": "disk.trouble", "open": "disk.well"}[call] for call in shop.calls]
 
 
 async def test_a_disk_that_gets_full_and_empty_again(tmp_path, autojump_clock):
