@@ -173,6 +173,8 @@ BOUNDED = {
     "quote_book": "one a customer with an open quote",
     "standings": "set by the operator",
     "allowances": "those of the day (pylon.provider.customers)",
+    "tunnel_sessions": "old ones are forgotten as a tunnel is opened (pylon.tunnel.record)",
+    "tunnel_acts": "those of such a session",
     "_sqlite_migrations": "one a migration",
 }
 """Tables without a rule, and what bounds them."""

@@ -28,7 +28,11 @@ TABLE = {
     "identity export": ("", USAGE, USAGE),  # export what?
     "identity passphrase": ("", ERROR, ERROR),  # there is no terminal to ask at
     "identity backup": ("{tmp}/identity", ERROR, ERROR),
+    "backup": ("{tmp}/copy", ERROR, DONE),
+    "restore": ("{tmp}/none", USAGE, USAGE),
     "identity restore": ("{tmp}/none", USAGE, USAGE),
+    "connect serve": ("--bind nowhere", USAGE, USAGE),
+    "connect sessions": ("", ERROR, DONE),
     "config check": ("", DONE, DONE),
     "config get": ("network", DONE, DONE),
     "config path": ("", DONE, DONE),
