@@ -76,7 +76,7 @@ LIVE: frozenset[KeyPath] = _SOLD | {
 """Taken over while the home runs."""
 
 UNUSED = ("claude",)
-"""Read and checked, and used by nothing yet: nothing has to be restarted for them."""
+"""Read by a command of its own (``pylon connect``): nothing of the daemon has to be restarted for them."""
 
 
 class Live:
