@@ -19,6 +19,8 @@ extensions = ["myst_parser"]
 exclude_patterns = ["_build"]
 root_doc = "index"
 html_theme = "furo"
+html_css_files = ["site.css"]
+html_static_path = ["_static"]
 html_title = f"Pylon {version}"
 html_show_copyright = False
 html_copy_source = False
@@ -26,7 +28,6 @@ html_use_index = False
 html_show_sourcelink = False
 myst_heading_anchors = 6
 nitpicky = True
-pygments_style, pygments_dark_style = "sphinx", "monokai"
 highlight_language = "text"
 
 _PAGES = re.compile(r"\[[^\]]*\]\(([\w/.-]+)\.md\)")

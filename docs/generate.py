@@ -24,6 +24,7 @@ from draw import svg
 from pylon import config, errors, events
 from pylon.cli.main import cli
 from pylon.compute.purchase import PURCHASE
+from pylon.daemon.reload import LIVE, UNUSED
 from pylon.host.acting import ACTION
 from pylon.host.lifecycle import LIFECYCLE
 from pylon.host.ticking import TICK
@@ -178,6 +179,7 @@ def configuration() -> str:
             parts[-1] += "".join(f"\n- `{name}`: {text}" for name, text in words.items()) + "\n"
         variable = "none" if path == ("data_dir",) else f"`{config.variable(path)}`"
         parts[-1] += f"\n- allowed: {allowed}\n- default: {_default(_at(path))}\n- variable: {variable}"
+        parts[-1] += f"\n- changed: {_changed(path)}"
     return "\n\n".join(parts) + "\n"
 
 
@@ -199,6 +201,12 @@ def _words_about(section: type) -> dict[str, str]:
     missing = {field.name for field in attrs.fields(section) if field.metadata} - set(told)
     assert not missing, f"keys without a word about them: {missing}"
     return told
+
+
+def _changed(path: tuple[str, ...]) -> str:
+    if path[0] in UNUSED:
+        return "for the next `pylon connect`"
+    return "at once, also in a running daemon" if path in LIVE else "with the next start of the daemon"
 
 
 def _default(value: Any) -> str:
@@ -246,7 +254,7 @@ def _modules(paths: list[Path]) -> str:
 def event_kinds() -> str:
     """The closed set of events: what each means, and what it tells."""
     parts = [
-        "# Events",
+        "# Every kind of event",
         _FROM.format("pylon.events"),
         "See [events](../events.md). Each has `seq`, `mark`, `at` (Unix seconds) and `kind` besides, and `name` where"
         " it has an agent. An empty `agent` is the home itself. Amounts are millisatoshi.",

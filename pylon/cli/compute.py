@@ -32,7 +32,9 @@ def compute(state: State, swarm: bool) -> None:
     emit(state, report, lambda: _text(report))
     if not state.json and not any(row["available"] for row in report["local_backends"] + report["cloud_providers"]):
         missing = report["embedded_missing"]
-        note(f"hint: {missing['hint'] if missing else 'start Ollama or a llama.cpp server'}")
+        starting = any(row["detail"] == "starting" for row in report["local_backends"])
+        otherwise = "it loads its model; in a moment it is there" if starting else "start Ollama or a llama.cpp server"
+        note(f"hint: {missing['hint'] if missing else otherwise}")
 
 
 def _ask(state: State, swarm: bool) -> dict[str, Any]:

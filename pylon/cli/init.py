@@ -137,7 +137,7 @@ def _text(report: dict[str, Any], phrase: str | None) -> str:
         lines.append(
             f"Back up {paths['identity']} and {paths['data_key']}, out of reach of others: "
             "without the first, identity and money are lost; without the second, the records of this home. "
-            "pylon backup does it in one sealed file."
+            "pylon backup --own-passphrase FILE does it in one sealed file."
         )
     lines.append(f"passphrase: {'yes' if report['passphrase'] else OPEN}")
     if report["network"] == "mainnet":

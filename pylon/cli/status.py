@@ -239,7 +239,8 @@ def _relay(entry: Any) -> str:
     if isinstance(since := relay.get("since"), (int, float)) and since > 0:
         parts.append(f"for {span(time.time() - since)}")
     if state != "connected" and relay.get("last_error"):
-        parts.append(" ".join(str(relay["last_error"]).split())[:200])
+        said = " ".join(str(relay["last_error"]).split())
+        parts.append(said.removeprefix(f"{relay.get('url')}: ")[:200])
     return "  ".join(parts)
 
 

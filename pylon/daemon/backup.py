@@ -28,12 +28,12 @@ import orjson
 
 from pylon import identity
 from pylon.daemon.sealed_file import FRAME_BYTES, HomeSeal, read_sealed, write_sealed
-from pylon.errors import BackupError, IdentityError
+from pylon.errors import BackupError, IdentityError, StoreError
 from pylon.files import draft_prefix, publish, put_private
 from pylon.identity import Unlocked
 from pylon.passphrase import Passphrase
 from pylon.paths import Home
-from pylon.store import datakey, remedy
+from pylon.store import damage, datakey, remedy
 
 VERSION = 2
 """Of what is sealed. 1 had no files beside the database."""
@@ -46,6 +46,8 @@ SUFFIX = ".backup"
 STAGED = ".outgoing-"
 """How the names of finished backups begin that wait in the home for the command that asked for them."""
 _DAY = 86_400.0
+_CHECKED_WHOLE = 256 << 20
+"""Bytes of a database up to which its indexes are compared with their tables, too: some seconds."""
 _MOST_COPY = 64 << 20
 """Bytes of a deleted agent's copy; there is none as large."""
 
@@ -120,7 +122,7 @@ def back_up(
     :param noted: whether this is a backup to come back to, which the home remembers.
     """
     draft = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
-    _sweep(home)
+    _sweep(home, target.parent)
     try:
         with contextlib.ExitStack() as stack:
             database = stack.enter_context(_copy(home.database, "the database", told))
@@ -217,6 +219,12 @@ def database_copy(database: Path, what: str, told: Told = quiet) -> Iterator[Pat
     copy = database.with_name(f"{draft_prefix(database)}{secrets.token_hex(8)}")
     size = database.stat().st_size
     told(f"copying {what}", 0, size)
+    try:
+        damage.expect_sound(database, check_bytes=0)
+    except StoreError as error:
+        raise BackupError(f"{what} cannot be copied: {error.message}", error.hint) from None
+    except sqlite3.Error as error:
+        raise BackupError(f"{what} {database} cannot be copied: {error}", "pylon doctor says what it is") from None
     os.close(os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     try:
         uri = f"{database.absolute().as_uri()}?mode=rw"
@@ -227,7 +235,8 @@ def database_copy(database: Path, what: str, told: Told = quiet) -> Iterator[Pat
                 # The copy's own journal would be a second file.
                 target.execute("PRAGMA journal_mode = DELETE").fetchone()
                 told(f"copying {what}", size, size)
-                if (said := target.execute("PRAGMA integrity_check(1)").fetchone()[0]) != "ok":
+                check = "integrity_check" if size <= _CHECKED_WHOLE else "quick_check"
+                if (said := target.execute(f"PRAGMA {check}(1)").fetchone()[0]) != "ok":
                     raise BackupError(f"{what} {database} is damaged: {said}", "restore an older backup: pylon restore")
         yield copy
     except sqlite3.Error as error:
@@ -238,13 +247,17 @@ def database_copy(database: Path, what: str, told: Told = quiet) -> Iterator[Pat
                 path.unlink()
 
 
-def _sweep(home: Home) -> None:
-    """Copies that a killed backup has left: those of another one that runs now are younger than a day."""
-    for begin in (draft_prefix(home.database), draft_prefix(home.simnet), STAGED):
-        for path in home.data.glob(f"{begin}*"):
-            with contextlib.suppress(FileNotFoundError):
-                if time.time() - path.stat().st_mtime > _DAY:
-                    path.unlink()
+def _sweep(home: Home, directory: Path) -> None:
+    """What a killed backup has left: that of another one that runs now is younger than a day."""
+    left = [
+        path
+        for begin in (draft_prefix(home.database), draft_prefix(home.simnet), STAGED)
+        for path in home.data.glob(f"{begin}*")
+    ]
+    for path in (*left, *directory.glob(f".pylon-*{SUFFIX}.{'[0-9a-f]' * 16}")):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _DAY:
+                path.unlink()
 
 
 def _manifest(home: Home, unlocked: Unlocked, database_bytes: int, files: list[tuple[str, int]], now: float) -> bytes:

@@ -19,13 +19,14 @@ import trio
 from pylon import config as configuration
 from pylon import identity
 from pylon.api.token import token_path
+from pylon.daemon.backup import own_directory
 from pylon.daemon.doctor import Finding, Patient, failed, passed, warned
 from pylon.daemon.nwc_home import uri_file
 from pylon.daemon.process import hold_home, read_pid
 from pylon.errors import StoreError
 from pylon.files import others
 from pylon.paths import Home
-from pylon.store import damage, remedy
+from pylon.store import damage, remedy, upgrade_copies
 from pylon.store.schema import APPLICATION_ID, MIGRATIONS
 
 _FEW_BYTES, _TOO_FEW_BYTES = 500 << 20, 50 << 20
@@ -123,11 +124,21 @@ def _private(home: Home, nwc: Path | None) -> Iterator[tuple[Path, bool]]:
     secrets_ = [home.mnemonic, token_path(home), home.cookie, *home.data.glob(f"{home.mnemonic.name}.*")]
     if home.keys.is_dir():
         secrets_ += list(home.keys.iterdir())
+    if (backups := own_directory(home)).is_dir():
+        secrets_ += list(backups.iterdir())
     if nwc is not None:
         secrets_.append(nwc)
     yield from ((path, True) for path in dict.fromkeys(secrets_))
     yield from ((path, True) for path in (home.root, home.data, home.keys) if path.is_dir())
-    others = [home.config, home.simnet, home.relay_database, home.database, home.logs, home.spark]
+    others = [
+        *upgrade_copies.copies(home.database),
+        home.config,
+        home.simnet,
+        home.relay_database,
+        home.database,
+        home.logs,
+        home.spark,
+    ]
     others += [home.database.with_name(home.database.name + end) for end in ("-wal", "-shm")]
     if home.logs.is_dir():
         others += list(home.logs.iterdir())
@@ -259,12 +270,6 @@ async def database(patient: Patient) -> Sequence[Finding]:
 
 
 def _look_into(path: Path) -> Sequence[Finding]:
-    try:
-        damage.expect_sound(path, check_bytes=0)  # before anything of it is written home
-    except StoreError as error:
-        return [failed("database", error.message, error.hint)]
-    except sqlite3.Error:
-        pass  # told below
     way_back = remedy.restore(path)
     try:
         with contextlib.closing(read_only(path)) as database:
@@ -275,6 +280,8 @@ def _look_into(path: Path) -> Sequence[Finding]:
                 return [failed("database", f"{path} is no database of Pylon's", "name another home with --home")]
             strays = database.execute("PRAGMA foreign_key_check").fetchmany(3)
             applied = {row[0] for row in database.execute("SELECT name FROM _sqlite_migrations")}
+    except StoreError as error:
+        return [failed("database", error.message, error.hint)]
     except sqlite3.OperationalError as error:
         return [failed("database", f"{path} cannot be read: {error}", "check its owner and mode, and who else has it")]
     except sqlite3.DatabaseError as error:
@@ -322,8 +329,10 @@ def read_only(path: Path) -> sqlite3.Connection:
     """The database as it is, whoever else has it open; nothing is made, changed or migrated.
 
     By ``query_only`` and not by ``mode=ro``: SQLite does not read the CHECKs of a database that it has opened so, and
-    then finds nothing against rows that break them.
+    then finds nothing against rows that break them. Raises ``StoreError`` for one that is damaged: SQLite would write
+    home what it understands of it.
     """
+    damage.expect_sound(path, check_bytes=0)
     connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=5.0)
     connection.execute("PRAGMA query_only = ON")
     return connection

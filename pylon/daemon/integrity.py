@@ -20,6 +20,8 @@ from pylon.store.database import Store
 log = logging.getLogger(__name__)
 
 EVERY = 86_400.0
+AT_ONCE_BYTES = 256 << 20
+"""What is read through while somebody waits: in about a second."""
 _AGAIN = 3_600.0
 """Seconds until the next look, where nobody could look."""
 
@@ -30,16 +32,21 @@ async def keep_checking(store: Store) -> None:
     wait = EVERY if os.stat(path).st_size <= damage.CHECKED_BYTES else 0.0
     while True:
         await trio.sleep(wait)
-        wait = await _look(store, path)
+        wait = EVERY if await look(store) else _AGAIN
 
 
-async def _look(store: Store, path: Path) -> float:
-    """Once; how long to wait for the next time."""
+async def look(store: Store, *, at_most: int | None = None) -> bool:
+    """Once, where the database has ``at_most`` so many bytes; whether that could be."""
+    path = Path(store.path)
     try:
-        trouble = await trio.to_thread.run_sync(damage.check, path, abandon_on_cancel=True)
-    except sqlite3.Error as error:
+        size = os.stat(path).st_size
+        if at_most is None or size <= at_most:
+            trouble = await trio.to_thread.run_sync(damage.check, path, abandon_on_cancel=True)
+            if trouble:
+                store.condemn(damage.damaged(path, trouble))
+    except FileNotFoundError:
+        store.condemn(damage.damaged(path, "it is gone"))
+    except (sqlite3.Error, OSError) as error:
         log.warning("the database cannot be checked: %s", brief(error))
-        return _AGAIN
-    if trouble:
-        store.condemn(damage.damaged(path, trouble))
-    return EVERY
+        return False
+    return True

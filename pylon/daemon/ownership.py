@@ -12,9 +12,10 @@ import sqlite3
 
 from protocols.keys import PublicKey
 from protocols.nip19 import encode_npub
-from pylon.errors import ConfigError, IdentityError
+from pylon.errors import ConfigError, IdentityError, StoreError
 from pylon.paths import Home
 from pylon.store import settings
+from pylon.store.damage import expect_sound
 from pylon.store.database import Store, Tx
 
 _NETWORK, _IDENTITY = "books.network", "books.identity"
@@ -58,6 +59,10 @@ def _claim(tx: Tx, mine: dict[str, str]) -> None:
 def expect_free(home: Home, pubkey: str) -> None:
     """Raise ``IdentityError`` where this home has books, and not of this identity (hex; empty: of a new one)."""
     if not home.database.exists():
+        return
+    try:
+        expect_sound(home.database, check_bytes=0)  # nothing of a damaged one is to be written home
+    except (StoreError, sqlite3.Error):
         return
     with contextlib.closing(sqlite3.connect(home.database)) as database:
         try:

@@ -76,7 +76,7 @@ LIVE: frozenset[KeyPath] = _SOLD | {
 """Taken over while the home runs."""
 
 UNUSED = ("claude",)
-"""Read by a command of its own (``pylon connect``): nothing of the daemon has to be restarted for them."""
+"""Nothing that the daemon runs uses them: no restart is needed. `pylon connect` reads them when it starts."""
 
 
 class Live:

@@ -28,13 +28,13 @@ from pylon.clock import Clock
 from pylon.daemon import backup
 from pylon.daemon.backup import COPIES, SIMNET, TOKEN, WALLET, Told, quiet
 from pylon.daemon.sealed_file import Lock, lock_of, read_sealed
-from pylon.errors import BackupError, IdentityError
+from pylon.errors import BackupError, IdentityError, StoreError
 from pylon.files import put_private, sync_directory, write_private
 from pylon.host.registry import RESTORED
 from pylon.identity import Unlocked
 from pylon.passphrase import Passphrase
 from pylon.paths import Home
-from pylon.store import datakey, freeze, intents, settings
+from pylon.store import damage, datakey, freeze, intents, settings
 from pylon.store.database import Tx, open_store
 from pylon.store.datakey import DataKey
 from pylon.store.vault import Vault
@@ -344,10 +344,10 @@ def _prepare(stage: Path, opened: _Opened, passphrase: Passphrase | None, clock:
 
 async def _open_and_mark(path: Path, vault: Vault, clock: Clock, stay_frozen: bool) -> tuple[int, int]:
     async with open_store(path, vault=vault, clock=clock) as store:
-        return await store.write(lambda tx: _begin_anew(tx, stay_frozen))
+        return await store.write(lambda tx: begin_anew(tx, stay_frozen))
 
 
-def _begin_anew(tx: Tx, stay_frozen: bool) -> tuple[int, int]:
+def begin_anew(tx: Tx, stay_frozen: bool) -> tuple[int, int]:
     """Freeze, mark what is open as unknown, close wallet connections, raise the epochs.
 
     How many agents and payments there are.
@@ -449,9 +449,11 @@ def _logs(database: Path) -> list[Path]:
 
 def _bring_log_home(database: Path) -> None:
     """Have the old database in one file; where that fails, its log moves with it."""
-    if database.exists():
-        with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(database)) as connection:
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    with contextlib.suppress(sqlite3.Error, StoreError):
+        damage.expect_sound(database, check_bytes=0)
+        if database.exists():
+            with contextlib.closing(sqlite3.connect(database)) as connection:
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
 
 def _move_in(home: Home, stage: Path) -> None:

@@ -16,7 +16,7 @@ from pylon.clock import Clock
 from pylon.compute.buyer import Buyer
 from pylon.compute.purchase import PURCHASE, Purchase
 from pylon.config import Config
-from pylon.daemon import books, earned, status
+from pylon.daemon import books, earned, integrity, status
 from pylon.daemon.agents import AgentVerbs
 from pylon.daemon.backup_verb import BackupVerb
 from pylon.daemon.compute import ComputeVerbs
@@ -34,7 +34,7 @@ from pylon.daemon.wallet_connections import ConnectVerbs
 from pylon.daemon.wallet_money import WALLET_VERBS, WalletVerbs
 from pylon.daemon.wallet_verbs import WalletGuard
 from pylon.daemon.withdrawals import Withdrawals
-from pylon.errors import PylonError, UsageError
+from pylon.errors import PylonError, StoreError, UsageError
 from pylon.money import MAX_MSAT, Msat
 from pylon.store import ledger
 from pylon.store.database import Store
@@ -199,6 +199,10 @@ class Verbs:
         since = params.get("since")
         if since is not None and (isinstance(since, bool) or not isinstance(since, int | float)):
             raise UsageError("since must be a time in Unix seconds")
+        if self.runtime is not None:
+            await integrity.look(self.store, at_most=integrity.AT_ONCE_BYTES)
+        if self.store.damaged is not None:
+            raise StoreError(self.store.damaged.message, self.store.damaged.hint)
         hosting = None if self.agents is None else self.agents.hosting
         found = await books.audit(
             self.store,

@@ -37,6 +37,7 @@ from protocols.nip_sa import STATE
 from pylon.backoff import Backoff
 from pylon.clock import Clock
 from pylon.host.mailroom_groups import GROUP, OVERLAPS, Group, Line, Seat, Sort, filter_for, filters_for, portions
+from pylon.host.triggers import EARLY_SECONDS
 from pylon.relays.pool import Received, RelayPool, Subscription
 
 TAKEN_IN = 8
@@ -265,17 +266,22 @@ class Mailroom:
                 seat.box._tell()
 
     def _route(self, line: Line, event: Event) -> None:
+        now = int(self._clock.now())
         if line.sort is Sort.STATE or event.pubkey not in self._boxes:
             # Ours say nothing about our clock.
             line.newest = max(event.created_at, line.newest or 0)
         if line.sort is Sort.STATE:
             names: Iterable[str] = (event.pubkey,)
+        elif event.created_at > now + EARLY_SECONDS:
+            return  # not remembered either: if it is our clock that is behind, it will be asked for again, and taken
         else:
             names = dict.fromkeys(tag[1] for tag in event.tags if len(tag) > 1 and tag[0] == "p")
+        # The latest that a floor can be; one above it was reckoned before a clock was set back.
+        latest = now - OVERLAPS[line.sort]
         for name in names:
             for box in self._boxes.get(name, ()):
                 seat = box.seats.get((line.url, line.sort))
-                if seat is not None and event.kind in seat.kinds and event.created_at >= seat.floor:
+                if seat is not None and event.kind in seat.kinds and event.created_at >= min(seat.floor, latest):
                     box._offer(seat, event)
 
     # --- what did not fit -------------------------------------------------------------------------------------

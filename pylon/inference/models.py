@@ -166,7 +166,10 @@ def from_file(path: str | os.PathLike[str]) -> ModelFile:
             head = file.read(8)
             size = os.fstat(file.fileno()).st_size
     except OSError as error:
-        raise ModelMissing(f"cannot read the model {path}: {error.strerror}", "name a .gguf file") from None
+        raise ModelMissing(
+            f"cannot read the model {path}: {error.strerror}",
+            "name a .gguf file: --model-file, provider.model_file; or pylon models pull",
+        ) from None
     if head[:4] != _GGUF_MAGIC:
         raise ModelMissing(f"{path} is no GGUF file", "convert the model to GGUF, or download it in that form")
     version = int.from_bytes(head[4:8], "little")

@@ -7,6 +7,7 @@ deduplicated between consumers: each has its own key in the inbox.
 
 from __future__ import annotations
 
+import logging
 import random
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -29,6 +30,12 @@ _VERIFIED = 50_000
 _FETCHED = 50_000
 """Where ``fetch`` stops, whatever more there is."""
 PUBLISH_SECONDS = 10.0
+CLOCK_SECONDS = 30.0
+"""Between two looks at the wall clock."""
+CLOCK_JUMP = 60.0
+"""Seconds by which it has been set, and not just drifted."""
+
+log = logging.getLogger(__name__)
 
 
 class RelayPool:
@@ -77,7 +84,7 @@ class RelayPool:
                 for connection in self._connections.values():
                     self._start(connection)
                 task_status.started()
-                await trio.sleep_forever()
+                await self._watch_clock()
         finally:
             self._nursery = None
             self._scopes.clear()
@@ -242,6 +249,20 @@ class RelayPool:
         elif not connected and url in self._there:
             self._there.discard(url)
             self._on_turn(url, False)
+
+    async def _watch_clock(self) -> None:
+        """When the wall clock was set, forwards or back, ask for everything again: what a relay was asked for, and
+        what it is silent about, was reckoned from a time that was wrong."""
+        before = self._clock.now() - self._clock.monotonic()
+        while True:
+            await trio.sleep(CLOCK_SECONDS)
+            offset = self._clock.now() - self._clock.monotonic()
+            if abs(offset - before) >= CLOCK_JUMP:
+                log.warning("the clock was set by %+.0f s: relays are asked again", offset - before)
+                for subscription in self._subscriptions.values():
+                    subscription.clock_jumped(offset - before)
+                    self._resume(subscription, [url for url in self._connections if subscription.wants(url)])
+            before = offset
 
     def _tell(self) -> None:
         self._changed.set()

@@ -56,12 +56,13 @@ class Subscription:
         self.ended = False
         self.fleeting = False
         """Whether it ends when what is stored has come. It goes before those that stay, where places are few."""
-        self.filters = tuple(
-            wanted if since is None else attrs.evolve(wanted, since=max(since, wanted.since or 0)) for wanted in filters
-        )
         self._clock = clock
         self._resume = resume
         self._overlap = OVERLAP_WRAPPED if any(1059 in (f.kinds or ()) for f in filters) else OVERLAP
+        self.filters = tuple(
+            wanted if since is None else attrs.evolve(wanted, since=max(since, wanted.since or 0)) for wanted in filters
+        )
+        self._ask_from(int(clock.now()))
         self._had: OrderedDict[str, int] = OrderedDict()
         # By relay. A relay shows what it has stored newest first: what is newest counts only when all of it has come.
         self._newest: dict[str, int] = {}
@@ -75,6 +76,25 @@ class Subscription:
         self._queued = 0
         self.progress = trio.Event()
         """Set, and replaced, when something has arrived or a relay has come, gone, or sent all that it had stored."""
+
+    def _ask_from(self, latest: int) -> None:
+        """Have no filter begin later than this: of what is dated before its ``since``, a relay tells nothing."""
+        begin = max(latest - self._overlap, 0)
+        self.filters = tuple(
+            attrs.evolve(wanted, since=begin) if (wanted.since or 0) > latest else wanted for wanted in self.filters
+        )
+
+    def clock_jumped(self, by: float) -> None:
+        """The clock was set, by so many seconds, and relays are to be asked again.
+
+        It may have been wrong before or be so now: what it would say, if nobody had touched it, is the other time that
+        counts. What relays show once more is delivered once more, for a consumer may have refused it for its date.
+        """
+        latest = int(self._clock.now() - max(by, 0.0))
+        self._ask_from(latest)
+        for marks in (self._newest, self._coming):
+            marks.update({url: min(at, latest) for url, at in marks.items()})
+        self._had.clear()
 
     def wants(self, url: str) -> bool:
         return self.relays is None or url in self.relays

@@ -100,17 +100,22 @@ def _size(path: Path) -> int:
 def log_trouble(log: Path) -> str:
     """What is wrong with a write-ahead log; empty: nothing, or nothing but a torn end.
 
-    Somebody may be writing it: one that was begun anew meanwhile is no evidence.
+    Somebody may be writing it: one that was begun anew meanwhile is no evidence, nor what a second look does not see.
     """
-    try:
-        with log.open("rb") as file:
-            content = file.read()
-            file.seek(0)
-            if content[:_WAL_HEAD] != file.read(_WAL_HEAD):
-                return ""
-    except OSError:
-        return ""
-    return _log_trouble(content)
+    trouble = ""
+    for _ in range(2):
+        try:
+            with log.open("rb") as file:
+                content = file.read()
+                file.seek(0)
+                if content[:_WAL_HEAD] != file.read(_WAL_HEAD):
+                    return ""
+        except OSError:
+            return ""
+        trouble = _log_trouble(content)
+        if not trouble:
+            break
+    return trouble
 
 
 def _log_trouble(log: bytes) -> str:

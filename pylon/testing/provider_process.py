@@ -17,7 +17,7 @@ from pylon.daemon.serve import run_daemon
 from pylon.errors import InferenceError, PylonError
 from pylon.inference.port import InferenceRequest
 from pylon.paths import find_home
-from pylon.relays import connection
+from pylon.relays import connection, pool
 from pylon.testing.backend import Reply, ScriptedBackend
 from pylon.testing.clock import JumpingClock
 
@@ -49,6 +49,8 @@ def main(
 
     if silence is not None:
         connection.SILENCE_SECONDS, connection.PING_SECONDS = silence, silence / 3
+    if clock is not None:
+        pool.CLOCK_SECONDS = 1.0
 
     def say(line: str) -> None:
         click.echo(line, err=True)

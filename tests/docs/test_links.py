@@ -28,6 +28,13 @@ def test_links_lead_somewhere(page):
     assert wrong == []
 
 
+def test_all_pages_can_be_found():
+    """``make docs`` wants each page in ``index.md``, which is its navigation."""
+    index = ROOT / "docs" / "index.md"
+    listed = {(index.parent / target).resolve() for _, target in links(index.read_text(encoding="utf-8"))}
+    assert {named(page) for page in PAGES if page.parent != ROOT} - {named(index)} == {named(page) for page in listed}
+
+
 def test_what_a_link_is():
     text = "# A `b` c, d!\n## Same\n## Same\n[x](y.md#z) `[no](no.md)` ![p](q.svg)\n```\n[no](no.md)\n# No\n```\n"
     assert links(text) == [(4, "y.md#z"), (4, "q.svg")]

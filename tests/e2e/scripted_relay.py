@@ -65,7 +65,7 @@ class Client:
 class ScriptedRelay:
     """``events``: what it has taken. ``refused``: what it has not, with its words. ``subscribed``: ids of all REQs."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
         self.moods = Moods()
         self.events: dict[str, Event] = {}
         self.refused: list[tuple[Event, str]] = []
@@ -73,7 +73,7 @@ class ScriptedRelay:
         self.authenticated: set[str] = set()
         self.clients: list[Client] = []
         self.connections_made = 0
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server(("127.0.0.1", port))
         self.url = f"ws://127.0.0.1:{self._listener.getsockname()[1]}"
         self._threads: list[threading.Thread] = []
         self._over = False

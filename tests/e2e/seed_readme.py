@@ -24,6 +24,7 @@ import attrs
 from protocols import bolt11
 from pylon.inference.models import models_directory
 from pylon.paths import Home
+from pylon.testing.scripted_claude import install
 from tests.e2e.homes import READY_WITHIN, Daemon, World, command, environment
 from tests.pylon.test_config import SEED_SAMPLE
 
@@ -75,12 +76,13 @@ README = {
 }
 """Heading -> its commands, as the README has them."""
 ROWS = tuple(dict.fromkeys(line.strip() for part in README.values() for line in part.strip().splitlines()))
-ELSEWHERE = {"pylon connect --tunnel-url <url>"}
-"""What wants a service that is not on this machine, and has tests of its own."""
+CONNECT = "pylon connect --tunnel-url <url>"
+"""What wants a server elsewhere on every network; one of one's own has tests of its own."""
 
 BOUND = 30.0
 """Seconds within which whatever is asked has to be answered, also without internet."""
 AGENT = "my-agent"
+TUNNEL = "wss://tunnel.example/api/tunnel/ws/tunnel?session_id=5f0c&token=secret"
 PROMPT = "Why is the sky blue?"
 
 
@@ -119,9 +121,12 @@ class Follower:
         self.network = network
         self.home = Home(user / ".openagents" / "pylon")
         user.mkdir()
+        self._bin = user / "bin"
+        self._bin.mkdir()
+        install(self._bin)  # a claude that plays a script: the real one is another program's
 
     def follow(self) -> Iterator[Outcome]:
-        """Each command of ``ROWS`` but those of ``ELSEWHERE``, and what has to be there before it can do anything."""
+        """Each command of ``ROWS`` (``CONNECT`` as it stands there only), and what has to be there before."""
         if self.network is None:
             yield self._run("pylon init", "pylon init")
             self.home.config.write_text(SEED_SAMPLE, encoding="utf-8")
@@ -153,6 +158,8 @@ class Follower:
         yield self._run("pylon wallet pay <invoice>", f"pylon wallet pay {self._invoice()}")
         yield self._run("pylon wallet history", "pylon wallet history")
         yield self._run("pylon wallet history --completed", "pylon wallet history --completed")
+        if self.network is None:
+            yield self._run(CONNECT, f"pylon connect --tunnel-url '{TUNNEL}'")
         yield self._run("pylon doctor", "pylon doctor")
         yield self._run("pylon agent delete <name>", "pylon agent delete other", typed="other\n")
         yield self._run("pylon stop", "pylon stop")
@@ -210,6 +217,7 @@ class Follower:
         return environment(
             {
                 "HOME": str(self.user),
+                "PATH": f"{self._bin}:{os.environ.get('PATH', os.defpath)}",
                 "PYLON_MODELS": str(models_directory()),
                 "PYLON_RELAY_BIND": "127.0.0.1:0",
                 "PYLON_API_BIND": "127.0.0.1:0",

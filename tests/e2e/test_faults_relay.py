@@ -12,77 +12,18 @@ from contextlib import contextmanager
 import attrs
 import pytest
 
-from protocols import nip10
 from protocols.keys import SecretKey
-from protocols.nip01 import Event, sign_event
-from tests.e2e.agents import PRICE_MSATS, Stage
-from tests.e2e.homes import FEE_MSATS, World, until
+from protocols.nip01 import sign_event
+from tests.e2e.homes import World, until
 from tests.e2e.scripted_relay import ScriptedRelay
+from tests.e2e.scripted_stage import VISITOR, Play
 
 pytestmark = pytest.mark.e2e
 
 SILENCE = 2.0
 """Seconds after which the two take the relay for dead, for the test's sake; 90 by themselves."""
-VISITOR, FORGER = SecretKey(b"\x07" * 32), SecretKey(b"\x08" * 32)
+FORGER = SecretKey(b"\x08" * 32)
 FOR_NOBODY = "f" * 64
-
-
-class Play(Stage):
-    """On a scripted relay, with both daemons up and an agent that replies to whoever speaks to it."""
-
-    scripted: ScriptedRelay
-
-    def open(self) -> None:
-        self.says({"do": "reply", "about": 1, "text": "heard"})
-        words = str(self.world.directory / "says.json")
-        self.provider.start("provider", "--says", words, "--silence", str(SILENCE), fake=True, wait=False)
-        self.host.start("host", "--silence", str(SILENCE), fake=True)
-        self.provider.daemon.ready()
-        self.spawn(max_steps=4)
-        self.fund(100_000)
-        self.is_in("active")
-
-    def mention(self, text, secret=VISITOR, *, at=0, send=True) -> Event:
-        event = sign_event(
-            secret, kind=1, content=text, tags=[["p", self.agent["pubkey"]]], created_at=int(time.time()) + at
-        )
-        if send:
-            self.scripted.publish(event)
-        return event
-
-    def answered(self, event: Event) -> bool:
-        return any(
-            note.pubkey == self.agent["pubkey"]
-            and note.kind == 1
-            and (to := nip10.parse_thread(note).reply_to) is not None
-            and to.id == event.id
-            for note in list(self.scripted.events.values())
-        )
-
-    def hears(self, text, within=20.0, **options) -> None:
-        event = self.mention(text, **options)
-        until(lambda: self.answered(event), within, lambda: f"an answer to {text!r}; {self.view()['last_error']}")
-
-    def connected(self, *nodes) -> bool:
-        return all(
-            relay["state"] == "connected"
-            for node in (nodes or (self.host, self.provider))
-            for relay in node.ask("status")["relays"]
-        )
-
-    def check(self) -> None:
-        """Every thought was one purchase, paid once; the books agree."""
-        until(lambda: all(tick["status"] != "running" for tick in self.ticks()), 20, "the end of all ticks")
-        paid = [row for row in self.host.purchases() if row["paid_msats"]]
-        assert {(row["state"], row["paid_msats"], row["fee_msats"]) for row in paid} == {
-            ("answered", PRICE_MSATS, FEE_MSATS)
-        }
-        thoughts = [tick["purchase"] for tick in self.ticks() if tick["purchase"]]
-        assert len(set(thoughts)) == len(thoughts)
-        assert {row["id"] for row in paid} <= set(thoughts)
-        for node in (self.host, self.provider):
-            assert node.ask("status")["quarantined"] == []
-            node.check_books()
 
 
 @pytest.fixture(scope="module")
@@ -90,11 +31,8 @@ def play(tmp_path_factory):
     with World(tmp_path_factory.mktemp("relay")) as world:
         scripted = ScriptedRelay()
         try:
-            provider = world.node("provider").configure(relays=[scripted.url], top=f"min_price_msats = {PRICE_MSATS}")
-            host = world.node("host").configure(relays=[scripted.url], more='\n[api]\nbind = "127.0.0.1:0"\n')
-            play = Play(world, scripted.url, host, provider)
-            play.scripted = scripted
-            play.open()
+            play = Play.on(world, scripted)
+            play.open("--silence", str(SILENCE))
             yield play
             play.check()
             play.host.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import fcntl
 import os
 import subprocess
 import sys
@@ -112,7 +113,39 @@ def test_nobody_else_builds_a_command_line_of_ours():
     """Where ``sys.executable`` stands, a frozen program would run itself: only this module and pip's user may."""
     users = set()
     for path in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        text = path.read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(text)) if "executable" in text else ():
             if isinstance(node, ast.Attribute) and node.attr == "executable" and ast.unparse(node) == "sys.executable":
                 users.add(path.relative_to(PACKAGE).as_posix())
     assert users == {"ourselves.py", "inference/models.py"}
+
+
+@pytest.mark.parametrize(
+    ("system", "given", "told"),
+    [(False, None, "ours"), (True, None, None), (False, "/theirs.pem", "/theirs.pem")],
+    ids=["none here", "the system's", "the user's"],
+)
+def test_whom_to_trust_where_the_system_does_not_say(program, monkeypatch, tmp_path, system, given, told):
+    monkeypatch.setattr(ourselves, "_BUNDLES", (str(tmp_path / "system.pem"),))
+    if system:
+        (tmp_path / "system.pem").touch()
+    bundle = program.parent / "_internal" / "certifi" / "cacert.pem"
+    bundle.parent.mkdir(parents=True)
+    bundle.touch()
+    monkeypatch.setenv("SSL_CERT_FILE", given or "")
+    if given is None:
+        monkeypatch.delenv("SSL_CERT_FILE")
+    assert ourselves.begin([]) is False
+    assert os.environ.get("SSL_CERT_FILE") == (str(bundle) if told == "ours" else told)
+
+
+def test_what_was_unpacked_is_marked_as_used(program, monkeypatch):
+    used = program.parent / ".used"
+    used.touch()
+    monkeypatch.setattr(ourselves, "_lock", None)
+    assert ourselves.begin(["status"]) is False
+    try:
+        with used.open("rb") as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.close(ourselves._lock)

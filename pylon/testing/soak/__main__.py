@@ -53,6 +53,9 @@ def main() -> int:
         except PylonError as error:
             tell(f"error: {error.message}")
             return 1
+        except KeyboardInterrupt:
+            tell("interrupted; every process has ended")
+            return 130
     options.report.write_text(json.dumps({"minutes": options.minutes, **report}, indent=1) + "\n")
     tell(f"report: {options.report}")
     try:

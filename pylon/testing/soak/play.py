@@ -20,12 +20,12 @@ from pylon.testing.soak.cast import PRICE, HomePlayer, Player, RelayPlayer, Soak
 
 HIBERNATE_SATS, LOW_DAYS, BURN_SATS = 30, 1.0, 100
 """So that an agent passes all states within a dozen thoughts: active from 100 sats on, low from 30."""
-NEVER_FUNDED = 0.1
-"""Part of the agents."""
+NEVER_FUNDED, FUNDED_AT_FIRST = 0.1, 0.4
+"""Parts of the agents. Who is funded thinks at once; the others get their first sats while it goes on."""
 SAMPLE_EVERY, THINK_EVERY, FUND_EVERY, BUY_EVERY = 2.0, 2.0, 6.0, 15.0
 MOST_UNDER_WAY = 6
 """Purchases, beyond which nobody is asked to think: one small model serves a hundred agents."""
-DRAIN = 300.0
+DRAIN = 900.0
 FLAT_FROM = 10.0
 """Minutes from which on the memory of a run says something."""
 SPAWN_WITH: dict[str, Any] = {
@@ -125,7 +125,7 @@ class Soak:
             name = f"agent{number:03}"
             home.ask("agent.spawn", name=name, **SPAWN_WITH)
             self._agents.append((home, name))
-            if number >= NEVER_FUNDED * self._plan.agents:
+            if NEVER_FUNDED <= number / self._plan.agents < NEVER_FUNDED + FUNDED_AT_FIRST:
                 home.ask("agent.fund", agent=name, amount_msats=self._rng.randint(5, 160) * 1_000)
         self._tell(f"{len(self._agents)} agents live after {self._at:.0f} s; relay {self._relay.url}")
 
@@ -260,11 +260,11 @@ class Soak:
 
     def _drain(self) -> str:
         """Wait until nothing is under way; what still is."""
-        end, told = time.monotonic() + DRAIN, ""
+        end, told = time.monotonic() + DRAIN, 0.0
         while (left := self._under_way()) and time.monotonic() < end:
-            if left != told:
-                self._tell(f"{self._at:7.1f} s  under way: {left}")
-                told = left
+            if self._at >= told + 20:
+                told = self._at
+                self._tell(f"{told:7.1f} s  under way: {left}")
             time.sleep(1.0)
         return left
 

@@ -143,6 +143,20 @@ def test_there_and_back(home, tmp_path):
     assert "backup" in frozen["reason"]
 
 
+def test_wallet_connections_are_closed(home, tmp_path):
+    """What has been spent by them since the backup is not known, nor whether they still should be there."""
+    with closing(sqlite3.connect(home.database)) as db:
+        db.execute("INSERT INTO wallet_connections VALUES ('app', 'own', 'app', x'00', '[]', 1, NULL, 1.0, NULL, NULL)")
+        db.execute("INSERT INTO wallet_connections VALUES ('old', 'x', 'old', x'00', '[]', 1, NULL, 1.0, NULL, 2.0)")
+        db.commit()
+    new = Home(tmp_path / "new")
+    restore(new, backed_up(home), WORDS, CLOCK)
+    assert rows(new.database, "SELECT client, closed_at FROM wallet_connections ORDER BY client") == [
+        ("app", NOW),
+        ("old", 2.0),
+    ]
+
+
 def test_what_was_sent_since_the_backup_is_booked_as_anothers_doing(home, tmp_path):
     new = Home(tmp_path / "new")
     restore(new, backed_up(home), WORDS, CLOCK)
@@ -226,12 +240,15 @@ def test_a_memory_stick_without_links(home, monkeypatch):
 
 
 def test_what_a_killed_backup_has_left_goes(home):
+    there = home.root.parent
     old, new = home.data / ".pylon.db.0123", home.data / ".pylon.db.4567"
-    for path in (old, new):
+    half, mine = there / f".pylon-abcdefgh-20260101T000000Z.backup.{'0a' * 8}", there / ".pylon-mine.backup"
+    for path in (old, new, half, mine):
         path.write_bytes(b"half a database")
-    os.utime(old, (NOW - 1e6, 1.0))
+    for path in (old, half, mine):
+        os.utime(path, (NOW - 1e6, 1.0))
     backed_up(home)
-    assert (old.exists(), new.exists()) == (False, True)
+    assert [path.exists() for path in (old, new, half, mine)] == [False, True, False, True]
 
 
 def test_a_configuration_that_points_elsewhere_is_put_beside(home, tmp_path):
@@ -377,19 +394,21 @@ def test_what_stands_beside_comes_too(home, tmp_path):
     assert rows(new.simnet, "PRAGMA integrity_check") == [("ok",)]
 
 
-@pytest.mark.parametrize("state", ["newer", "another's", "damaged"])
+@pytest.mark.parametrize("state", ["newer", "another's", "cut", "damaged"])
 def test_a_ledger_that_goes_on_stays_and_another_gives_way(home, tmp_path, state):
     """To a home it is what a wallet's server is: it is not put back by restoring the books."""
     ledger_of(home, "a")
     path = sealed_as_home(home)
     if state == "newer":
         ledger_of(home, "b")
-    else:
+    elif state == "another's":
         for end in ("", "-wal", "-shm"):
             home.simnet.with_name(home.simnet.name + end).unlink(missing_ok=True)
         ledger_of(home, "c")
-        if state == "damaged":
-            home.simnet.write_bytes(home.simnet.read_bytes()[:5_000])
+    else:
+        raw = bytearray(home.simnet.read_bytes())
+        raw[4 * 4_096 : 5 * 4_096] = b"\xff" * 4_096
+        home.simnet.write_bytes(raw[:5_000] if state == "cut" else raw)
     kept = restore(home, path, None, CLOCK, force=True).kept
     assert accounts(home) == ({"a", "b"} if state == "newer" else {"a"})
     assert (kept / "simnet.db").exists() == (state != "newer")

@@ -23,6 +23,7 @@ class FakeStore:
         self.failures = 0
         self.probes = 0
         self.error = None
+        self.damaged = None
 
     async def write(self, fn):
         await trio.lowlevel.checkpoint()
@@ -57,9 +58,20 @@ async def guarded(tmp_path):
     shop, store, disk = Shop(), FakeStore(), Disk()
     async with trio.open_nursery() as nursery:
         supervisor = Supervisor(nursery, rng=random.Random(1), policy=Policy(intensity=0))
-        guard = DiskGuard(store, tmp_path, VirtualClock(), supervisor, close=shop.close, open=shop.open, free=disk)
+        told = []
+        guard = DiskGuard(
+            store,
+            tmp_path,
+            VirtualClock(),
+            supervisor,
+            close=shop.close,
+            open=shop.open,
+            free=disk,
+            publish=lambda event: told.append(event.kind),
+        )
         yield guard, shop, store, disk, supervisor
         nursery.cancel_scope.cancel()
+    assert told == [{"close": "disk.trouble", "open": "disk.well"}[call] for call in shop.calls]
 
 
 async def test_a_disk_that_gets_full_and_empty_again(tmp_path, autojump_clock):
@@ -169,3 +181,14 @@ def test_what_is_free(tmp_path):
     assert free_bytes(tmp_path) > 0
     with pytest.raises(OSError):
         free_bytes(tmp_path / "nowhere")
+
+
+async def test_a_damaged_database_closes_at_once_and_for_good(tmp_path, autojump_clock):
+    async with guarded(tmp_path) as (guard, shop, store, _, _):
+        await guard.look()
+        store.damaged = StoreError("pylon.db: the database is damaged", "pylon restore")
+        await guard.look()
+        assert guard.reason == "pylon.db: the database is damaged"
+        assert shop.calls == ["close"]
+        await guard.look()
+        assert shop.calls == ["close"]

@@ -7,6 +7,7 @@ import logging
 import sqlite3
 from contextlib import asynccontextmanager, closing
 from functools import partial
+from types import SimpleNamespace
 
 import attrs
 import pytest
@@ -17,18 +18,25 @@ from hypothesis import strategies as st
 from pylon import config as configuration
 from pylon import events, identity
 from pylon.clock import SystemClock
+from pylon.daemon import runtime
 from pylon.daemon.control import Limits, serve_control
-from pylon.daemon.events import MOST_FOLLOWERS, EventVerbs, Tally, open_stream, watch_balance
+from pylon.daemon.events import MOST_FOLLOWERS, EventVerbs, Tally, of_fact, open_stream, watch_balance
 from pylon.daemon.logs import start_logging
 from pylon.daemon.runtime import open_runtime
 from pylon.daemon.verbs import Verbs
 from pylon.errors import NotFound, PylonError, StoreError, UsageError
 from pylon.events import EventStream
+from pylon.host.agent import Runner
+from pylon.host.host import Host
+from pylon.host.ticking import TickRecord, TickState
 from pylon.money import Msat, sats
 from pylon.paths import Home
+from pylon.provider.sale import Sale, SaleState
 from pylon.store import ledger
 from pylon.store.database import open_store
+from pylon.store.records import Moved
 from pylon.store.vault import Vault
+from pylon.supervision import ChildState, ChildStatus
 from pylon.testing.backend import ScriptedBackend
 from pylon.testing.sim import node
 from pylon.testing.sim.plans import simulate_host
@@ -258,6 +266,7 @@ async def test_a_market_is_told_by_both_sides_and_no_word_of_it(make):
                 assert (sent.event.purpose, sent.event.amount_msats) == ("purchase", 7_000)
                 assert [each.event.relay for each in _of(buying, "relay.connected")] == selling.pool.urls
                 selling.pool.remove_relay(selling.pool.urls[0])
+            assert not _of(buying, "relay.lost"), "it is we who went"
             await until(lambda: any(each.event.to_state == "delivered" for each in _of(selling, "sale.state")))
             (received,) = _of(selling, "payment.received")
             assert (received.event.purpose, received.event.amount_msats, received.event.agent) == ("sale", 7_000, "")
@@ -462,3 +471,37 @@ def test_what_stays_in_its_state_is_not_entered_again():
         stream.publish(events.AgentTick(agent="aa", tick="aa:1", cause="asked", from_state=before, to_state="thinking"))
     assert tally.states == {("tick", "thinking"): 1}
     assert tally.kinds == {"agent.tick": 2}
+
+
+def test_a_part_that_ends_is_told_whoever_it_belongs_to():
+    told = []
+    publisher = SimpleNamespace(publish=told.append)
+    for state in (ChildState.WAITING, ChildState.QUARANTINED):
+        status = ChildStatus("heartbeat", state, 3, 0.0, last_error="ValueError")
+        runtime._tell(publisher, status, ValueError("a secret"))
+        Runner._tell(SimpleNamespace(id=ALICE, _agents=publisher), status, None)
+        Host._tell(SimpleNamespace(agents=publisher), attrs.evolve(status, name=ALICE), None)
+    for kind, three in ((events.ChildFailed, told[:3]), (events.ChildQuarantined, told[3:])):
+        assert three == [
+            kind(child="heartbeat", starts=3),
+            kind(child="heartbeat", agent=ALICE, starts=3),
+            kind(child="nursery", agent=ALICE, starts=3),
+        ]
+
+
+def test_the_log_is_told_of_ends_and_whoever_debugs_of_the_way_there():
+    tick, sale = TickRecord(f"{ALICE[:16]}:1", ALICE, 1, 5.0, "heartbeat"), Sale("5f" * 32, ALICE, 5050, 5.0)
+    for machine, record, state, level in (
+        ("tick", tick, TickState.THINKING, logging.DEBUG),
+        ("tick", tick, TickState.QUIET, logging.DEBUG),
+        ("tick", tick, TickState.FAILED, None),
+        ("sale", sale, SaleState.WORKING, logging.DEBUG),
+        ("sale", sale, SaleState.OWED, None),
+    ):
+        event, found = of_fact(Moved(machine, record, attrs.evolve(record, state=state), "Begun"))
+        assert (event.from_state, event.to_state, found) == (record.state.value, state.value, level)
+    low = events.BudgetLow(agent="", budget="day", used_msats=8, bound_msats=10)
+    assert of_fact(low) == (low, None)
+    assert of_fact(attrs.evolve(low, budget="tick"))[1] == logging.INFO
+    assert of_fact(events.WalletBalance(agent="", spendable_msats=1))[1] == logging.DEBUG
+    assert of_fact("anything else") is None

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pylon import config as configuration
 from pylon import config_edit as edit
-from pylon import identity
+from pylon import events, identity
 from pylon.api.answerer import LocalAnswerer
 from pylon.api.gateway import MarketAnswerer
 from pylon.clock import SystemClock
@@ -100,6 +100,11 @@ async def test_relays_come_and_go(running, relay):
     assert pool.urls == [own, relay]
     await pool.connected(2)
     assert running.runtime.live.config.relays == (relay,)
+    told = [each.event for each in running.runtime.events.recent(9, events.Wanted.of(["daemon.reload", "relay"]))]
+    assert [(event.kind, getattr(event, "relay", "")) for event in told] == [
+        ("relay.connected", own), ("daemon.reload", ""), ("relay.connected", relay)
+    ]  # fmt: skip
+    assert told[1].applied == ("relays",)
     assert (await running.change("relays", "[]"))["applied"] == ["relays"]
     assert pool.urls == [own]
     assert (await running.reload())["applied"] == []

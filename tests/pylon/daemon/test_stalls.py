@@ -17,11 +17,14 @@ def compute_for(seconds, secret="a canary"):
 
 async def watched(caplog, during):
     caplog.set_level(logging.WARNING)
-    watch = StallWatch(limit=0.1, every=0.05)
+    told = []
+    watch = StallWatch(limit=0.1, every=0.05, publish=told.append)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(watch.run)
         await during()
         nursery.cancel_scope.cancel()
+    assert [event.kind for event in told] == ["daemon.stall"] * watch.stalls
+    assert all(event.seconds >= 0.3 for event in told)
     return watch, [record.getMessage() for record in caplog.records]
 
 

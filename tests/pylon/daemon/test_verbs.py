@@ -209,6 +209,8 @@ def test_the_longest_prompt():
 
 async def test_a_home_does_not_buy_from_itself(verbs, home):
     class Runtime:
+        events = None
+
         class identity:
             pubkey, nostr = home.secret.public.hex, home.secret
 

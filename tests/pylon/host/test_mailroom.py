@@ -505,6 +505,32 @@ async def test_what_our_own_agents_say_does_not_vouch_for_our_clock(autojump_clo
         await nothing(speaker)
 
 
+async def test_a_clock_that_is_behind_loses_nothing(autojump_clock):
+    """What seemed to come from the future is refused, and taken when the clock was put right."""
+    async with office() as it, it.mailroom.box(wanted(1)) as box:
+        it.relays[0].core.now = lambda: EPOCH + int(trio.current_time())
+        it.clock.skew = -2 * 3_600
+        await box.caught_up()
+        it.relays[0].publish(mail(name(1), text="from the present"))
+        await trio.sleep(100)
+        await nothing(box)
+        it.clock.skew = 0.0
+        assert await take(box, 1) == ["from the present"]
+        await trio.sleep(100)
+        await nothing(box)
+
+
+async def test_an_agent_that_came_while_the_clock_was_ahead_hears_afterwards(autojump_clock):
+    async with office() as it:
+        it.clock.skew = 2 * 3_600
+        async with it.mailroom.box(wanted(1, since=2 * 3_600)) as box:
+            await box.caught_up()
+            await trio.sleep(40)
+            it.clock.skew = 0.0
+            it.relays[0].publish(mail(name(1), text="right away", at=41))
+            assert await take(box, 1) == ["right away"]
+
+
 async def test_a_relay_that_is_away_holds_nobody_elses_since_back(autojump_clock):
     async with office(2) as it, AsyncExitStack() as stack:
         boxes = [await stack.enter_async_context(it.mailroom.box(wanted(n))) for n in range(3)]

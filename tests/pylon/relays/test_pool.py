@@ -424,3 +424,65 @@ async def survive(schedule, seed):
 @given(schedules(), st.integers(0, 2**16))
 def test_every_subscriber_gets_every_event_whatever_happens(schedule, seed):
     trio.run(survive, schedule, seed, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+# --- a clock that is set --------------------------------------------------------------------------------------
+
+
+async def test_a_clock_that_was_ahead_at_the_start_leaves_nobody_deaf(autojump_clock):
+    """What was asked for from a time in the future is asked for again from the present."""
+    ours = clock()
+    ours.skew = 3_600.0
+    async with open_memory_relay("ws://0", clock=clock()) as relay, trio.open_nursery() as nursery:
+        pool = RelayPool([relay.url], connect=network(relay), clock=ours, rng=random.Random(1))
+        await nursery.start(pool.run)
+        async with pool.subscribe([NOTES], since=EPOCH + 3_600 - 900) as subscription:
+            await settle(1.0)
+            ours.skew = 0.0
+            relay.publish(note("right away", at=2))
+            assert await take(subscription, 1, seconds=40) == ["right away"]
+            relay.publish(note("later", at=45))
+            assert await take(subscription, 1) == ["later"]
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("jump", [3_600.0, -3_600.0, 864_000.0, -864_000.0])
+async def test_a_clock_that_is_set_makes_nobody_deaf(jump, autojump_clock):
+    """Either way, there and back: to those whose clocks are right, at the latest when ours is, too."""
+    ours = clock()
+    async with open_memory_relay("ws://0", clock=clock()) as relay, trio.open_nursery() as nursery:
+        relay.core.now = lambda: 2 * EPOCH  # it takes any date
+        pool = RelayPool([relay.url], connect=network(relay), clock=ours, rng=random.Random(1))
+        await nursery.start(pool.run)
+        async with pool.subscribe([NOTES], since=EPOCH - 900) as subscription:
+            for skew in (0.0, jump, 0.0, -jump, 0.0):
+                ours.skew = skew
+                await trio.sleep(40)
+                subscription.drain()
+                for _ in range(2):
+                    at = int(trio.current_time())
+                    relay.publish(note(f"true {at}", at=at))
+                    assert await take(subscription, 1) == [f"true {at}"]
+                    relay.disconnect_all()
+                    await trio.sleep(40)
+                # Something dated by our own clock: while that is ahead, it makes us skip the present.
+                relay.publish(note("ours", at=at + int(skew)))
+                relay.disconnect_all()
+                await trio.sleep(40)
+                subscription.drain()
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_clock_that_drifts_asks_for_nothing(autojump_clock):
+    ours = clock()
+    async with open_memory_relay("ws://0", clock=clock()) as relay, trio.open_nursery() as nursery:
+        pool = RelayPool([relay.url], connect=network(relay), clock=ours, rng=random.Random(1))
+        await nursery.start(pool.run)
+        async with pool.subscribe([NOTES], since=EPOCH - 900) as subscription:
+            relay.publish(note("once", at=1))
+            assert await take(subscription, 1) == ["once"]
+            for _ in range(50):
+                ours.skew -= 25.0
+                await trio.sleep(30)
+            assert subscription.drain() == []
+        nursery.cancel_scope.cancel()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from contextlib import closing
 
 import pytest
@@ -637,3 +638,23 @@ def test_under_a_mock_clock_without_threads(tmp_path, vault, monkeypatch):
     count, elapsed = trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
     assert count == 500
     assert elapsed == pytest.approx(360_000)
+
+
+async def test_a_database_that_is_locked_is_waited_for_and_then_said(tmp_path, opened, monkeypatch):
+    async with opened():
+        pass
+    for name in ("pylon.store.database.BUSY_SECONDS", "pylon.store.damage._BUSY_SECONDS"):
+        monkeypatch.setattr(name, 0.3)
+    with closing(sqlite3.connect(tmp_path / "pylon.db", isolation_level=None)) as other:
+        other.execute("PRAGMA locking_mode = EXCLUSIVE")
+        other.execute("BEGIN EXCLUSIVE")
+        other.execute("INSERT INTO settings VALUES ('theirs', 'x')")
+        began = time.monotonic()
+        with pytest.raises(StoreError, match="another process holds the database") as caught:
+            async with opened():
+                pass
+        assert time.monotonic() - began > 0.25
+        assert "other program" in caught.value.hint
+        other.execute("ROLLBACK")
+    async with opened() as store:
+        assert keys(store) == set()

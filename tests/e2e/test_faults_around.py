@@ -1,0 +1,154 @@
+"""What is not there at the start, and comes later; a clock that jumps an hour, both ways; what is on the disk."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import threading
+import time
+
+import pytest
+
+from tests.e2e.homes import PORTS_OF_ITS_OWN, PRICE_MSATS, command, environment, until
+from tests.e2e.http_backend import HttpBackend
+from tests.e2e.scripted_relay import ScriptedRelay
+from tests.e2e.scripted_stage import Play
+
+pytestmark = pytest.mark.e2e
+
+HOUR = 3_600.0
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_relay_and_backend_are_gone_at_the_start_and_come_back(world):
+    """Both daemons start without them and say what is missing; nothing is sold before there is what sells."""
+    relay_port, backend_port = free_port(), free_port()
+    url = f"ws://127.0.0.1:{relay_port}"
+    table = HttpBackend.table.fget(_At(backend_port))
+    provider = world.node("provider").configure(
+        relays=[url], top=f"min_price_msats = {PRICE_MSATS}\n", more=f'[api]\nbind = "127.0.0.1:0"\n{table}'
+    )
+    buyer = world.node("buyer").configure(relays=[url])
+    no_models = {"PYLON_MODELS": str(world.directory / "no models")}
+    provider.start("provider", wait=False, more=no_models)
+    buyer.start()
+    provider.daemon.ready()
+    buyer.fund()
+    for node in (provider, buyer):
+        (relay,) = node.ask("status")["relays"]
+        assert relay["state"] != "connected"
+    assert not any(backend["ok"] for backend in provider.ask("status")["backends"])
+    findings = {row["check"]: row for row in json.loads(provider.run("doctor", "--json").stdout)["checks"]}
+    assert findings["relays"]["status"] == "fail"
+    assert url in findings["relays"]["detail"]
+    relay = ScriptedRelay(relay_port)
+    try:
+        until(lambda: buyer.ask("status")["relays"][0]["state"] == "connected", 30, "the relay is found")
+        until(lambda: provider.ask("status")["relays"][0]["state"] == "connected", 30, "by both")
+        assert [event for event in list(relay.events.values()) if event.kind == 31990] == []
+        with HttpBackend(backend_port) as backend:
+            thread = threading.Thread(target=backend.serve_forever, kwargs={"poll_interval": 0.05})
+            thread.start()
+            try:
+                until(
+                    lambda: any(each["ok"] for each in provider.ask("status")["backends"]), 60, "the backend is found"
+                )
+                done = buyer.run(
+                    "job", "submit", "-", "--wait", "--provider", provider.npub, stdin="in time", timeout=60
+                )
+                assert done.returncode == 0, done.stderr
+            finally:
+                backend.shutdown()
+                thread.join()
+        assert len(buyer.charges()) == 1
+        for node in (provider, buyer):
+            node.stop()
+            node.check_books()
+    finally:
+        relay.close()
+
+
+class _At:
+    """Where a backend will be."""
+
+    def __init__(self, port):
+        self.server_port = port
+
+
+def failed(play):
+    return [tick for tick in play.ticks() if tick["status"] == "error" and tick["reason"]]
+
+
+def test_the_clock_jumps_an_hour_both_ways(world):
+    """With both homes of a machine, as its clock does: what is paid is answered, nothing storms, and it passes."""
+    relay = ScriptedRelay()
+    off = world.directory / "clock"
+    try:
+        play = Play.on(world, relay)
+        play.open("--clock", str(off))
+        play.hears("on time")
+        beats = len(play.ticks())
+        for jump in (HOUR, -HOUR):
+            off.write_text(str(jump))
+            during = play.mention(f"while it is off by {jump}")
+            time.sleep(4.0)
+            off.write_text("0")
+            play.hears(f"after it was off by {jump}", within=40)
+            # It was thought about then, and nobody could be reached; or is heard when its date is no longer strange.
+            until(lambda event=during: play.answered(event) or failed(play), 60, "what became of what was said then")
+            play.check()
+        assert len(play.ticks()) - beats <= 8, "two mentions each way, a heartbeat each, and one that fails"
+        announced = [event for event in relay.events.values() if event.kind == 31990]
+        assert [event.created_at <= time.time() + 900 for event in announced] == [True]
+        play.host.stop()
+        play.provider.stop()
+        play.host.check_books()
+        play.provider.check_books()
+    finally:
+        relay.close()
+
+
+def test_a_start_with_a_clock_that_is_off_and_then_put_right(world):
+    """Started an hour ahead, as on a machine without a battery, and set back while it runs."""
+    relay = ScriptedRelay()
+    off = world.directory / "clock"
+    off.write_text(str(HOUR))
+    try:
+        play = Play.on(world, relay)
+        play.open("--clock", str(off))
+        assert relay.refused, "everything is from the future"
+        off.write_text("0")
+        until(lambda: [event for event in list(relay.events.values()) if event.kind == 31990], 30, "it is announced")
+        play.hears("put right")
+        play.check()
+    finally:
+        relay.close()
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="no strace here")
+def test_what_is_written_down_is_on_the_disk_before_anybody_acts_on_it(world):
+    """Power may fail at any time: the kernel is asked to write the log to the disk after the last byte of it."""
+    node = world.node("home").configure(more=PORTS_OF_ITS_OWN)
+    assert node.run("wallet", "freeze").returncode == 0
+    trace = world.directory / "trace"
+    strace = ["strace", "-f", "-qq", "-y", "-e", "trace=pwrite64,fdatasync,fsync", "-o", str(trace)]
+    done = subprocess.run(
+        [*strace, command(), "--home", str(node.root), "wallet", "thaw"],
+        capture_output=True, text=True, check=False, env=environment(), timeout=60,
+    )  # fmt: skip
+    if "ptrace" in done.stderr.lower():
+        pytest.skip("strace may not trace here")
+    assert done.returncode == 0, done.stderr
+    calls = [line.split(None, 1)[1] for line in trace.read_text().splitlines() if "pylon.db-wal>" in line]
+    writes = [number for number, call in enumerate(calls) if call.startswith("pwrite64")]
+    syncs = [number for number, call in enumerate(calls) if call.startswith(("fdatasync", "fsync"))]
+    assert writes
+    assert syncs
+    assert max(syncs) > max(writes)
