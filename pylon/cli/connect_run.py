@@ -15,6 +15,7 @@ from pylon import config as configuration
 from pylon.cli.output import State, emit, note, warn
 from pylon.cli.unlock import unlock
 from pylon.clock import SystemClock
+from pylon.daemon.coredumps import forbid_core_dumps
 from pylon.daemon.logs import start_logging
 from pylon.errors import AlreadyRunning, ConfigError, IdentityError
 from pylon.store.database import open_store
@@ -62,6 +63,7 @@ def run(state: State, url: str, flags: dict[str, Any], config_path: Path | None,
             f"another pylon connect is at work in {home.data}", "end it first; one carries many sessions"
         ) from None
     try:
+        forbid_core_dumps()  # nor can what a session runs look into our memory or environment
         keys = unlock(state)
         start_logging(home.logs / "tunnel.log")
         trio.run(_run, state, config, address, rules, executable, keys)
