@@ -103,6 +103,7 @@ def test_a_model_that_is_not_there(node):
     assert "pylon models pull" in remedy
 
 
+@pytest.mark.deep
 def test_a_port_that_is_taken(node):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]

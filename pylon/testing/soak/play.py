@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import random
 import threading
 import time
@@ -231,6 +233,7 @@ class Soak:
     def _close(self) -> dict[str, Any]:
         """Let what is under way end, look at everybody, then end as a user does and hold the books together."""
         self._tell(f"{self._at:7.1f} s  no more kills; what is under way may end")
+        self._over.set()  # what is idle says nothing about memory
         until(self._sells, 120, "everything is up")
         for home, name in self._agents:
             home.ask("agent.pause", agent=name)
@@ -243,7 +246,6 @@ class Soak:
             name: [entry["name"] for entry in home.ask("status")["quarantined"]] for name, home in self._homes.items()
         }
         self._problems += [f"quarantined in {name}: {who}" for name, who in quarantined.items() if who]
-        self._over.set()
         for name, player in {**self._homes, "relay": self._relay}.items():
             code = player.stop()
             if code:
@@ -292,10 +294,13 @@ class Soak:
 
     def _count(self) -> dict[str, Any]:
         """Books, purchases and sales, of homes that do not run."""
-        books, purchases = {}, []
+        books: dict[str, Any] = {}
+        purchases: list[dict[str, Any]] = []
         for name, home in self._homes.items():
             done = home.run("books", "--check", "--json")
-            books[name] = done.stdout.strip()
+            with contextlib.suppress(ValueError, KeyError):
+                told = json.loads(done.stdout)
+                books[name] = {"clean": told["clean"], "accounts": told["accounts"], "problems": told["problems"]}
             if done.returncode:
                 self._problems.append(f"the books of {name} do not agree: {done.stdout.strip()} {done.stderr.strip()}")
             purchases += home.rows("SELECT id, state, request_id, paid_msats, fee_msats FROM purchases")
