@@ -34,8 +34,8 @@ from pylon.tunnel.stream import Answered, Asked, Event, Reader
 
 log = logging.getLogger(__name__)
 
-OLDEST = (2, 0, 0)
-"""The first whose hooks and permissions are asked over the standard streams as we expect it."""
+OLDEST = (2, 1, 0)
+"""Those before it do not know all of our arguments."""
 INSTALL = "install Claude Code (https://code.claude.com), or name it with --executable-path or [claude] executable_path"
 
 STARTING = 60.0
@@ -77,6 +77,8 @@ class Launch:
     """Millionths of a dollar."""
     blocked: tuple[str, ...] = ()
     """Tools that Claude need not even know of; what is denied is decided by the hook."""
+    tools: tuple[str, ...] | None = None
+    """The only tools that it is to have; ``None``: its own choice. Read-only, it would have a shell to search with."""
     closed: tuple[Path, ...] = ()
     """Directories that Claude Code itself shall keep out of: a second lock, the first is the hook's."""
     system_prompt: str | None = attrs.field(default=None, repr=False)
@@ -140,6 +142,8 @@ def arguments(launch: Launch, prompt_file: str | None) -> list[str]:
     closed = [str(path) for path in launch.closed if _PLAIN_PATH.fullmatch(str(path))]
     doors = [f"{tool}(/{path}/**)" for path in closed for tool in ("Read", "Edit")]
     found += ["--disallowedTools", ",".join(dict.fromkeys((*NEVER, *blocked, *doors)))]
+    if launch.tools is not None:
+        found += ["--tools", ",".join(tool for tool in launch.tools if _PLAIN.fullmatch(tool))]
     if launch.max_cost_usd is not None:
         dollars, millionths = divmod(launch.max_cost_usd, 1_000_000)
         found += ["--max-budget-usd", f"{dollars}.{millionths:06d}"]

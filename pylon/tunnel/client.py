@@ -389,12 +389,16 @@ class Tunnel:
 
     async def _run_session(self, session: Session) -> None:
         where = session.rules.shown_cwd
-        self._say(f"session {session.id} begins: {session.rules.model}, {session.rules.autonomy}, in {where}")
+        begins = f"session {session.id} begins: {session.rules.model}, {session.rules.autonomy}, in {where}"
+        self._say(begins)
+        log.info(begins)
         try:
             await session.run()
         finally:
             self._unfinished.remove(session)
-            self._say(f"session {session.id} has ended: {session.reason} ({dollars(session.cost_usd)})")
+            ended = f"session {session.id} has ended: {session.reason} ({dollars(session.cost_usd)})"
+            self._say(ended)
+            log.info(ended)
             over = [each.id for each in self.sessions.values() if each.ended]
             for session_id in over[: max(0, len(over) - ENDED_KEPT)]:
                 del self.sessions[session_id]

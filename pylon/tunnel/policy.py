@@ -33,10 +33,11 @@ from pylon.config import AUTONOMY, ClaudeConfig
 from pylon.errors import ConfigError
 from pylon.tunnel.messages import SessionRequest
 
-READS = frozenset(
-    {"read", "glob", "grep", "ls", "notebookread", "toolsearch"}
-    | {"todowrite", "todoread", "taskcreate", "taskget", "tasklist", "taskupdate"}
+READ_TOOLS = (
+    *("Read", "Glob", "Grep", "LS", "NotebookRead", "ToolSearch"),
+    *("TodoWrite", "TodoRead", "TaskCreate", "TaskGet", "TaskList", "TaskUpdate"),
 )
+READS = frozenset(map(str.casefold, READ_TOOLS))
 """What read_only allows. A list of things to do is the session's own, and touches nothing."""
 
 NEVER = (
@@ -133,6 +134,15 @@ class Rules:
             return None
         *others, last = self.allowed
         return tuple(tool for tool in last if all(_named(tool.casefold(), other, kin=False) for other in others))
+
+    @property
+    def known_tools(self) -> tuple[str, ...] | None:
+        """The tools that Claude need know of at all; ``None``: no telling. What is denied, ``decide`` says."""
+        allowed = self.allowed_names
+        if self.autonomy == "read_only":
+            reads = READ_TOOLS
+            return tuple(tool for tool in reads if allowed is None or _named(tool.casefold(), allowed, kin=False))
+        return None if allowed is None or any("*" in tool or tool.startswith("mcp__") for tool in allowed) else allowed
 
     @property
     def shown_cwd(self) -> str:

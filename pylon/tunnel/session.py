@@ -237,6 +237,7 @@ class Session:
             cwd=rules.cwd,
             max_cost_usd=rules.max_cost_usd,
             blocked=rules.blocked,
+            tools=rules.known_tools,
             closed=rules.closed,
             system_prompt=self._system_prompt,
             approval_seconds=self._approval_seconds,

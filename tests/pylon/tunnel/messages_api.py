@@ -22,10 +22,12 @@ class MessagesApi:
         self.target = target
         self.seen: list[str] = []
         self.systems: list[str] = []
+        self.tools: set[str] = set()
 
     def answer(self, body: dict[str, Any]) -> tuple[list[dict[str, Any]], float]:
         """Blocks, and the seconds between pieces."""
         self.seen.append(json.dumps(body["messages"]))
+        self.tools |= {tool["name"] for tool in body.get("tools", ())}
         self.systems.append(json.dumps(body.get("system")))
         content = body["messages"][-1]["content"]
         text = json.dumps(content)

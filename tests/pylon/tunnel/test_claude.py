@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import attrs
 import pytest
 import trio
 
@@ -48,7 +49,7 @@ def test_where_it_is_not_the_remedy_is_said(tmp_path):
 @pytest.mark.parametrize(
     ("told", "message"),
     [
-        ("1.0.128 (Claude Code)", "2.0.0 or newer is wanted"),
+        ("2.0.77 (Claude Code)", "2.1.0 or newer is wanted"),
         ("GNU something", "is it Claude Code"),
         ("", "is it Claude Code"),
     ],
@@ -89,6 +90,9 @@ def test_its_arguments():
     doors = "Read(//home/me/.pylon/**),Edit(//home/me/.pylon/**)"
     assert found[found.index("--disallowedTools") + 1] == f"{','.join(NEVER)},Bash,{doors}"
     assert found[found.index("--permission-prompt-tool") + 1] == "stdio"
+    assert "--tools" not in found
+    found_less = arguments(attrs.evolve(launch, tools=("Read", "--x", "Glob")), None)
+    assert found_less[found_less.index("--tools") + 1] == "Read,Glob"
     assert "bypassPermissions" not in found
     assert "--dangerously-skip-permissions" not in found
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pylon.config import AUTONOMY, ClaudeConfig
 from pylon.errors import ConfigError
 from pylon.tunnel.messages import SessionRequest, ToolWish
-from pylon.tunnel.policy import NEVER, READS, Decision, RequestRefused, rules_of, tighten
+from pylon.tunnel.policy import NEVER, READ_TOOLS, READS, Decision, RequestRefused, rules_of, tighten
 
 TOOLS = ["Read", "Glob", "Grep", "Write", "Edit", "MultiEdit", "Bash", "WebFetch", "Task", "mcp__db__query", "read"]
 tool_lists = st.lists(st.sampled_from([*TOOLS, "mcp__*", "*", "Agent", "bash"]), max_size=3, unique=True).map(tuple)
@@ -148,6 +148,15 @@ def test_the_table(tree, autonomy, read, write, fetch):
     assert decide(tree, "Read", {"file_path": "file"}, autonomy=autonomy) is read
     assert decide(tree, "Write", {"file_path": "new"}, autonomy=autonomy) is write
     assert decide(tree, "WebFetch", autonomy=autonomy) is fetch
+
+
+@given(configs, wishes)
+def test_whatever_claude_need_not_know_of_it_may_not_use(tree, config, wish):
+    rules = tighten(rules_of(config, default_cwd=tree / "work"), attrs.evolve(wish, cwd=None)).rules
+    if rules.known_tools is not None:
+        for tool in [*TOOLS, *READ_TOOLS]:
+            if tool.casefold() not in map(str.casefold, rules.known_tools):
+                assert rules.decide(tool, {}).decision is Decision.DENY
 
 
 @pytest.mark.parametrize("tool", [*NEVER, "sendmessage"])

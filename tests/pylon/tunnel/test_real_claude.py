@@ -128,14 +128,16 @@ async def test_what_a_subagent_does_is_asked_for(page, open_real, target):
     assert not target.exists()
 
 
-async def test_read_only(page, open_real, target):
+async def test_read_only(page, open_real, target, api):
     target.write_text("what it read")
     await open_real(autonomy="read_only")
     page.send(create("READ"), m.Prompt("s", "please WRITE"))
     await page.done(2)
     assert "what it read" in page.chunks("tool_output")[0].tool.result
-    assert "read-only" in page.chunks("tool_done")[1].tool.error
+    assert page.chunks("tool_done")[1].tool.error
     assert target.read_text() == "what it read"
+    assert {"Read", "Glob", "Grep"} <= api.tools
+    assert not {"Bash", "Write", "Edit"} & api.tools
 
 
 async def test_pause_resume_stop(page, open_real):
