@@ -347,7 +347,7 @@ async def _open_and_mark(path: Path, vault: Vault, clock: Clock, stay_frozen: bo
         return await store.write(lambda tx: _begin_anew(tx, stay_frozen))
 
 
-def _begin_anew(tx: Tx, stay_frozen: bool) -> tuple[int, int]:
+def _begin_anew(tx: Tx, stay_frozen: bool = False) -> tuple[int, int]:
     """Freeze, mark what is open as unknown, close wallet connections, raise the epochs.
 
     How many agents and payments there are.

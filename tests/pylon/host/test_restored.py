@@ -10,7 +10,7 @@ import trio
 
 from protocols.nip_sa import STATE
 from protocols.nip_sa_state import parse_state
-from pylon.daemon.backup import _begin_anew
+from pylon.daemon.restoring import _begin_anew
 from pylon.host import memory, registry
 from pylon.store import freeze
 from pylon.store import settings as remembered
