@@ -344,10 +344,10 @@ def _prepare(stage: Path, opened: _Opened, passphrase: Passphrase | None, clock:
 
 async def _open_and_mark(path: Path, vault: Vault, clock: Clock, stay_frozen: bool) -> tuple[int, int]:
     async with open_store(path, vault=vault, clock=clock) as store:
-        return await store.write(lambda tx: begin_anew(tx, stay_frozen))
+        return await store.write(lambda tx: _begin_anew(tx, stay_frozen))
 
 
-def begin_anew(tx: Tx, stay_frozen: bool) -> tuple[int, int]:
+def _begin_anew(tx: Tx, stay_frozen: bool = False) -> tuple[int, int]:
     """Freeze, mark what is open as unknown, close wallet connections, raise the epochs.
 
     How many agents and payments there are.

@@ -10,7 +10,7 @@ import trio
 
 from protocols.nip_sa import STATE
 from protocols.nip_sa_state import parse_state
-from pylon.daemon.restoring import begin_anew as begin
+from pylon.daemon.restoring import _begin_anew
 from pylon.host import memory, registry
 from pylon.store import freeze
 from pylon.store import settings as remembered
@@ -31,7 +31,7 @@ def copy_of(directory, name):
 
 async def begin_anew(path, world):
     async with open_store(path, vault=world.node._vault, clock=world.clock, executor="inline", durable=False) as store:
-        counted = await store.write(lambda tx: begin(tx, stay_frozen=True))
+        counted = await store.write(_begin_anew)
         # As its operator does at the end of it all.
         assert await store.write(freeze.thaw) is not None
     return counted

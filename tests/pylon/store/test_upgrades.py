@@ -79,8 +79,11 @@ def of_version(tmp_path, monkeypatch):
         with closing(sqlite3.connect(path, isolation_level=None)) as db, monkeypatch.context() as patch:
             patch.setattr("pylon.store.schema.MIGRATIONS", MIGRATIONS[:n])
             db.execute("PRAGMA foreign_keys = ON")
+            db.execute("PRAGMA synchronous = OFF")
             migrate(db, str(path))
+            db.execute("BEGIN")
             fill(db)
+            db.execute("COMMIT")
             shape = columns(db)
             return path, shape, content(db, shape)
 
