@@ -30,7 +30,8 @@ class Play(Stage):
 
     def open(self, *options: str) -> None:
         """Both start, with ``options`` of the testing entry point, and an agent is there that replies."""
-        self.says({"do": "reply", "about": 1, "text": "heard"})
+        # Whoever speaks at once with another one is heard in the same tick.
+        self.says(*({"do": "reply", "about": number, "text": "heard"} for number in (1, 2, 3)))
         self.provider.start("provider", "--says", str(self._words), *options, fake=True, wait=False)
         self.host.start("host", *options, fake=True)
         assert self.provider.daemon is not None
