@@ -58,7 +58,8 @@ def run(*, agents: int = AGENTS, rounds: int = ROUNDS, warm_up: bool = True) -> 
             "PYLON_MODELS": str(directory / "models"),
             "PYLON_LOCKS": str(directory / "locks"),
         }
-        homes = {count: _home(directory, count) for count in (0, agents)}
+        port = free_port()
+        homes = {count: _home(directory, count, port) for count in (0, agents)}
         found: dict[int, list[_Start]] = {count: [] for count in homes}
         imports: list[float] = []
         awake: list[Any] = []
@@ -69,7 +70,7 @@ def run(*, agents: int = AGENTS, rounds: int = ROUNDS, warm_up: bool = True) -> 
                     found[count].append(start)
             if number:
                 imports.append(_cpu_of([sys.executable, "-c", _IMPORTS], environment))
-                awake.append(_awake(homes[agents], agents, environment))
+                awake.append(_awake(homes[agents], agents, port, environment))
     for count, goal in ((0, 1.5), (agents, 5.0)):
         what = f"start -d to ready, {count:,} agents" if count else "start -d to ready"
         table.add(what, _median(start.ready for start in found[count]), "s", f"goal: {goal:g}")
@@ -89,8 +90,7 @@ def run(*, agents: int = AGENTS, rounds: int = ROUNDS, warm_up: bool = True) -> 
     return table
 
 
-def _home(directory: Path, count: int) -> Home:
-    port = free_port()
+def _home(directory: Path, count: int, port: int) -> Home:
     url = f"ws://127.0.0.1:{port}"
     home = trio.run(partial(write_home, directory / f"home-{count}", count, relay=url, heartbeat=_MONTH))
     home.config.write_text(f'network = "simnet"\n\n[relay]\nbind = "127.0.0.1:{port}"\n\n[api]\nbind = "127.0.0.1:0"\n')
@@ -113,9 +113,9 @@ def _start(home: Home, environment: Mapping[str, str]) -> _Start:
     return _Start(ready, command_cpu, times.user + times.system)
 
 
-def _awake(home: Home, agents: int, environment: Mapping[str, str]) -> Any:
+def _awake(home: Home, agents: int, port: int, environment: Mapping[str, str]) -> Any:
     """The same runtime in a process that tells when all have heard what their relay had for them."""
-    settings = {"directory": str(home.root), "agents": agents, "port": free_port()}
+    settings = {"directory": str(home.root), "agents": agents, "port": port}
     with _replaced(environment), child(["-m", "benchmarks.agent_home", json.dumps(settings)]) as process:
         return json.loads(process.line())
 

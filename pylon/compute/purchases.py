@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pylon.compute.purchase import PURCHASE, Purchase, PurchaseState
-from pylon.store.database import Store
+from pylon.store.aside import Snapshots
 from pylon.store.records import RecordTable
 
 HOLD_GRACE = 60.0
 """Seconds for which a provider may hold a payment beyond the time that it named: clocks and wallets differ."""
 
 
-def purchase_records(store: Store) -> RecordTable[Purchase]:
+def purchase_records(store: Snapshots) -> RecordTable[Purchase]:
     """The table of purchases."""
     return RecordTable(
         PURCHASE,

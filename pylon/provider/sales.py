@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pylon.provider.sale import SALE, Sale, SaleState
-from pylon.store.database import Store
+from pylon.store.aside import Snapshots
 from pylon.store.records import RecordTable
 
 LATE_PAYMENT = 86_400.0
@@ -14,7 +14,7 @@ _UNDELIVERED = 86_400.0
 """Seconds for which relays may take a result, before its price is owed; a late payment's time is added."""
 
 
-def sale_records(store: Store) -> RecordTable[Sale]:
+def sale_records(store: Snapshots) -> RecordTable[Sale]:
     """The table of sales."""
     return RecordTable(
         SALE,

@@ -14,7 +14,7 @@ import attrs
 from pylon.errors import SealError
 from pylon.money import Msat, format_msat
 from pylon.store import claims, credits, intents, ledger
-from pylon.store.database import Store
+from pylon.store.aside import Snapshots
 from pylon.store.intents import Intent, TargetForm
 from pylon.store.ledger import Account
 
@@ -35,13 +35,13 @@ _OF_SALES = (Account.UNEARNED, Account.OWED, Account.EARNED, Account.PAID_OUT, A
 _REFUND = "refund"
 
 
-def check(store: Store) -> list[Problem]:
+def check(store: Snapshots) -> list[Problem]:
     """Everything that does not add up, as of one moment; an empty list where all is well."""
     with store.snapshot():
         return [*_arithmetic(store), *_payments_made(store), *_payments_received(store)]
 
 
-def remarks(store: Store) -> Iterator[Problem]:
+def remarks(store: Snapshots) -> Iterator[Problem]:
     """What adds up, and is worth knowing all the same: payments that a wallet has told two stories of."""
     rows = store.read(
         "SELECT id FROM intents WHERE error IS NOT NULL AND state <> 'failed' AND instr(cause, ':late:') > 0"
@@ -56,7 +56,7 @@ def payment_words(intent: Intent) -> str:
     return f"payment {intent.payment_hash[:16]}"
 
 
-def _arithmetic(store: Store) -> Iterator[Problem]:
+def _arithmetic(store: Snapshots) -> Iterator[Problem]:
     known = {account.value for account in Account}
     rows = store.read("SELECT id, cause, kind, debit, credit FROM entries")
     strange = [row for row in rows if not {row["debit"], row["credit"]} <= known or row["debit"] == row["credit"]]
@@ -92,7 +92,7 @@ def _arithmetic(store: Store) -> Iterator[Problem]:
     yield from _credits(store)
 
 
-def _credits(store: Store) -> Iterator[Problem]:
+def _credits(store: Snapshots) -> Iterator[Problem]:
     """What is owed to each customer is what the entries say, and never less than nothing."""
     kept = {credit.customer: credit.owed for credit in credits.listed(store)}
     told = credits.derived(store)
@@ -105,7 +105,7 @@ def _credits(store: Store) -> Iterator[Problem]:
             )
 
 
-def _payments_made(store: Store) -> Iterator[Problem]:
+def _payments_made(store: Snapshots) -> Iterator[Problem]:
     """Every settled intent has its entries, its owner's, of its purpose and amounts; no other payment has any."""
     booked: dict[tuple[str, str], dict[str, int]] = defaultdict(dict)
     purposes: dict[tuple[str, str], str] = {}
@@ -142,7 +142,7 @@ def _payments_made(store: Store) -> Iterator[Problem]:
         yield Problem(f"payment {payment_hash[:16]}", "booked as paid, without an intent")
 
 
-def _proof(store: Store, subject: str, intent_id: str, payment_hash: str) -> Iterator[Problem]:
+def _proof(store: Snapshots, subject: str, intent_id: str, payment_hash: str) -> Iterator[Problem]:
     try:
         preimage = intents.preimage(store, store.vault, intent_id)
     except SealError as error:
@@ -152,7 +152,7 @@ def _proof(store: Store, subject: str, intent_id: str, payment_hash: str) -> Ite
         yield Problem(subject, "the wallet's preimage does not hash to the payment hash")
 
 
-def _payments_received(store: Store) -> Iterator[Problem]:
+def _payments_received(store: Snapshots) -> Iterator[Problem]:
     """Every claim has exactly one entry, of its amount; and no entry is without a claim."""
     claimed: dict[str, list[int]] = defaultdict(list)
     hashes: dict[tuple[str, str], str] = {}

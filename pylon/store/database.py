@@ -173,6 +173,11 @@ class Store:
         self._listeners: dict[str, list[trio.MemorySendChannel[None]]] = {}
         self._snapshots = 0
 
+    @property
+    def threaded(self) -> bool:
+        """Whether what takes long may go to a thread; in virtual time nothing does."""
+        return self._limiter is not None
+
     # --- reading --------------------------------------------------------------------------------------------------
 
     def read(self, sql: str, params: Params = ()) -> list[sqlite3.Row]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import pytest
 import trio
 
 from protocols.keys import SecretKey
+from pylon.clock import SystemClock
 from pylon.compute.purchase import PurchaseState
 from pylon.compute.purchases import purchase_records
 from pylon.daemon import books
@@ -19,6 +21,8 @@ from pylon.money import Msat, sats
 from pylon.provider.sale import SaleState
 from pylon.provider.sales import sale_records
 from pylon.store import ledger
+from pylon.store.database import open_store
+from pylon.store.vault import Vault
 from pylon.wallets.keeper import SimnetKeeper
 from pylon.wallets.purse import Purse
 from pylon.wallets.simnet import FeeModel
@@ -51,6 +55,20 @@ async def test_a_trade_is_clean_on_both_sides(market):
         assert theirs.problems == ()
         assert theirs.balances["earned"] == theirs.wallet_msats == PRICE
         assert books.report(bought, None).wallet_msats is None
+
+
+async def test_an_audit_of_a_year_keeps_nobody_waiting(tmp_path, monkeypatch):
+    threads = []
+
+    def check(source):
+        threads.append(threading.get_ident())
+        return []
+
+    monkeypatch.setattr(books.books, "check", check)
+    async with open_store(tmp_path / "pylon.db", vault=Vault(bytes(32)), clock=SystemClock(), durable=False) as store:
+        assert (await books.audit(store, None, store.clock)).problems == ()
+    assert len(threads) == 1
+    assert threads != [threading.get_ident()]
 
 
 async def test_an_empty_store_is_clean(market):
