@@ -440,8 +440,8 @@ async def test_a_clock_that_was_ahead_at_the_start_leaves_nobody_deaf(autojump_c
             await settle(1.0)
             ours.skew = 0.0
             relay.publish(note("right away", at=2))
-            assert await take(subscription, 1, seconds=40) == ["right away"]
-            relay.publish(note("later", at=45))
+            assert await take(subscription, 1, seconds=80) == ["right away"]
+            relay.publish(note("later", at=85))
             assert await take(subscription, 1) == ["later"]
         nursery.cancel_scope.cancel()
 
@@ -457,18 +457,18 @@ async def test_a_clock_that_is_set_makes_nobody_deaf(jump, autojump_clock):
         async with pool.subscribe([NOTES], since=EPOCH - 900) as subscription:
             for skew in (0.0, jump, 0.0, -jump, 0.0):
                 ours.skew = skew
-                await trio.sleep(40)
+                await trio.sleep(70)
                 subscription.drain()
                 for _ in range(2):
                     at = int(trio.current_time())
                     relay.publish(note(f"true {at}", at=at))
                     assert await take(subscription, 1) == [f"true {at}"]
                     relay.disconnect_all()
-                    await trio.sleep(40)
+                    await trio.sleep(70)
                 # Something dated by our own clock: while that is ahead, it makes us skip the present.
                 relay.publish(note("ours", at=at + int(skew)))
                 relay.disconnect_all()
-                await trio.sleep(40)
+                await trio.sleep(70)
                 subscription.drain()
         nursery.cancel_scope.cancel()
 
@@ -483,6 +483,6 @@ async def test_a_clock_that_drifts_asks_for_nothing(autojump_clock):
             assert await take(subscription, 1) == ["once"]
             for _ in range(50):
                 ours.skew -= 25.0
-                await trio.sleep(30)
+                await trio.sleep(60)
             assert subscription.drain() == []
         nursery.cancel_scope.cancel()
