@@ -32,6 +32,7 @@ WORDS = {
     ("purchases", "state"): ["answered", "credited", "lost"],
     ("nwc_payments", "state"): ["pending", "settled", "failed"],
     ("connection_invoices", "told"): ["", "accepted", "settled"],
+    ("tunnel_acts", "kind"): ["prompt", "allowed", "turn"],
     ("standings", "standing"): ["trusted", "free", "blocked"],
 }
 """What a column with a CHECK takes."""
