@@ -66,6 +66,7 @@ _PATHS: Mapping[str, tuple[str, ...]] = {
     "glob": ("path", "pattern"),
     "grep": ("path",),
     "ls": ("path",),
+    "lsp": ("filePath",),
 }
 """The parameters of file tools that name files."""
 _TRIMMED = (
