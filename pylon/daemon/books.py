@@ -67,6 +67,8 @@ class Report:
     """By owner, where that was asked for."""
     remarks: tuple[str, ...] = ()
     """What is no problem, and worth knowing all the same."""
+    unknown: tuple[str, ...] = ()
+    """Of which wallets nothing can be said, and why: neither that they agree nor that they do not."""
 
 
 @attrs.frozen
@@ -101,6 +103,7 @@ async def audit(
     """
     looks: dict[str, _Look] = {}
     silent = ""
+    unknown: list[str] = []
     if wallet is not None:
         try:
             looks[""] = await _look_into(store, wallet, clock, "", 0.0)
@@ -108,10 +111,13 @@ async def audit(
             raise
         except PylonError as error:
             silent = f"not compared with the wallet, which does not say what it holds: {error.message}"
+            unknown.append(silent)
     if keeper is not None and agents:
-        looks |= await _look_at_agents(store, keeper, agents, clock)
+        looks |= await _look_at_agents(store, keeper, agents, clock, unknown)
+    unknown += [f"{_whose(owner)}money moved at every look into its wallet" for owner in looks if looks[owner].moving]
     # All that there is: a year of it takes longer than the loop may be kept.
     found = await look_aside(store, lambda aside: _report(aside, looks, owners))
+    found = attrs.evolve(found, unknown=tuple(unknown))
     # What is not known is no problem of the books.
     return attrs.evolve(found, remarks=(*found.remarks, silent)) if silent else found
 
@@ -157,15 +163,19 @@ def _denied(store: Store, payments: Iterable[Payment]) -> Iterator[str]:
 
 
 async def _look_at_agents(
-    store: Store, keeper: WalletKeeper, agents: Mapping[str, Owned], clock: Clock
+    store: Store, keeper: WalletKeeper, agents: Mapping[str, Owned], clock: Clock, unknown: list[str]
 ) -> dict[str, _Look]:
-    """What the agents' wallets hold. One that agrees with the ledger at this moment needs no second look."""
+    """What the agents' wallets hold. One that agrees with the ledger at this moment needs no second look.
+
+    Those that do not say, or not yet, are added to ``unknown``.
+    """
     balances = await keeper.balances([owned.wallet_id for owned in agents.values()])
     held = ledger.held_by_owner(store)
     looks: dict[str, _Look] = {}
     for owner, owned in agents.items():
         balance = balances.get(owned.wallet_id)
         if balance is None:
+            unknown.append(f"{_whose(owner)}its wallet does not say what it holds")
             continue  # unknown is not zero
         looks[owner] = _Look(balance.settled, held.get(owner, 0))
         if looks[owner].holds == looks[owner].expected:
@@ -222,7 +232,7 @@ def _report(store: Snapshots, looks: Mapping[str, _Look], owners: bool = False) 
 
 def _wallets(looks: Mapping[str, _Look]) -> Iterator[str]:
     for owner, look in looks.items():
-        whose = f"agent {owner[:16]}: " if owner else ""
+        whose = _whose(owner)
         for words in look.denied:
             yield f"{whose}{words} has settled, and the wallet says by now that it failed: ask its support"
         if look.moving:
@@ -234,6 +244,10 @@ def _wallets(looks: Mapping[str, _Look]) -> Iterator[str]:
                 f"{whose}the ledger has {format_msat(Msat(look.expected))} in the wallet,"
                 f" the wallet itself {format_msat(Msat(look.holds))}"
             )
+
+
+def _whose(owner: str) -> str:
+    return f"agent {owner[:16]}: " if owner else ""
 
 
 def _under_way(store: Store, payments: Sequence[Payment]) -> int:

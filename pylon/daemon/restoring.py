@@ -353,11 +353,12 @@ def _begin_anew(tx: Tx, stay_frozen: bool = False) -> tuple[int, int]:
     How many agents and payments there are.
     """
     now = tx.clock.now()
+    pending = intents.pending(tx)
     if stay_frozen:
         freeze.freeze(tx, f"{_REASON}: look at the books, then thaw", now)
     else:
-        freeze.freeze_until_reconciled(tx, _REASON, now)
-    pending = intents.pending(tx)
+        # All of these are waited for, also where the clock that they were made by was ahead of this one.
+        freeze.freeze_until_reconciled(tx, _REASON, max([now, *(intent.created_at for intent in pending)]))
     for intent in pending:
         intents.mark_unknown(tx, intent.id, error="the home was restored from a backup", at=now)
     # Some may have been closed since, and what they have spent since is not known here: new ones are cheap.

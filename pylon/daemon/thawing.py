@@ -68,5 +68,4 @@ async def _trouble(store: Store, look: Look, audit: Audit) -> str:
     report = await audit()
     if report.problems:
         return f"the books have a problem: {report.problems[0]}"
-    silent = [remark for remark in report.remarks if "does not say what it holds" in remark]
-    return silent[0] if silent else ""
+    return report.unknown[0] if report.unknown else ""

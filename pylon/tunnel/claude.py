@@ -3,8 +3,9 @@
 The child inherits our environment without what is Pylon's: no ``PYLON_*``, no wallet's or identity's variable. Its
 arguments hold no prompt and no secret. It reads the user's own settings, and none of the directory that it works in
 (``--setting-sources=user``, ``--strict-mcp-config``): there, a session could have written itself a rule, a hook, or a
-server. A prompt is a text, and no more: ``@file`` would read that file without anybody being asked, and a slash begins
-a command, which may change the user's own settings.
+server. Hooks are on, whatever those settings say, for ours is what asks. A prompt is a text, and no more: ``@file``
+would read that file without anybody being asked, and a slash begins a command, which may change the user's own
+settings.
 
 The child ends when its stdin does; but it finishes its turn first, which can be long, and nobody is there any more to
 say yes or no. So a watchman stands beside it, a shell that waits for the end of a pipe of ours: when we are gone,
@@ -21,7 +22,7 @@ import signal
 import subprocess
 import tempfile
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
 
 import attrs
@@ -53,6 +54,8 @@ _KEPT_ERRORS = 4_096
 
 _OURS = re.compile(
     r"PYLON_|NWC_|NOSTR_|SPARK_|BREEZ_|CREDENTIALS_DIRECTORY$|CLAUDECODE$|CLAUDE_CODE_ENTRYPOINT$"
+    # It has Claude Code call no hook, and ours is what asks.
+    r"|CLAUDE_CODE_SIMPLE$"
     r"|.*(MNEMONIC|SEED_PHRASE|NSEC|PASSPHRASE)",
     re.IGNORECASE,
 )
@@ -62,6 +65,8 @@ _TOLD = {
     # What a page has said is not remembered for the user's own sessions.
     "CLAUDE_CODE_DISABLE_AUTO_MEMORY": "1",
 }
+_SETTINGS = '{"disableAllHooks":false}'
+"""Wins over the user's own: with hooks turned off there, nobody would be asked."""
 _PLAIN = re.compile(r"[A-Za-z0-9_]+")
 _PLAIN_PATH = re.compile(r"/[A-Za-z0-9/._-]+")
 
@@ -137,7 +142,7 @@ def environment(environ: Mapping[str, str]) -> dict[str, str]:
 def arguments(launch: Launch, prompt_file: str | None) -> list[str]:
     found = [str(launch.executable), "--output-format", "stream-json", "--verbose", "--input-format", "stream-json"]
     found += ["--include-partial-messages", "--permission-prompt-tool", "stdio", "--permission-mode", "default"]
-    found += ["--setting-sources=user", "--strict-mcp-config", "--model", launch.model]
+    found += ["--setting-sources=user", "--settings", _SETTINGS, "--strict-mcp-config", "--model", launch.model]
     blocked = [tool for tool in launch.blocked if _PLAIN.fullmatch(tool)]
     closed = [str(path) for path in launch.closed if _PLAIN_PATH.fullmatch(str(path))]
     doors = [f"{tool}(/{path}/**)" for path in closed for tool in ("Read", "Edit")]
@@ -242,7 +247,7 @@ class Claude:
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
 
-    async def events(self) -> AsyncIterator[Event]:
+    async def events(self) -> AsyncGenerator[Event]:
         """What it says, until it ends. Raises ``ClaudeError`` for a line beyond all bounds."""
         while self._early:
             yield self._early.popleft()
@@ -264,8 +269,8 @@ class Claude:
     async def refuse(self, asked: Asked, reason: str) -> None:
         await self._write(stream.refusal(asked, reason))
 
-    async def complain(self, request_id: str, error: str) -> None:
-        await self._write(stream.complaint(request_id, error))
+    async def complain(self, request: stream.Unanswerable, error: str) -> None:
+        await self._write(stream.complaint(request, error))
 
     async def cause(self) -> str:
         """How it ended, in words that may be told; for one that has closed its stdout."""

@@ -23,6 +23,7 @@ import enum
 import fnmatch
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -65,8 +66,14 @@ _PATHS: Mapping[str, tuple[str, ...]] = {
     "glob": ("path", "pattern"),
     "grep": ("path",),
     "ls": ("path",),
+    "lsp": ("filePath",),
 }
 """The parameters of file tools that name files."""
+_TRIMMED = (
+    "\t\n\v\f\r \u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f"
+    "\u3000\ufeff"
+)
+"""What Claude Code cuts off both ends of a path before it goes there: JavaScript's white space (ECMA-262, 12.2)."""
 _DEEP = frozenset({"grep"})
 """Tools that show what is in files of the whole directory."""
 
@@ -306,13 +313,24 @@ def _reach(name: str, params: Mapping[str, Any], cwd: Path, resolve: Resolve) ->
         if type(path) is not str or "\0" in path:
             return None
         try:
-            if parameter == "pattern":
-                found.append(_reach_of_pattern(path, params.get("path"), cwd, resolve))
-            else:
-                found.append(Path(resolve(os.path.join(cwd, os.path.expanduser(path)))))
+            for read in _readings(path):
+                if parameter == "pattern":
+                    bases = _readings(params.get("path"))
+                    found += [_reach_of_pattern(read, base, cwd, resolve) for base in bases]
+                else:
+                    found.append(Path(resolve(os.path.join(cwd, os.path.expanduser(read)))))
         except (OSError, ValueError):
             return None
     return found
+
+
+def _readings(path: Any) -> list[Any]:
+    """A path as it stands, and as Claude Code may take it: without white space around it, composed (NFC). It has to be
+    allowed to go to all of them."""
+    if type(path) is not str:
+        return [path]
+    trimmed = path.strip(_TRIMMED)
+    return list(dict.fromkeys((path, trimmed, unicodedata.normalize("NFC", trimmed))))
 
 
 def _reach_of_pattern(pattern: str, base: Any, cwd: Path, resolve: Resolve) -> Path:

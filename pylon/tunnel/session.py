@@ -1,7 +1,8 @@
 """One session: a child, its rules, its journal, its record, and the people who say yes or no.
 
 1. Nothing that happens in a session harms another, or the tunnel: ``run`` raises nothing but a cancellation.
-2. Every use of a tool is decided by the rules (``policy``), and recorded before Claude hears of it. What wants a yes
+2. Every use of a tool is decided by the rules (``policy``), and recorded before Claude hears of it; where one was not,
+   the session ends. What wants a yes
    waits for the page, at most ``approval_seconds``: no answer is a no. Several may wait at once; an answer that names
    none is for the oldest.
 3. Prompts wait in line; one turn at a time, and one that Claude begins by itself, when something that it has left
@@ -13,6 +14,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -47,6 +49,7 @@ HEED_SECONDS = 15.0
 """How long Claude may take to heed an interrupt."""
 CONTINUE = "Go on where you were interrupted."
 _PIECE = 65_536
+_KEPT_USES = 8_192
 
 Start = Callable[[Launch], Awaitable[Claude]]
 
@@ -100,6 +103,8 @@ class Session:
         self._approvals = 0
         self._yes: set[str] = set()
         """Uses in this turn that a person has said yes to."""
+        self._decided: dict[str, None] = {}
+        """The last uses that were asked for."""
         self._earlier_cost = 0
         self._told_cost = 0
         self._turn: trio.Event | None = None
@@ -327,33 +332,45 @@ class Session:
         return True
 
     async def _read(self, claude: Claude, nursery: trio.Nursery) -> None:
-        async for event in claude.events():
-            if isinstance(event, stream.Text | stream.ToolStarted | stream.Asked) and not self._busy:
-                self._turn = trio.Event()
-                self._say_state()
-                if self._paused:
-                    nursery.start_soon(self._interrupt, claude)
-            match event:
-                case stream.Text(text):
-                    for at in range(0, len(text), _PIECE):
-                        await self._chunk("text", delta=text[at : at + _PIECE])
-                case stream.ToolStarted(use, name, params):
-                    await self._chunk("tool_start", tool=_use(use, name, params=params))
-                case stream.ToolEnded(use, name, output, failed):
-                    await self._chunk("tool_output", tool=_use(use, name, result=output))
-                    error = output[: m.MAX_NOTE] or "it failed"
-                    await self._chunk("tool_done", tool=_use(use, name, error=error if failed else None))
-                case stream.Asked():
-                    nursery.start_soon(self._permit, claude, event)
-                case stream.Withdrawn(request_id):
-                    for each in self._pending.values():
-                        if each.asked.request_id == request_id and not each.answered.is_set():
-                            each.outcome = "withdrawn"
-                            each.answered.set()
-                case stream.Unanswerable(request_id, subtype):
-                    await claude.complain(request_id, f"unsupported: {subtype}")
-                case stream.TurnEnded():
-                    await self._end_turn(event)
+        async with contextlib.aclosing(claude.events()) as events:
+            async for event in events:
+                if isinstance(event, stream.Text | stream.ToolStarted | stream.Asked) and not self._busy:
+                    self._turn = trio.Event()
+                    self._say_state()
+                    if self._paused:
+                        nursery.start_soon(self._interrupt, claude)
+                match event:
+                    case stream.Text(text):
+                        for at in range(0, len(text), _PIECE):
+                            await self._chunk("text", delta=text[at : at + _PIECE])
+                    case stream.ToolStarted(use, name, params):
+                        await self._chunk("tool_start", tool=_use(use, name, params=params))
+                    case stream.ToolEnded(use, name, output, failed):
+                        if not failed and use not in self._decided:
+                            log.error(
+                                "session %s: %s was used, and nobody was asked: are hooks turned off?", self.id, name
+                            )
+                            self.end(f"{_name(name)} was used without having been asked for")
+                        await self._chunk("tool_output", tool=_use(use, name, result=output))
+                        error = output[: m.MAX_NOTE] or "it failed"
+                        await self._chunk("tool_done", tool=_use(use, name, error=error if failed else None))
+                    case stream.Asked():
+                        self._decided[event.use_id] = None
+                        if len(self._decided) > _KEPT_USES:
+                            del self._decided[next(iter(self._decided))]
+                        nursery.start_soon(self._permit, claude, event)
+                    case stream.Withdrawn(request_id):
+                        for each in self._pending.values():
+                            if each.asked.request_id == request_id and not each.answered.is_set():
+                                each.outcome = "withdrawn"
+                                each.answered.set()
+                    case stream.Unanswerable(_, subtype):
+                        await claude.complain(event, f"unsupported: {subtype}")
+                    case stream.Unreadable():
+                        # What is not answered counts as no objection, in the end.
+                        self.end("claude has asked what cannot be read")
+                    case stream.TurnEnded():
+                        await self._end_turn(event)
 
     async def _end_turn(self, event: stream.TurnEnded) -> None:
         assert self._record is not None

@@ -76,6 +76,12 @@ class Unanswerable:
 
     request_id: str
     subtype: str
+    by_hook: bool = False
+
+
+@attrs.frozen
+class Unreadable:
+    """A request that is no JSON to us: it waits for an answer, and nobody knows for which."""
 
 
 @attrs.frozen
@@ -97,7 +103,7 @@ class TurnEnded:
     """Of the process so far, in millionths of a dollar, rounded up; ``None``: not said."""
 
 
-Event: TypeAlias = Text | ToolStarted | ToolEnded | Asked | Withdrawn | Unanswerable | Answered | TurnEnded
+Event: TypeAlias = Text | ToolStarted | ToolEnded | Asked | Withdrawn | Unanswerable | Unreadable | Answered | TurnEnded
 
 
 class Reader:
@@ -121,7 +127,8 @@ class Reader:
             message = orjson.loads(line)
         except orjson.JSONDecodeError:
             self.ignored += 1
-            return []
+            # Half of a surrogate pair, or more levels than we read.
+            return [Unreadable()] if b'"control_request"' in line else []
         match message.get("type"):
             case "stream_event":
                 return self._stream_event(message)
@@ -198,17 +205,16 @@ def _request(message: dict[str, Any]) -> list[Event]:
     subtype = _text(request.get("subtype"))
     if not request_id:
         return []
+    by_hook = subtype == "hook_callback" and request.get("callback_id") == HOOK
     if subtype == "can_use_tool":
         tool, params = request.get("tool_name"), request.get("input")
-        by_hook = False
-    elif subtype == "hook_callback" and request.get("callback_id") == HOOK:
+    elif by_hook:
         told = _object(request.get("input"))
         tool, params = told.get("tool_name"), told.get("tool_input")
-        by_hook = True
     else:
         return [Unanswerable(request_id, subtype[:100])]
     if not isinstance(tool, str) or not tool or not isinstance(params, dict):
-        return [Unanswerable(request_id, subtype)]
+        return [Unanswerable(request_id, subtype, by_hook)]
     return [Asked(request_id, _text(request.get("tool_use_id")) or request_id, tool, params, by_hook)]
 
 
@@ -301,8 +307,10 @@ def refusal(asked: Asked, reason: str) -> bytes:
     return _answer(asked.request_id, {"behavior": "deny", "message": reason})
 
 
-def complaint(request_id: str, error: str) -> bytes:
-    answer = {"subtype": "error", "request_id": request_id, "error": error}
+def complaint(request: Unanswerable, error: str) -> bytes:
+    if request.by_hook:  # an error would count as no objection
+        return _answer(request.request_id, _hook_output("deny", error))
+    answer = {"subtype": "error", "request_id": request.request_id, "error": error}
     return _line({"type": "control_response", "response": answer})
 
 

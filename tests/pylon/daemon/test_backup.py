@@ -510,6 +510,20 @@ def test_whether_the_freeze_ends_by_itself(home, tmp_path, stay):
     assert ("frozen_until_reconciled" in found) == (not stay)
 
 
+def test_payments_of_a_machine_whose_clock_was_ahead_are_waited_for(home, tmp_path):
+    path = backed_up(home)
+
+    class Behind(StoppedClock):
+        def now(self):
+            return NOW - 600
+
+    new = Home(tmp_path / "new")
+    assert restore(new, path, WORDS, Behind()).unknown == 1
+    (until,) = rows(new.database, "SELECT CAST(value AS REAL) FROM settings WHERE key = 'frozen_until_reconciled'")
+    (made,) = rows(new.database, "SELECT MAX(created_at) FROM intents WHERE state = 'pending'")
+    assert until >= made, "what is younger does not count as left open by the backup"
+
+
 class Died(BaseException):
     pass
 

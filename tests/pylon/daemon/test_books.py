@@ -228,7 +228,17 @@ async def test_a_wallet_that_nobody_knows_is_not_an_empty_one(autojump_clock, ma
         openers.append(Opener(attrs.evolve(openers[0].agent, secret=SecretKey(market.key()))))
         openers[1].agent.wallet = SimpleNamespace(node_pubkey="00" * 33)
         await store.write(lambda tx: ledger.deposit(tx, "d", 5, 1.0, openers[1].agent.hex))
-        assert (await audit()).problems == ()
+        found = await audit()
+        assert found.problems == ()
+        (unknown,) = found.unknown
+        assert unknown.startswith(f"agent {openers[1].agent.hex[:16]}: its wallet does not say what it holds")
+
+
+async def test_a_wallet_that_never_stands_still_is_not_known(autojump_clock, market):
+    async with AsyncExitStack() as stack:
+        store, wallet = await busy_home(market, stack, turns=40)
+        assert "money moved" in (await books.audit(store, wallet, market.clock)).unknown[0]
+        assert (await books.audit(store, wallet.wallet, market.clock)).unknown == ()
 
 
 async def test_agents_that_pay_while_the_others_are_looked_into(autojump_clock, market):

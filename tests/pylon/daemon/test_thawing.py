@@ -72,7 +72,7 @@ async def test_what_was_asked_for_after_the_restore_does_not_count(autojump_cloc
     "report",
     [
         Report({}, 0, ("the wallet holds less",)),
-        Report({}, None, (), remarks=("not compared with the wallet, which does not say what it holds: away",)),
+        Report({}, None, (), unknown=("not compared with the wallet, which does not say what it holds: away",)),
         RuntimeError("broken"),
     ],
 )

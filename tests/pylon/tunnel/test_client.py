@@ -157,6 +157,23 @@ async def test_without_hooks_everything_that_claude_asks_for_is_asked_for(page, 
     assert not (work / "x.txt").exists()
 
 
+async def test_a_session_in_which_a_tool_runs_unasked_ends(page, open_tunnel, store):
+    script = [{"when": "x", "do": [{"tool": "Read", "input": {"file_path": "x"}}, {"text": "more", "each": 5}]}]
+    await open_tunnel(script, {"without_hooks": True}, autonomy="restricted")
+    page.send(create(initial_prompt="x"))
+    await page.state("ended")
+    assert "Read was used without having been asked for" in page.of(m.SessionState)[-1].reason
+
+
+async def test_a_session_that_asks_what_cannot_be_read_ends(page, open_tunnel):
+    hook = '{"subtype":"hook_callback","callback_id":"pylon","input":{"tool_name":"Bash","tool_input":{"x":"\\ud800"}}}'
+    raw = f'{{"type":"control_request","request_id":"r","request":{hook}}}'
+    await open_tunnel([{"when": "x", "do": [{"raw": raw}, {"wait": 5}]}])
+    page.send(create(initial_prompt="x"))
+    await page.state("ended")
+    assert "cannot be read" in page.of(m.SessionState)[-1].reason
+
+
 SLOW = [{"when": "slow", "do": [{"text": "one two three four five", "each": 0.5}]}]
 
 
@@ -246,6 +263,7 @@ async def test_what_is_in_the_child_is_not_ours(page, open_tunnel, claude_log, m
     assert blocked == [*policy.NEVER, "WebFetch", f"Read(/{home}/**)", f"Edit(/{home}/**)"]
     assert arguments[arguments.index("--max-budget-usd") + 1] == "0.250000"
     assert "--setting-sources=user" in arguments
+    assert '{"disableAllHooks":false}' in arguments
     prompt_file = arguments[arguments.index("--append-system-prompt-file") + 1]
     page.send(m.Stop("s"))
     await page.state("ended")

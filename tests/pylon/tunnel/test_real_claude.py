@@ -109,6 +109,19 @@ async def test_whatever_the_users_settings_say_a_no_is_a_no_and_a_yes_is_asked_f
     assert not (work / "hooked").exists()
 
 
+@pytest.mark.parametrize("off", ["settings", "environment"])
+async def test_hooks_that_the_user_has_turned_off_are_called(page, open_real, target, settings, monkeypatch, off):
+    if off == "environment":
+        monkeypatch.setenv("CLAUDE_CODE_SIMPLE", "1")
+    settings(permissions={"allow": ["Write"]}, disableAllHooks=off == "settings")
+    await open_real()
+    page.send(create("please WRITE"))
+    await page.wait_for(m.ToolApproval)
+    page.send(m.ToolApprovalResponse("s", False))
+    await page.done()
+    assert not target.exists()
+
+
 async def test_a_prompt_is_a_text_and_no_more(page, open_real, api, tmp_path, settings):
     (tmp_path / "secret.txt").write_text("topsecret")
     await open_real(autonomy="full")

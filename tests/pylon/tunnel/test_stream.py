@@ -178,13 +178,25 @@ def test_both_who_ask_are_answered_in_their_own_way():
         {"subtype": "can_use_tool", "tool_name": "", "input": {}},
         {"subtype": "can_use_tool", "tool_name": "Bash", "input": "ls"},
         {"subtype": "hook_callback", "callback_id": "pylon"},
+        {"subtype": "hook_callback", "callback_id": "pylon", "input": {"tool_name": "Bash", "tool_input": "ls"}},
         {},
     ],
 )
 def test_a_request_that_is_not_understood_is_told_so(request_):
     (event,) = read(asked(**request_))
     assert isinstance(event, s.Unanswerable)
-    assert json.loads(s.complaint("r1", "no"))["response"]["subtype"] == "error"
+    response = json.loads(s.complaint(event, "no"))["response"]
+    if request_.get("callback_id") == "pylon":  # an error there is no objection
+        assert response["response"]["hookSpecificOutput"]["permissionDecision"] == "deny"
+    else:
+        assert response["subtype"] == "error"
+
+
+@pytest.mark.parametrize("odd", ['"\\ud800"', "[" * 2_000 + "]" * 2_000])
+def test_a_request_that_does_not_read_is_no_noise(odd):
+    hook = '{"subtype":"hook_callback","callback_id":"pylon","input":{"tool_name":"Bash","tool_input":{"command":%s}}}'
+    line_ = '{"type":"control_request","request_id":"r1","request":%s}' % (hook % odd)
+    assert read(line_.encode()) == [s.Unreadable()]
 
 
 def test_what_we_ask_for():
