@@ -45,8 +45,6 @@ def test_commands_find_a_daemon_by_its_port(node):
     assert cookie.stat().st_mode & 0o077 == 0
     secret = cookie.read_text().split()[1]
     assert node.json("status")["daemon"]["pid"] == daemon.pid
-    node.json("wallet", "fund", "-a", "1000")
-    assert node.json("doctor")["running"] is True
     assert node.json("config", "reload")["applied"] == []
     assert node.run("start", "-m", "host").returncode == 1
     daemon.process.send_signal(signal.SIGSTOP)
@@ -68,11 +66,6 @@ def test_commands_find_a_daemon_by_its_port(node):
     node.start("host")
     assert node.json("status")["daemon"]["pid"] == node.daemon.pid
     node.stop()
-    node.start("host", more=BY_PORT)
-    assert node.json("stop")["how"] == "asked"
-    assert not cookie.exists()
-    assert node.run("status").returncode == 3
-    node.check_books()
 
 
 def test_without_what_windows_lacks(world, node):

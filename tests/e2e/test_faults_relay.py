@@ -164,6 +164,7 @@ def test_senders_whose_clocks_are_off(play):
     play.check()
 
 
+@pytest.mark.deep
 def test_its_own_clock_is_behind(play):
     """It refuses everything as from the future: that is said, nothing is paid for nothing, and it passes."""
     refused = len(play.scripted.refused)

@@ -43,6 +43,7 @@ def main() -> int:
     if options.redraw:
         draw(json.loads(options.report.read_text()), plot)
         return 0
+    options.report.parent.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, _interrupt)
     os.nice(5)  # others work on this machine, too
     with _directory(options.keep) as directory:
