@@ -208,6 +208,7 @@ def bring_back(state: State, file: str, *, force: bool, stay_frozen: bool, descr
     lock = restoring.wants(source)
     with hold_home(state.home):
         if lock is None:
+            restoring.complete(state.home)
             words = home_passphrase(state)
             done = restoring.restore_database(
                 state.home, source, unlock(state), words, SystemClock(), stay_frozen=stay_frozen
