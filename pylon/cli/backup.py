@@ -94,7 +94,7 @@ def write_backup(state: State, file: str | None, *, keep: int | None, own: bool,
             done = backups.back_up(home, unlocked, target, seal, now=now, told=progress)
             fetched = seal.lock.value, done.length
         sealed, length = fetched
-    removed = [] if keep is None else backups.rotate(directory, npub, keep)
+    removed = [] if keep is None else backups.rotate(directory, npub, keep, target)
     report = {
         "path": str(target),
         "bytes": length,

@@ -451,6 +451,11 @@ def test_only_the_newest_are_kept_and_nobody_elses_goes(home, tmp_path):
         (directory / name).write_text("x")
     assert [path.name for path in rotate(directory, npub, 2)] == names[:3]
     assert {path.name for path in directory.iterdir()} == {*names[3:], *strangers}
+    # The one just written stays, also where a clock that was ahead has named the others.
+    written = directory / file_name(npub, NOW - 86_400)
+    written.write_text("x")
+    assert [path.name for path in rotate(directory, npub, 2, written)] == names[3:4]
+    assert written.exists()
 
 
 def test_the_home_knows_its_newest_backup(home):
