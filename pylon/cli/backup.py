@@ -94,7 +94,7 @@ def write_backup(state: State, file: str | None, *, keep: int | None, own: bool,
             done = backups.back_up(home, unlocked, target, seal, now=now, told=progress)
             fetched = seal.lock.value, done.length
         sealed, length = fetched
-    removed = [] if keep is None else backups.rotate(directory, npub, keep)
+    removed = [] if keep is None else backups.rotate(directory, npub, keep, target)
     report = {
         "path": str(target),
         "bytes": length,
@@ -208,6 +208,7 @@ def bring_back(state: State, file: str, *, force: bool, stay_frozen: bool, descr
     lock = restoring.wants(source)
     with hold_home(state.home):
         if lock is None:
+            restoring.complete(state.home)
             words = home_passphrase(state)
             done = restoring.restore_database(
                 state.home, source, unlock(state), words, SystemClock(), stay_frozen=stay_frozen

@@ -38,8 +38,8 @@ class ControlClient:
         self._calls = 0
         try:
             self._socket = doorway.connect(path, timeout)
-        except TimeoutError:
-            raise ControlError(f"the daemon does not greet within {timeout:g} s", _SEE_LOG) from None
+        except TimeoutError as error:
+            raise ControlError(str(error), _SEE_LOG) from None
 
     def __enter__(self) -> ControlClient:
         return self

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from pylon.clock import SystemClock
 from pylon.daemon.coredumps import forbid_core_dumps
 from pylon.daemon.logs import start_logging
 from pylon.errors import AlreadyRunning, ConfigError, IdentityError
+from pylon.store import remedy
 from pylon.store.database import open_store
 from pylon.tunnel import record
 from pylon.tunnel.address import TunnelAddress
@@ -29,6 +31,7 @@ from pylon.tunnel.session import dollars
 if TYPE_CHECKING:
     from pylon.config import Config
     from pylon.identity import Unlocked
+    from pylon.paths import Home
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -45,9 +48,7 @@ def run(state: State, url: str, flags: dict[str, Any], config_path: Path | None,
         raise ConfigError("[claude] enabled = false: no tunnel is allowed", f"set it to true in {path}")
     address = TunnelAddress.of(url, insecure=insecure)
     home = state.home
-    others = [config.wallet.uri_file, os.environ.get("PYLON_PASSPHRASE_FILE"), os.environ.get("CREDENTIALS_DIRECTORY")]
-    closed = [home.root, home.data, *(Path(path) for path in others if path)]
-    rules = rules_of(config.claude, default_cwd=Path.cwd(), closed=closed)
+    rules = rules_of(config.claude, default_cwd=Path.cwd(), closed=secret_places(home, config, os.environ))
     executable = find_executable(config.claude.executable_path)
     if not home.mnemonic.exists():
         raise IdentityError(
@@ -69,6 +70,13 @@ def run(state: State, url: str, flags: dict[str, Any], config_path: Path | None,
         trio.run(_run, state, config, address, rules, executable, keys)
     finally:
         lock.release()
+
+
+def secret_places(home: Home, config: Config, environ: Mapping[str, str]) -> list[Path]:
+    """Where keys are: no session reaches into these. A backup is whole home, and may not be sealed."""
+    places = [config.wallet.uri_file, environ.get("PYLON_PASSPHRASE_FILE"), environ.get("CREDENTIALS_DIRECTORY")]
+    backup = remedy.newest(home.data)
+    return [home.root, home.data, *(Path(path) for path in places if path), *([backup[0]] if backup else [])]
 
 
 async def _run(

@@ -88,9 +88,13 @@ def file_name(npub: str, now: float) -> str:
     return f"{_prefix(npub)}{stamp}{SUFFIX}"
 
 
-def rotate(directory: Path, npub: str, keep: int) -> list[Path]:
-    """Remove all but the newest ``keep`` backups of this home that were named by ``file_name``; returns the removed."""
+def rotate(directory: Path, npub: str, keep: int, written: Path | None = None) -> list[Path]:
+    """Remove all but the newest ``keep`` backups of this home that were named by ``file_name``; returns the removed.
+
+    :param written: the one that was just written: the newest, whatever its name says by a clock that went back.
+    """
     found = sorted(path for path in directory.glob(f"{_prefix(npub)}*{SUFFIX}") if path.is_file())
+    found.sort(key=lambda path: path == written)
     removed = found[: max(0, len(found) - keep)]
     for path in removed:
         with contextlib.suppress(FileNotFoundError):

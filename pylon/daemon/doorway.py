@@ -30,6 +30,8 @@ VARIABLE = "PYLON_CONTROL"
 GREETING = "pylon-control 1"
 MAX_HELLO = 256
 """Bytes of a line before both know each other."""
+GREETING_SECONDS = 10.0
+"""At most, also for whoever waits for ever for an answer: whoever has the port now may be a stranger."""
 NONCE_BYTES = 32
 HOST = "127.0.0.1"
 
@@ -43,7 +45,7 @@ def connect(path: Path, timeout: float | None) -> socket.socket:
     """A connection to the daemon whose socket is ``path``, with both ends known to each other; it blocks.
 
     Raises ``NotRunning`` where nobody listens, or somebody else does, ``ControlError`` where it cannot be reached, and
-    ``TimeoutError`` where it does not greet within ``timeout`` seconds.
+    ``TimeoutError`` where it does not greet within ``timeout`` seconds, or ``GREETING_SECONDS``.
     """
     cookie = path.with_name("control.cookie")
     if hasattr(socket, "AF_UNIX"):
@@ -80,10 +82,11 @@ def _by_tcp(path: Path, port: int, cookie: bytes, timeout: float | None) -> sock
     import hmac
     import secrets
 
-    deadline = None if timeout is None else time.monotonic() + timeout
+    patience = GREETING_SECONDS if timeout is None else timeout
+    deadline = time.monotonic() + patience
     client = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
-        client.settimeout(timeout)
+        client.settimeout(patience)
         client.connect((HOST, port))
         ours = secrets.token_bytes(NONCE_BYTES)
         client.sendall(f"{GREETING} {ours.hex()}\n".encode())
@@ -94,7 +97,7 @@ def _by_tcp(path: Path, port: int, cookie: bytes, timeout: float | None) -> sock
         client.sendall(proof(cookie, "client", ours, theirs).encode() + b"\n")
     except TimeoutError:
         client.close()
-        raise
+        raise TimeoutError(f"the daemon does not greet within {patience:g} s") from None
     except (OSError, ValueError, IndexError):
         # Nobody, or a stranger who has the port now: he has learnt nothing but a random number.
         client.close()
@@ -105,15 +108,14 @@ def _by_tcp(path: Path, port: int, cookie: bytes, timeout: float | None) -> sock
     return client
 
 
-def _hello(client: socket.socket, deadline: float | None) -> str:
+def _hello(client: socket.socket, deadline: float) -> str:
     """One line, and not a byte of what follows it."""
     line = b""
     while not line.endswith(b"\n"):
-        if deadline is not None:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise TimeoutError
-            client.settimeout(left)
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        client.settimeout(left)
         byte = client.recv(1)
         if not byte or len(line) >= MAX_HELLO:
             raise ValueError

@@ -14,6 +14,7 @@ import re
 import secrets
 import shutil
 import sqlite3
+import time
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,6 +46,7 @@ _REASON = "restored from a backup"
 _MAX_MANIFEST = 4 << 20
 _SQLITE = b"SQLite format 3\x00"
 _COPY = re.compile(rf"{COPIES}/[^/\x00.][^/\x00]{{0,254}}")
+_MOVED_IN = ("pylon.db", "keys/data.key", SIMNET, TOKEN, WALLET, COPIES)
 _LOGS = ("-wal", "-shm")
 """What SQLite keeps beside a database."""
 
@@ -158,6 +160,32 @@ def restore_database(
         return _Opened(unlocked.identity, unlocked.key, kept, protected, None, taken_at), passphrase
 
     return _replace(home, gather, clock, stay_frozen)
+
+
+def complete(home: Home) -> None:
+    """Move in what an interrupted restore has made ready, if there is such. Whoever calls holds the home.
+
+    For one whose keys were the home's own: there is nothing else that would open it. Raises ``BackupError``.
+    """
+    stage = home.restoring
+    if not _interrupted(home) or not (stage / "identity.mnemonic").exists():
+        return
+    try:
+        coming = [name for name in _MOVED_IN if os.path.lexists(stage / name)]
+        coming += [path.name for path in stage.glob("identity.mnemonic.*")]
+        old = [home.data / name for name in coming]
+        if home.database in old:
+            _bring_log_home(home.database)
+            old += _logs(home.database)
+        if home.simnet in old:
+            old += _logs(home.simnet)
+        if there := [path for path in old if os.path.lexists(path)]:
+            aside = _aside(home, time.time())
+            for path in there:
+                _move(path, aside / path.relative_to(home.data))
+        _move_in(home, stage)
+    except OSError as error:
+        raise BackupError(f"cannot restore into {home.data}: {error.strerror or error}", "do the same again") from None
 
 
 def _replace(home: Home, gather: Any, clock: Clock, stay_frozen: bool) -> Restored:
@@ -333,12 +361,13 @@ def _prepare(stage: Path, opened: _Opened, passphrase: Passphrase | None, clock:
     for name, text in opened.kept.items():
         content = identity.sealed_text(text, unlocked.vault) if wrapped else f"{text.rstrip()}\n".encode()
         write_private(stage / name, content)
-    phrase = identity.sealed_content(opened.identity, unlocked.vault) if wrapped else None
-    write_private(stage / "identity.mnemonic", phrase or identity.plain_content(opened.identity))
     # A home without records yet gets a database too, for the freeze.
     agents, unknown = trio.run(_open_and_mark, stage / "pylon.db", unlocked.vault, clock, stay_frozen)
     for end in _LOGS:
         (stage / f"pylon.db{end}").unlink(missing_ok=True)  # empty: closing the store has brought the log home
+    # Last: a stage that has it is whole (``complete``).
+    phrase = identity.sealed_content(opened.identity, unlocked.vault) if wrapped else None
+    write_private(stage / "identity.mnemonic", phrase or identity.plain_content(opened.identity))
     return Restored(opened.identity.npub, opened.taken_at, opened.protected, agents, unknown, None)
 
 
@@ -459,7 +488,7 @@ def _bring_log_home(database: Path) -> None:
 
 def _move_in(home: Home, stage: Path) -> None:
     """The phrase last."""
-    for name in ("pylon.db", "keys/data.key", SIMNET, TOKEN, WALLET, COPIES):
+    for name in _MOVED_IN:
         if os.path.lexists(stage / name):
             os.rename(stage / name, home.data / name)
     for path in sorted(stage.glob("identity.mnemonic.*")):

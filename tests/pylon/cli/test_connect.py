@@ -9,13 +9,16 @@ import sys
 import pytest
 import trio
 
+from pylon.cli.connect_run import secret_places
 from pylon.clock import SystemClock
-from pylon.config import ClaudeConfig
+from pylon.config import ClaudeConfig, Config
+from pylon.daemon.backup import note
 from pylon.identity import unlock
+from pylon.paths import Home
 from pylon.store.database import open_store
 from pylon.testing.scripted_claude import install
 from pylon.tunnel import record
-from pylon.tunnel.policy import rules_of
+from pylon.tunnel.policy import Decision, rules_of
 
 URL = "wss://tunnel.example/?token=topsecret"
 
@@ -83,6 +86,19 @@ def test_costs_are_millionths_or_dollars(text, micro):
     from pylon.cli.connect import MicroUsd
 
     assert MicroUsd().convert(text, None, None) == micro
+
+
+def test_no_session_reaches_the_newest_backup_wherever_it_is(tmp_path):
+    """Without a passphrase of the home it is not sealed: whoever reads it has the phrase."""
+    home, work = Home(tmp_path / "other home"), tmp_path / "other work"
+    home.data.mkdir(parents=True)
+    work.mkdir()
+    (work / "pylon.backup").write_text("abandon")
+    note(home, work / "pylon.backup", 1.0)
+    rules = rules_of(ClaudeConfig(), default_cwd=work, closed=secret_places(home, Config(), {}))
+    assert rules.decide("Read", {"file_path": "pylon.backup"}).decision is Decision.DENY
+    assert rules.decide("Grep", {"pattern": "abandon"}).decision is Decision.DENY
+    assert rules.decide("Read", {"file_path": "other"}).decision is Decision.ALLOW
 
 
 def test_one_tunnel_a_home(simnet, tmp_path, home):

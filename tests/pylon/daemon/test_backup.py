@@ -18,7 +18,7 @@ from protocols import nip06
 from pylon import identity, protection
 from pylon.clock import SystemClock
 from pylon.daemon.backup import back_up, file_name, home_seal, own_directory, rotate
-from pylon.daemon.restoring import restore, restore_database, wants
+from pylon.daemon.restoring import complete, restore, restore_database, wants
 from pylon.daemon.sealed_file import Lock, write_sealed
 from pylon.errors import BackupError, IdentityError, PassphraseError
 from pylon.identity import create, load, unlock
@@ -451,6 +451,11 @@ def test_only_the_newest_are_kept_and_nobody_elses_goes(home, tmp_path):
         (directory / name).write_text("x")
     assert [path.name for path in rotate(directory, npub, 2)] == names[:3]
     assert {path.name for path in directory.iterdir()} == {*names[3:], *strangers}
+    # The one just written stays, also where a clock that was ahead has named the others.
+    written = directory / file_name(npub, NOW - 86_400)
+    written.write_text("x")
+    assert [path.name for path in rotate(directory, npub, 2, written)] == names[3:4]
+    assert written.exists()
 
 
 def test_the_home_knows_its_newest_backup(home):
@@ -598,3 +603,62 @@ def test_a_crash_at_any_move_loses_nothing_and_the_same_again_completes_it(home,
         shutil.rmtree(root)
     assert step > 10
     assert ends == {"old", "between", "new"}
+
+
+def test_a_crash_while_a_copy_comes_back_can_be_completed(home, tmp_path, monkeypatch):
+    """The phrase has moved out by then, and the keys with it: nothing else would open the home again."""
+    copy = tmp_path / "copy"
+    shutil.copy(home.database, copy)
+    who = load(home).pubkey
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    real, between, step, died = os.rename, 0, 0, True
+    while died:
+        step, left, died = step + 1, step + 1, False
+        root = tmp_path / str(step)
+        shutil.copytree(home.root, root)
+        target = Home(root)
+
+        def rename(*args):
+            nonlocal left, died
+            left -= 1
+            if left <= 0:
+                died = True
+                raise Died
+            real(*args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "rename", rename)
+            try:
+                restore_database(target, copy, unlock(target), None, CLOCK, stay_frozen=False)
+            except Died:
+                pass
+        between += not target.mnemonic.exists()
+        complete(target)
+        assert load(target).pubkey == who
+        assert unlock(target).key.reveal() == unlock(home).key.reveal()
+        frozen = dict(rows(target.database, "SELECT key, value FROM settings")).get("frozen_until_reconciled")
+        assert frozen or step == 1, "the one that comes in is frozen, or nothing has moved"
+        restore_database(target, copy, unlock(target), None, CLOCK, stay_frozen=False)
+        assert not target.restoring.exists()
+        shutil.rmtree(root)
+    assert between >= 4
+
+
+def test_what_is_not_whole_is_not_completed(home, tmp_path, monkeypatch):
+    """A restore that died before its records were frozen moves nothing in."""
+    path = backed_up(home)
+    target = Home(tmp_path / "target")
+    monkeypatch.setattr("pylon.daemon.restoring._open_and_mark", None)
+
+    def die(*_):
+        raise Died
+
+    monkeypatch.setattr(trio, "run", die)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *args, **options: None)
+        with pytest.raises(Died):
+            restore(target, path, WORDS, CLOCK)
+    assert target.restoring.exists()
+    complete(target)
+    assert not target.mnemonic.exists()
+    assert not target.database.exists()

@@ -222,6 +222,15 @@ def test_who_is_silent_is_given_up(home):
             ControlClient(home.socket, timeout=0.2)
 
 
+def test_nobody_waits_for_ever_for_a_greeting(home, monkeypatch):
+    """Who would wait for ever for an answer (a backup) does not wait so for a stranger who has the port by now."""
+    monkeypatch.setattr(doorway, "GREETING_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        home.cookie.write_text(f"{listener.getsockname()[1]} {'11' * 32}\n")
+        with pytest.raises(ControlError, match=r"does not greet within 0\.2 s"):
+            ControlClient(home.socket, timeout=None)
+
+
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(content=st.one_of(st.binary(max_size=200), st.sampled_from([b"", b"1 2", b"70000 " + b"11" * 32, b"1 \xff"])))
 def test_whatever_stands_in_the_cookie(tmp_path_factory, content):
