@@ -86,6 +86,7 @@ def failed(play):
     return [tick for tick in play.ticks() if tick["status"] == "error" and tick["reason"]]
 
 
+@pytest.mark.deep
 def test_the_clock_jumps_an_hour_both_ways(world):
     """With both homes of a machine, as its clock does: ahead at the start, as without a battery, then right, then off
     either way. What is paid is answered, nothing storms, and when it is right again all is well."""
