@@ -67,6 +67,8 @@ class Restored:
     """Where what was here before has gone."""
     config: Path | None = None
     """Where the backup's configuration was written, if it was."""
+    stays_frozen: bool = False
+    """Whether it is frozen until somebody thaws it."""
 
 
 def wants(source: Path) -> Lock | None:
@@ -192,24 +194,41 @@ def _replace(home: Home, gather: Any, clock: Clock, stay_frozen: bool) -> Restor
     home.prepare()
     stage = home.restoring
     interrupted = _interrupted(home)
+    # After an interrupted one, they may have come as far as the stage.
+    froze = interrupted and _operator_froze(stage / home.database.name)
     try:
         shutil.rmtree(stage, ignore_errors=True)
         stage.mkdir(mode=0o700)
         try:
             opened, passphrase = gather(stage)
+            same = _is_here(home, opened.identity)
+            froze = froze or ((same or interrupted) and _operator_froze(home.database))
+            stay_frozen = stay_frozen or froze
             restored = _prepare(stage, opened, passphrase, clock, stay_frozen)
         except BaseException:
             shutil.rmtree(stage, ignore_errors=True)
             if interrupted:
                 stage.mkdir(mode=0o700)
             raise
-        same = _is_here(home, opened.identity)
         kept = _move_out(home, stage, same, clock.now())
         config, kept = _restore_config(home, opened.config, same, kept, clock.now())
         _move_in(home, stage)
     except OSError as error:
         raise BackupError(f"cannot restore into {home.data}: {error.strerror or error}", "do the same again") from None
-    return attrs.evolve(restored, kept=kept, config=config)
+    return attrs.evolve(restored, kept=kept, config=config, stays_frozen=stay_frozen)
+
+
+def _operator_froze(database: Path) -> bool:
+    """Whether the records that go away have a freeze of the operator's own, as far as they can be read."""
+    if not database.exists():
+        return False
+    try:
+        damage.expect_sound(database, check_bytes=0)
+        with contextlib.closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            found = {row[0] for row in connection.execute("SELECT key FROM settings")}
+        return freeze.KEY in found and freeze.UNTIL not in found
+    except (sqlite3.Error, StoreError):
+        return False
 
 
 def _is_here(home: Home, who: identity.Identity) -> bool:

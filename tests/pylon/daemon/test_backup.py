@@ -515,6 +515,18 @@ def test_whether_the_freeze_ends_by_itself(home, tmp_path, stay):
     assert ("frozen_until_reconciled" in found) == (not stay)
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_a_freeze_of_the_operators_own_is_not_lost_with_the_records_that_had_it(home, tmp_path, own):
+    """Somebody meant to stop, and has not said anything else since the backup."""
+    path = sealed_as_home(home)
+    marks = {"frozen": '{"reason": "stop", "at": 1.0}'} | ({} if own else {"frozen_until_reconciled": "1.0"})
+    with closing(sqlite3.connect(home.database)) as db:
+        db.executemany("INSERT INTO settings VALUES (?, ?)", marks.items())
+        db.commit()
+    assert restore(home, path, None, CLOCK, force=True).stays_frozen == own
+    assert ("frozen_until_reconciled" in dict(rows(home.database, "SELECT key, value FROM settings"))) != own
+
+
 def test_payments_of_a_machine_whose_clock_was_ahead_are_waited_for(home, tmp_path):
     path = backed_up(home)
 
