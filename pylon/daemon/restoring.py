@@ -31,7 +31,10 @@ from pylon.daemon.backup import COPIES, SIMNET, TOKEN, WALLET, Told, quiet
 from pylon.daemon.sealed_file import Lock, lock_of, read_sealed
 from pylon.errors import BackupError, IdentityError, StoreError
 from pylon.files import put_private, sync_directory, write_private
+from pylon.host import acting
+from pylon.host.agents import action_records
 from pylon.host.registry import RESTORED
+from pylon.host.settings import MONEY
 from pylon.identity import Unlocked
 from pylon.passphrase import Passphrase
 from pylon.paths import Home
@@ -396,7 +399,7 @@ async def _open_and_mark(path: Path, vault: Vault, clock: Clock, stay_frozen: bo
 
 
 def _begin_anew(tx: Tx, stay_frozen: bool = False) -> tuple[int, int]:
-    """Freeze, mark what is open as unknown, close wallet connections, raise the epochs.
+    """Freeze, mark what is open as unknown, give up what was to be paid, close wallet connections, raise the epochs.
 
     How many agents and payments there are.
     """
@@ -409,6 +412,7 @@ def _begin_anew(tx: Tx, stay_frozen: bool = False) -> tuple[int, int]:
         freeze.freeze_until_reconciled(tx, _REASON, max([now, *(intent.created_at for intent in pending)]))
     for intent in pending:
         intents.mark_unknown(tx, intent.id, error="the home was restored from a backup", at=now)
+    _give_up(tx, now)
     # Some may have been closed since, and what they have spent since is not known here: new ones are cheap.
     tx.execute("UPDATE wallet_connections SET closed_at = ? WHERE closed_at IS NULL", (now,))
     # What the wallets have sent since the backup was another's doing: it is booked as outside.
@@ -420,6 +424,15 @@ def _begin_anew(tx: Tx, stay_frozen: bool = False) -> tuple[int, int]:
         tx.execute("UPDATE agents SET epoch = epoch + 1, instance = ? WHERE id = ?", (instance, row["id"]))
         settings.put(tx, RESTORED + row["id"], str(now))
     return len(rows), len(pending)
+
+
+def _give_up(tx: Tx, now: float) -> None:
+    """What agents were about to pay, and no intent names yet: no wallet can be asked whether it was paid since."""
+    actions = action_records(tx)
+    why = f"{_REASON}: it may have been paid since"
+    for action in list(actions.where(tx, "state IN ('waiting', 'preparing')")):  # but for those that do not read
+        if action.kind in MONEY:
+            actions.step(tx, action.id, acting.Denied(why) if action.at_rest else acting.Missed(why), now)
 
 
 # --- moving -------------------------------------------------------------------------------------------------------
