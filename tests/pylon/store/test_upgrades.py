@@ -33,7 +33,6 @@ WORDS = {
     ("nwc_payments", "state"): ["pending", "settled", "failed"],
     ("connection_invoices", "told"): ["", "accepted", "settled"],
     ("standings", "standing"): ["trusted", "free", "blocked"],
-    ("tunnel_acts", "kind"): ["prompt", "allowed", "turn"],
 }
 """What a column with a CHECK takes."""
 DERIVED = {"quote_book", "_sqlite_migrations"}
