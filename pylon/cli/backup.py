@@ -232,7 +232,7 @@ def bring_back(state: State, file: str, *, force: bool, stay_frozen: bool, descr
         "agents": done.agents,
         "unknown_payments": done.unknown,
         "frozen": True,
-        "until": None if stay_frozen else "reconciled",
+        "until": None if done.stays_frozen else "reconciled",
         "config": None if done.config is None else str(done.config),
         "kept": None if done.kept is None else str(done.kept),
     }

@@ -31,7 +31,10 @@ from pylon.daemon.backup import COPIES, SIMNET, TOKEN, WALLET, Told, quiet
 from pylon.daemon.sealed_file import Lock, lock_of, read_sealed
 from pylon.errors import BackupError, IdentityError, StoreError
 from pylon.files import put_private, sync_directory, write_private
+from pylon.host import acting
+from pylon.host.agents import action_records
 from pylon.host.registry import RESTORED
+from pylon.host.settings import MONEY
 from pylon.identity import Unlocked
 from pylon.passphrase import Passphrase
 from pylon.paths import Home
@@ -67,6 +70,8 @@ class Restored:
     """Where what was here before has gone."""
     config: Path | None = None
     """Where the backup's configuration was written, if it was."""
+    stays_frozen: bool = False
+    """Whether it is frozen until somebody thaws it."""
 
 
 def wants(source: Path) -> Lock | None:
@@ -192,24 +197,41 @@ def _replace(home: Home, gather: Any, clock: Clock, stay_frozen: bool) -> Restor
     home.prepare()
     stage = home.restoring
     interrupted = _interrupted(home)
+    # After an interrupted one, they may have come as far as the stage.
+    froze = interrupted and _operator_froze(stage / home.database.name)
     try:
         shutil.rmtree(stage, ignore_errors=True)
         stage.mkdir(mode=0o700)
         try:
             opened, passphrase = gather(stage)
+            same = _is_here(home, opened.identity)
+            froze = froze or ((same or interrupted) and _operator_froze(home.database))
+            stay_frozen = stay_frozen or froze
             restored = _prepare(stage, opened, passphrase, clock, stay_frozen)
         except BaseException:
             shutil.rmtree(stage, ignore_errors=True)
             if interrupted:
                 stage.mkdir(mode=0o700)
             raise
-        same = _is_here(home, opened.identity)
         kept = _move_out(home, stage, same, clock.now())
         config, kept = _restore_config(home, opened.config, same, kept, clock.now())
         _move_in(home, stage)
     except OSError as error:
         raise BackupError(f"cannot restore into {home.data}: {error.strerror or error}", "do the same again") from None
-    return attrs.evolve(restored, kept=kept, config=config)
+    return attrs.evolve(restored, kept=kept, config=config, stays_frozen=stay_frozen)
+
+
+def _operator_froze(database: Path) -> bool:
+    """Whether the records that go away have a freeze of the operator's own, as far as they can be read."""
+    if not database.exists():
+        return False
+    try:
+        damage.expect_sound(database, check_bytes=0)
+        with contextlib.closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            found = {row[0] for row in connection.execute("SELECT key FROM settings")}
+        return freeze.KEY in found and freeze.UNTIL not in found
+    except (sqlite3.Error, StoreError):
+        return False
 
 
 def _is_here(home: Home, who: identity.Identity) -> bool:
@@ -377,7 +399,7 @@ async def _open_and_mark(path: Path, vault: Vault, clock: Clock, stay_frozen: bo
 
 
 def _begin_anew(tx: Tx, stay_frozen: bool = False) -> tuple[int, int]:
-    """Freeze, mark what is open as unknown, close wallet connections, raise the epochs.
+    """Freeze, mark what is open as unknown, give up what was to be paid, close wallet connections, raise the epochs.
 
     How many agents and payments there are.
     """
@@ -390,6 +412,7 @@ def _begin_anew(tx: Tx, stay_frozen: bool = False) -> tuple[int, int]:
         freeze.freeze_until_reconciled(tx, _REASON, max([now, *(intent.created_at for intent in pending)]))
     for intent in pending:
         intents.mark_unknown(tx, intent.id, error="the home was restored from a backup", at=now)
+    _give_up(tx, now)
     # Some may have been closed since, and what they have spent since is not known here: new ones are cheap.
     tx.execute("UPDATE wallet_connections SET closed_at = ? WHERE closed_at IS NULL", (now,))
     # What the wallets have sent since the backup was another's doing: it is booked as outside.
@@ -401,6 +424,15 @@ def _begin_anew(tx: Tx, stay_frozen: bool = False) -> tuple[int, int]:
         tx.execute("UPDATE agents SET epoch = epoch + 1, instance = ? WHERE id = ?", (instance, row["id"]))
         settings.put(tx, RESTORED + row["id"], str(now))
     return len(rows), len(pending)
+
+
+def _give_up(tx: Tx, now: float) -> None:
+    """What agents were about to pay, and no intent names yet: no wallet can be asked whether it was paid since."""
+    actions = action_records(tx)
+    why = f"{_REASON}: it may have been paid since"
+    for action in list(actions.where(tx, "state IN ('waiting', 'preparing')")):  # but for those that do not read
+        if action.kind in MONEY:
+            actions.step(tx, action.id, acting.Denied(why) if action.at_rest else acting.Missed(why), now)
 
 
 # --- moving -------------------------------------------------------------------------------------------------------

@@ -564,7 +564,7 @@ def _no_lifecycle(agent_id: str) -> NotFound:
     return NotFound(f"agent {agent_id[:16]} has no lifecycle", "restore a backup of the home")
 
 
-def action_records(store: Store) -> RecordTable[Action]:
+def action_records(store: Store | Tx) -> RecordTable[Action]:
     """The table of actions."""
     return RecordTable(
         ACTION,

@@ -56,7 +56,8 @@ def keep(path: str, version: str) -> Path | None:
         for name in (draft, draft.with_name(draft.name + "-journal")):
             with contextlib.suppress(FileNotFoundError):
                 name.unlink()
-    for old in copies(database)[:-KEPT]:
+    # The one just made is the newest, whatever a clock that was ahead has named the others.
+    for old in sorted(copies(database), key=lambda copy: copy == kept)[:-KEPT]:
         with contextlib.suppress(OSError):
             old.unlink()
     return kept

@@ -61,6 +61,10 @@ class Journal:
     def all_sent(self) -> bool:
         return self._sent == self.last
 
+    @property
+    def unsent(self) -> int:
+        return self.last - self._sent
+
     async def add(self, message: Numbered) -> None:
         """Number a message, and have it sent. Waits while too much is unsent."""
         await trio.lowlevel.checkpoint()

@@ -43,6 +43,8 @@ MAX_PROMPTS = 32
 """That wait in line."""
 MAX_APPROVALS = 16
 """That wait at once; what comes beyond them is denied."""
+MAX_UNHEARD = 1_024
+"""Messages unsent; Claude itself waits long before."""
 IDLE_SECONDS = 3_600.0
 """A session that nobody prompts for so long ends: its child is no small thing."""
 HEED_SECONDS = 15.0
@@ -184,7 +186,8 @@ class Session:
 
     def _wish(self, what: str) -> None:
         if not self._wishes or self._wishes[-1] != what:
-            if len(self._wishes) >= MAX_PROMPTS:
+            # What is told of each has no bound of its own: beyond it, whoever does not read is heard no more.
+            if len(self._wishes) >= MAX_PROMPTS or (what != "stop" and self.journal.unsent >= MAX_UNHEARD):
                 return
             self._wishes.append(what)
         self._tell()

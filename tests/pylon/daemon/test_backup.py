@@ -21,6 +21,11 @@ from pylon.daemon.backup import back_up, file_name, home_seal, own_directory, ro
 from pylon.daemon.restoring import complete, restore, restore_database, wants
 from pylon.daemon.sealed_file import Lock, write_sealed
 from pylon.errors import BackupError, IdentityError, PassphraseError
+from pylon.host import acting
+from pylon.host.acting import Action
+from pylon.host.agents import action_records
+from pylon.host.replies import Proposed
+from pylon.host.settings import ActionKind
 from pylon.identity import create, load, unlock
 from pylon.money import Msat
 from pylon.passphrase import Passphrase
@@ -513,6 +518,42 @@ def test_whether_the_freeze_ends_by_itself(home, tmp_path, stay):
     found = dict(rows(new.database, "SELECT key, value FROM settings"))
     assert "frozen" in found
     assert ("frozen_until_reconciled" in found) == (not stay)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_freeze_of_the_operators_own_is_not_lost_with_the_records_that_had_it(home, tmp_path, own):
+    """Somebody meant to stop, and has not said anything else since the backup."""
+    path = sealed_as_home(home)
+    marks = {"frozen": '{"reason": "stop", "at": 1.0}'} | ({} if own else {"frozen_until_reconciled": "1.0"})
+    with closing(sqlite3.connect(home.database)) as db:
+        db.executemany("INSERT INTO settings VALUES (?, ?)", marks.items())
+        db.commit()
+    assert restore(home, path, None, CLOCK, force=True).stays_frozen == own
+    assert ("frozen_until_reconciled" in dict(rows(home.database, "SELECT key, value FROM settings"))) != own
+
+
+@pytest.mark.parametrize("moved", [acting.Admitted(), acting.Held(NOW + 600)])
+@pytest.mark.parametrize("kind", [ActionKind.ZAP, ActionKind.PAY_INVOICE, ActionKind.REQUEST_PAYMENT])
+def test_what_was_to_be_paid_is_not_paid_by_a_restored_home(home, tmp_path, kind, moved):
+    """No intent names it yet, so no wallet can be asked whether it was paid since the backup."""
+
+    async def wish():
+        async with open_store(home.database, vault=unlock(home).vault, clock=SystemClock()) as store:
+            (agent, *_) = store.read("SELECT id FROM agents")
+            wish = Proposed(kind=kind, to="npub1", sats=7, invoice="lnsb1")
+            action = Action("tick:0", agent["id"], "tick", 0, NOW, wish)
+            await store.write(lambda tx: action_records(store).begin(tx, action, moved, NOW))
+
+    trio.run(wish)
+    before = dict(rows(home.database, "SELECT id, state FROM actions"))
+    new = Home(tmp_path / "new")
+    restore(new, backed_up(home), WORDS, CLOCK)
+    after = dict(rows(new.database, "SELECT id, state FROM actions"))
+    if kind is ActionKind.REQUEST_PAYMENT:
+        assert after["tick:0"] == before["tick:0"], "it only asks for money"
+    else:
+        assert after["tick:0"] in ("failed", "denied")
+    assert after.keys() == before.keys()
 
 
 def test_payments_of_a_machine_whose_clock_was_ahead_are_waited_for(home, tmp_path):

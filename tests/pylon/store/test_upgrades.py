@@ -117,6 +117,16 @@ async def test_every_earlier_version_keeps_all_its_rows(of_version, opened, n):
         assert len(db.execute("SELECT 1 FROM _sqlite_migrations").fetchall()) == n
 
 
+async def test_the_copy_just_made_stays_where_a_clock_went_back(of_version, opened):
+    path, _, _ = of_version(2)
+    for day in range(1, 5):
+        (path.parent / f"pylon.db.m001_the_store.2090010{day}T000000Z").write_text("of a clock that was ahead")
+    async with opened():
+        pass
+    assert len(beside(path)) == upgrade_copies.KEPT
+    assert [copy for copy in beside(path) if copy.read_bytes().startswith(b"SQLite")]
+
+
 async def test_copies_are_few_and_the_newest(of_version, opened):
     path, _, _ = of_version(2)
     for year in range(2020, 2025):

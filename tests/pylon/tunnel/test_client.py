@@ -318,6 +318,24 @@ async def test_without_a_connection_what_wants_a_yes_is_denied(page, open_tunnel
     assert not (work / "x.txt").exists()
 
 
+async def test_who_reads_nothing_cannot_have_it_written_without_end(page, open_tunnel, server):
+    tunnel = await open_tunnel(HELLO)
+    page.send(create(initial_prompt="hello"))
+    await page.done()
+    server.refuse = [RelayError("no connection")] * 1_000
+    server.hang_up()
+    session = tunnel.sessions["s"]
+    for _ in range(3_000):
+        session.pause()
+        session.resume()
+        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint()
+    assert session.journal.unsent < 1_200
+    session.stop()
+    server.refuse.clear()
+    await page.state("ended")
+
+
 async def test_orphans_end(page, open_tunnel, server, monkeypatch, store):
     monkeypatch.setattr(client, "ORPHAN_SECONDS", 0.2)
     tunnel = await open_tunnel(HELLO)
