@@ -395,7 +395,8 @@ class Tunnel:
         try:
             await session.run()
         finally:
-            self._unfinished.remove(session)
+            if session.is_recorded:  # else it still counts, with its cap
+                self._unfinished.remove(session)
             ended = f"session {session.id} has ended: {session.reason} ({dollars(session.cost_usd)})"
             self._say(ended)
             log.info(ended)

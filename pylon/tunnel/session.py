@@ -120,6 +120,8 @@ class Session:
         self._reason = ""
         self.reason = ""
         """Why it has ended, once it has."""
+        self.is_recorded = False
+        """Whether its end is, or nothing of it needs to be."""
 
     @property
     def ended(self) -> bool:
@@ -227,9 +229,11 @@ class Session:
         self.state, self.reason = "ended", reason
         self._say_now(m.SessionError(self.id, reason))
         self._say_now(m.SessionState(self.id, "ended", reason, self.cost_usd))
+        self.is_recorded = self._record is None
         if self._record is not None:
             try:
                 await self._record.end(reason, unsettled=self._busy)
+                self.is_recorded = True
             except PylonError as error:
                 log.error("the end of session %s is not recorded: %s", self.id, error.message)
 

@@ -8,7 +8,7 @@ import os
 import pytest
 import trio
 
-from pylon.errors import RelayError, TunnelError
+from pylon.errors import RelayError, StoreError, TunnelError
 from pylon.relays import websocket
 from pylon.tunnel import claude as driver
 from pylon.tunnel import client, policy, record
@@ -471,6 +471,22 @@ async def test_the_day_has_a_cap_that_many_sessions_do_not_get_around(page, open
     assert (await page.state("ended", "4")).reason.startswith("the cap is reached")
     page.send(create("5"))
     await page.until(lambda: page.errors("5"))
+
+
+async def test_a_session_whose_end_is_not_recorded_still_counts(page, open_tunnel, monkeypatch):
+    async def fail(*_, **__):
+        raise StoreError("the disk is full", "")
+
+    monkeypatch.setattr(record.Record, "end", fail)
+    await open_tunnel(HELLO, max_cost_day_usd=250_000)
+    page.send(create(initial_prompt="hello"))
+    await page.done()
+    page.send(m.Stop("s"))
+    await page.state("ended")
+    await trio.sleep(0.3)  # the page is told before the record is
+    page.send(create("t"))
+    await page.until(lambda: page.errors("t"))
+    assert "is all that sessions may cost" in page.errors("t")[0]
 
 
 async def test_sessions_do_not_begin_one_after_the_other_for_ever(page, open_tunnel, monkeypatch):
