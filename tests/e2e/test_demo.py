@@ -81,6 +81,7 @@ def test_the_demo():
         assert words in said
 
 
+@pytest.mark.deep
 def test_the_shortest_demo_with_a_goal_and_homes_to_keep(tmp_path):
     directory = tmp_path / "kept"
     told, said = play("--goal", "Say one word about the sea.", "--jobs", "2", "--keep", str(directory))

@@ -80,7 +80,9 @@ def announced(relay, provider):
     return fetch(relay, kinds=[31990], authors=[provider.pubkey])
 
 
-@pytest.mark.parametrize("full", [False, True], ids=["nearly full", "full"])
+@pytest.mark.parametrize(
+    "full", [pytest.param(False, marks=pytest.mark.deep, id="nearly full"), pytest.param(True, id="full")]
+)
 def test_no_paid_work_on_a_full_disk(market, small, full):
     relay, provider, buyer = market
     provider.start("provider", fake=True)
