@@ -151,7 +151,7 @@ def test_a_database_that_is_damaged(node):
     (row,) = [row for row in report["checks"] if row["check"] == "database"]
     assert row["status"] == "fail"
     assert "is damaged" in row["detail"]
-    assert "pylon identity restore FILE" in row["remedy"]
+    assert "pylon restore --force FILE" in row["remedy"]
     assert doctor(node, "--fix")["fixed"] == []
     assert node.home.database.read_bytes() == bytes(content), "it is left as it is"
 
@@ -188,7 +188,7 @@ def test_a_phrase_without_its_data_key(node):
     report = doctor(node)
     (row,) = [row for row in report["checks"] if row["check"] == "identity"]
     assert row["status"] == "fail"
-    assert "pylon identity restore FILE" in row["remedy"]
+    assert "pylon restore --force FILE" in row["remedy"]
     assert not node.home.data_key.exists(), "a new one would open nothing"
     node.home.data_key.write_bytes(kept)
     node.home.data_key.chmod(0o600)
