@@ -16,8 +16,8 @@ from typing import Protocol, TypeVar
 import trio
 
 from pylon.errors import StoreError
-from pylon.store import database
 from pylon.store.database import Params, Reads, Store
+from pylon.store.sqlite import open_connection, translated
 from pylon.store.vault import Vault
 
 T = TypeVar("T")
@@ -42,7 +42,7 @@ class _Aside:
 
     def read(self, sql: str, params: Params = ()) -> list[sqlite3.Row]:
         trio.from_thread.check_cancelled()
-        with database._translated(self._path):
+        with translated(self._path):
             return self._connection.execute(sql, params).fetchall()
 
     def one(self, sql: str, params: Params = ()) -> sqlite3.Row | None:
@@ -65,8 +65,8 @@ async def look_aside(store: Store, look: Callable[[Snapshots], T]) -> T:
 
     def aside() -> T:
         with contextlib.ExitStack() as stack:
-            with database._translated(store.path):
-                connection = stack.enter_context(closing(database._open(store.path)))
+            with translated(store.path):
+                connection = stack.enter_context(closing(open_connection(store.path)))
                 connection.execute("PRAGMA query_only = ON")
                 connection.execute("BEGIN")
             return look(_Aside(connection, store.path, store.vault))

@@ -13,12 +13,10 @@ import contextlib
 import inspect
 import logging
 import os
-import secrets
 import sqlite3
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, cast
 
 import attrs
@@ -26,10 +24,16 @@ import trio
 
 from pylon.clock import Clock
 from pylon.errors import StoreError
-from pylon.files import draft_prefix, publish
-from pylon.store import remedy
-from pylon.store.damage import expect_sound
-from pylon.store.schema import migrate
+from pylon.store.sqlite import (
+    BUSY_SECONDS,
+    DAMAGE,
+    TRANSLATED,
+    connect,
+    primary_code,
+    shown_cause,
+    translate,
+    translated,
+)
 from pylon.store.vault import Vault
 
 log = logging.getLogger(__name__)
@@ -37,8 +41,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 Params: TypeAlias = Sequence[Any] | Mapping[str, Any]
 
-BUSY_SECONDS = 5.0
-"""How long another process may hold the database before a write gives up."""
 GROUP_LIMIT = 256
 """The most writes in one commit: a bound on how long the loop is kept from everything else."""
 
@@ -86,8 +88,8 @@ class Tx:
         cursor = self._run(sql, params)
         try:
             return cursor.fetchall()
-        except _TRANSLATED as error:
-            raise _translate(error, self._path) from _cause(error)
+        except TRANSLATED as error:
+            raise translate(error, self._path) from shown_cause(error)
 
     read = all
 
@@ -109,8 +111,8 @@ class Tx:
             raise StoreError("a transaction was used after its end")
         try:
             return self._connection.execute(sql, params)
-        except _TRANSLATED as error:
-            raise _translate(error, self._path) from _cause(error)
+        except TRANSLATED as error:
+            raise translate(error, self._path) from shown_cause(error)
 
     def _end(self) -> None:
         self._connection = None
@@ -185,8 +187,8 @@ class Store:
         self._require_alive()
         try:
             return self._reader.execute(sql, params).fetchall()
-        except _TRANSLATED as error:
-            raise self._translate(error) from _cause(error)
+        except TRANSLATED as error:
+            raise self._translate(error) from shown_cause(error)
 
     def one(self, sql: str, params: Params = ()) -> sqlite3.Row | None:
         """The first row of a query over what is committed, or ``None``."""
@@ -197,15 +199,15 @@ class Store:
                 return cast("sqlite3.Row | None", cursor.fetchone())
             finally:
                 cursor.close()
-        except _TRANSLATED as error:
-            raise self._translate(error) from _cause(error)
+        except TRANSLATED as error:
+            raise self._translate(error) from shown_cause(error)
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
         """Reads inside see one moment, whatever is committed meanwhile. Nothing may be awaited inside."""
         self._require_alive()
         if self._snapshots == 0:
-            with _translated(self.path):
+            with translated(self.path):
                 self._reader.execute("BEGIN")
         self._snapshots += 1
         try:
@@ -265,10 +267,10 @@ class Store:
             log.critical("nothing is written any more, sold or spent: %s (%s)", why.message, why.hint)
 
     def _translate(self, error: Exception) -> StoreError:
-        translated = _translate(error, self.path)
-        if _primary_code(error) in _DAMAGE:
-            self.condemn(translated)
-        return translated
+        told = translate(error, self.path)
+        if primary_code(error) in DAMAGE:
+            self.condemn(told)
+        return told
 
     def kill(self) -> None:
         """Die as in a power cut, for simulations: what is not committed is gone, and every later call raises.
@@ -352,7 +354,7 @@ class Store:
                 self._writer.execute("BEGIN IMMEDIATE")
                 return
             except sqlite3.OperationalError as error:
-                if _primary_code(error) != sqlite3.SQLITE_BUSY or trio.current_time() >= deadline:
+                if primary_code(error) != sqlite3.SQLITE_BUSY or trio.current_time() >= deadline:
                     raise
             await trio.sleep(0.01)
 
@@ -367,7 +369,7 @@ class Store:
                 raise TypeError("a write must be a plain function: it cannot await inside a transaction")
         except BaseException as error:
             job.error = error
-            if isinstance(error, StoreError) and _primary_code(error.__cause__) in _DAMAGE:
+            if isinstance(error, StoreError) and primary_code(error.__cause__) in DAMAGE:
                 self.condemn(_copy(error))
             if self._writer.in_transaction:
                 self._writer.execute("ROLLBACK TO job")
@@ -457,6 +459,15 @@ class Store:
             self._die(StoreError("the store is closed"))
 
 
+def _copy(error: BaseException | None) -> StoreError:
+    """The same failure for another caller: an exception that is raised twice grows the tracebacks of both."""
+    if not isinstance(error, StoreError):
+        return StoreError("another write of the same commit ended the transaction", "this is a bug; restart Pylon")
+    copy = type(error)(error.message, error.hint)
+    copy.__cause__ = error.__cause__
+    return copy
+
+
 @asynccontextmanager
 async def open_store(
     path: str | os.PathLike[str],
@@ -474,7 +485,7 @@ async def open_store(
     Leaving the context finishes what is queued, even if cancelled. Raises ``StoreError``.
     """
     name = os.fspath(path)
-    writer, reader = _connect(name, durable)
+    writer, reader = connect(name, durable)
     store = Store(name, writer, reader, vault, clock, executor == "thread")
     trio.lowlevel.spawn_system_task(store._run, name=f"writer of {name}")
     try:
@@ -482,124 +493,3 @@ async def open_store(
     finally:
         with trio.CancelScope(shield=True):
             await store._aclose()
-
-
-def _connect(path: str, durable: bool) -> tuple[sqlite3.Connection, sqlite3.Connection]:
-    with contextlib.ExitStack() as undo, _translated(path):
-        expect_sound(path)
-        if not os.path.lexists(path):
-            _create(Path(path), durable)
-        writer = _open(path)
-        undo.callback(writer.close)
-        mode = writer.execute("PRAGMA journal_mode = WAL").fetchone()[0]
-        if mode != "wal":
-            raise StoreError(f"the database {path} cannot keep a write-ahead log", "put it on a local disk")
-        writer.execute(f"PRAGMA synchronous = {'FULL' if durable else 'OFF'}")
-        writer.execute(f"PRAGMA fullfsync = {'ON' if durable else 'OFF'}")
-        writer.execute(f"PRAGMA journal_size_limit = {64 * 1024 * 1024}")
-        migrate(writer, path)
-        # From here on it waits for other processes by itself, see _begin.
-        writer.execute("PRAGMA busy_timeout = 0")
-        reader = _open(path)
-        undo.callback(reader.close)
-        reader.execute("PRAGMA query_only = ON")
-        reader.execute("SELECT COUNT(*) FROM sqlite_schema").fetchone()
-        undo.pop_all()
-    return writer, reader
-
-
-def _create(path: Path, durable: bool) -> None:
-    """Make a whole database beside ``path``, then give it its name: so one that is empty is never ours.
-
-    Made by us and not by SQLite, so that no other user can read it, whatever the umask.
-    """
-    draft = path.with_name(f"{draft_prefix(path)}{secrets.token_hex(8)}")
-    try:
-        os.close(os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        with contextlib.closing(_open(str(draft))) as connection:
-            # Before the first table. Pages that are not used any more can be given back without writing all anew.
-            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-            connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'OFF'}")
-            migrate(connection, str(path))
-        with contextlib.suppress(FileExistsError):  # somebody else was faster: theirs is as good
-            publish(draft, path)
-    except OSError as error:
-        raise StoreError(
-            f"the database {path} cannot be opened: {error.strerror}", "check the directory and its permissions"
-        ) from error
-    finally:
-        for name in (draft, draft.with_name(draft.name + "-journal")):
-            with contextlib.suppress(FileNotFoundError):
-                name.unlink()
-
-
-def _open(path: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(
-        path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=256
-    )
-    connection.row_factory = sqlite3.Row
-    connection.execute("PRAGMA foreign_keys = ON")
-    connection.execute("PRAGMA trusted_schema = OFF")
-    return connection
-
-
-# --- errors -------------------------------------------------------------------------------------------------------
-
-_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-_MEANING: dict[int, tuple[str, str]] = {
-    sqlite3.SQLITE_FULL: ("the disk is full", "free some space; no paid work is taken meanwhile"),
-    sqlite3.SQLITE_BUSY: ("another process holds the database", "stop the other program that writes to it"),
-    sqlite3.SQLITE_LOCKED: ("another process holds the database", "stop the other program that writes to it"),
-    sqlite3.SQLITE_CORRUPT: ("the database is damaged", ""),
-    sqlite3.SQLITE_NOTADB: ("the file is no database, or a damaged one", ""),
-    sqlite3.SQLITE_READONLY: ("the database is read-only", "check the permissions and the mount of its directory"),
-    sqlite3.SQLITE_CANTOPEN: ("the database cannot be opened", "check the directory and its permissions"),
-    sqlite3.SQLITE_PERM: ("the database may not be opened", "check the directory and its permissions"),
-    sqlite3.SQLITE_IOERR: ("the disk failed", "check the disk, then restart Pylon"),
-}
-
-
-def _primary_code(error: BaseException | None) -> int | None:
-    code = getattr(error, "sqlite_errorcode", None)
-    return None if code is None else code & 0xFF
-
-
-def _translate(error: Exception, path: str) -> StoreError:
-    """SQLite's complaint in our words. SQLite names tables and columns in its texts, never values."""
-    if isinstance(error, sqlite3.Error):
-        code = _primary_code(error)
-        said, hint = _MEANING.get(code or -1, ("", ""))
-        hint = remedy.restore(path) if code in _DAMAGE else hint
-        text = f"{path}: {said} ({error})" if said else f"{path}: {error}"
-    else:
-        text, hint = f"{path}: a value cannot be stored ({type(error).__name__})", ""
-    translated = StoreError(text, hint)
-    translated.__cause__ = error if isinstance(error, sqlite3.Error) else None
-    return translated
-
-
-def _copy(error: BaseException | None) -> StoreError:
-    """The same failure for another caller: an exception that is raised twice grows the tracebacks of both."""
-    if not isinstance(error, StoreError):
-        return StoreError("another write of the same commit ended the transaction", "this is a bug; restart Pylon")
-    copy = type(error)(error.message, error.hint)
-    copy.__cause__ = error.__cause__
-    return copy
-
-
-_TRANSLATED = (sqlite3.Error, UnicodeError, OverflowError)
-"""What a statement raises and callers see as ``StoreError``. Statements catch it in place: there are fifty
-to a job, and a context manager costs as much as a short statement."""
-
-
-def _cause(error: Exception) -> sqlite3.Error | None:
-    """What may be shown as the cause. The texts of the other errors quote the value, which may be a secret."""
-    return error if isinstance(error, sqlite3.Error) else None
-
-
-@contextmanager
-def _translated(path: str) -> Iterator[None]:
-    try:
-        yield
-    except _TRANSLATED as error:
-        raise _translate(error, path) from _cause(error)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 
 import pytest
 import trio
 
 from pylon.errors import SealError, StoreError
+from pylon.store import aside
 from pylon.store.aside import look_aside
 
 
@@ -80,13 +82,11 @@ async def test_what_is_sealed_can_be_opened_aside(threaded):
 
 
 async def test_a_database_that_cannot_be_looked_into_twice(threaded, monkeypatch):
-    from pylon.store import database
-
     def none_left(path):
-        raise database.sqlite3.OperationalError("unable to open database file")
+        raise sqlite3.OperationalError("unable to open database file")
 
     await threaded.write(put("a"))
-    monkeypatch.setattr(database, "_open", none_left)
+    monkeypatch.setattr(aside, "open_connection", none_left)
     assert await look_aside(threaded, keys) == ["a"]
 
 

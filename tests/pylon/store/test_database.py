@@ -598,7 +598,7 @@ async def test_a_database_has_its_name_once_it_is_whole(tmp_path, opened, monkey
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("pylon.store.database.migrate", die)
+        patch.setattr("pylon.store.sqlite.migrate", die)
         with pytest.raises((KeyboardInterrupt, BaseExceptionGroup)):
             async with opened():
                 pass
