@@ -643,7 +643,11 @@ def test_under_a_mock_clock_without_threads(tmp_path, vault, monkeypatch):
 async def test_a_database_that_is_locked_is_waited_for_and_then_said(tmp_path, opened, monkeypatch):
     async with opened():
         pass
-    for name in ("pylon.store.database.BUSY_SECONDS", "pylon.store.damage._BUSY_SECONDS"):
+    for name in (
+        "pylon.store.database.BUSY_SECONDS",
+        "pylon.store.sqlite.BUSY_SECONDS",
+        "pylon.store.damage._BUSY_SECONDS",
+    ):
         monkeypatch.setattr(name, 0.3)
     with closing(sqlite3.connect(tmp_path / "pylon.db", isolation_level=None)) as other:
         other.execute("PRAGMA locking_mode = EXCLUSIVE")
