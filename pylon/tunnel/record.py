@@ -1,7 +1,8 @@
 """What became of the tunnel's sessions, in the home's database: written before it takes effect.
 
-A decision is committed before Claude hears of it, and a turn is marked as begun before its prompt is sent: a session
-whose last turn nobody has seen the end of has cost what is known, *at least*.
+A decision is committed before Claude hears of it, and a turn is marked as begun before its prompt is sent, or, where
+Claude begins it, before anything of it is passed on: a session whose last turn nobody has seen the end of has cost what
+is known, *at least*.
 """
 
 from __future__ import annotations
@@ -68,9 +69,13 @@ class Record:
         def write(tx: Tx) -> None:
             _note(tx, self._session, number, at, kind, tool, text)
             if kind == "prompt":
-                tx.execute("UPDATE tunnel_sessions SET unsettled = 1 WHERE id = ?", (self._session,))
+                _unsettle(tx, self._session)
 
         await self._store.write(write)
+
+    async def turn_begun(self) -> None:
+        """Without a prompt: by Claude itself. Raises ``StoreError``."""
+        await self._store.write(lambda tx: _unsettle(tx, self._session))
 
     async def turn(self, cost_usd: int, *, known: bool, outcome: str) -> None:
         """A turn has ended; ``cost_usd`` is the session's."""
@@ -189,6 +194,10 @@ def _row(source: Reads, store: Store, row: Any) -> SessionRow:
     told["unsettled"] = bool(row["unsettled"])
     told["cwd"] = store.vault.open(row["cwd"], f"tunnel_sessions.cwd:{row['id']}")
     return SessionRow(**told, counts={entry["kind"]: entry["n"] for entry in counted})
+
+
+def _unsettle(tx: Tx, session: str) -> None:
+    tx.execute("UPDATE tunnel_sessions SET unsettled = 1 WHERE id = ?", (session,))
 
 
 def _note(tx: Tx, session: str, number: int, at: float, kind: str, tool: str, text: str) -> None:

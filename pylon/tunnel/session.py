@@ -339,10 +339,12 @@ class Session:
         return True
 
     async def _read(self, claude: Claude, nursery: trio.Nursery) -> None:
+        assert self._record is not None
         async with contextlib.aclosing(claude.events()) as events:
             async for event in events:
                 if isinstance(event, stream.Text | stream.ToolStarted | stream.Asked) and not self._busy:
                     self._turn = trio.Event()
+                    await self._record.turn_begun()
                     self._say_state()
                     if self._paused:
                         nursery.start_soon(self._interrupt, claude)

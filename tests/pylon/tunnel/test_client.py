@@ -382,6 +382,7 @@ async def test_a_turn_that_claude_begins_by_itself_is_a_turn(page, open_tunnel, 
     page.send(create(initial_prompt="begin"))
     await page.done()
     await page.wait_for(m.ToolApproval)
+    assert record.sessions(store, store)[0].unsettled  # whoever dies now has not seen its cost
     page.send(m.Prompt("s", "hello"), m.ToolApprovalResponse("s", True))
     await page.until(lambda: "a b " in page.text())
     assert len(page.of(m.Prompted)) == 1
