@@ -12,7 +12,7 @@ from typing import Any
 
 import attrs
 
-from pylon.store.database import Reads, Store, Tx
+from pylon.store.database import Store, Tx
 from pylon.tunnel.policy import Rules
 
 KEPT_DAYS = 90
@@ -138,12 +138,12 @@ async def tidy(store: Store) -> None:
     await store.write(write)
 
 
-def spent(source: Reads, since: float) -> int:
+def spent(store: Store, since: float) -> int:
     """What the sessions that have ended since then have cost, in millionths of a dollar.
 
     One whose cost was not told to the end counts with its cap.
     """
-    row = source.one(
+    row = store.one(
         "SELECT COALESCE(SUM(CASE WHEN unsettled THEN MAX(cost_usd, COALESCE(max_cost_usd, 0)) ELSE cost_usd END), 0)"
         " AS total FROM tunnel_sessions WHERE ended_at >= ?",
         (since,),
@@ -152,15 +152,15 @@ def spent(source: Reads, since: float) -> int:
     return int(row["total"])
 
 
-def sessions(source: Reads, store: Store, limit: int = 20) -> list[SessionRow]:
+def sessions(store: Store, limit: int = 20) -> list[SessionRow]:
     """The newest first."""
-    rows = source.read("SELECT * FROM tunnel_sessions ORDER BY started_at DESC, id LIMIT ?", (limit,))
-    return [_row(source, store, row) for row in rows]
+    rows = store.read("SELECT * FROM tunnel_sessions ORDER BY started_at DESC, id LIMIT ?", (limit,))
+    return [_row(store, row) for row in rows]
 
 
-def named(source: Reads, store: Store, beginning: str) -> list[SessionRow]:
+def named(store: Store, beginning: str) -> list[SessionRow]:
     """Those whose id, ours or the page's, begins so; at most two. One whose id is that whole is the one."""
-    rows = source.read(
+    rows = store.read(
         "SELECT * FROM tunnel_sessions WHERE substr(id, 1, ?1) = ?2 OR substr(name, 1, ?1) = ?2"
         " ORDER BY (id = ?2 OR name = ?2) DESC, started_at DESC LIMIT 2",
         (len(beginning), beginning),
@@ -171,12 +171,12 @@ def named(source: Reads, store: Store, beginning: str) -> list[SessionRow]:
         and beginning not in (rows[1]["id"], rows[1]["name"])
     ):
         rows = rows[:1]
-    return [_row(source, store, row) for row in rows]
+    return [_row(store, row) for row in rows]
 
 
-def acts(source: Reads, store: Store, session: str) -> list[Act]:
+def acts(store: Store, session: str) -> list[Act]:
     """All of one session, in order."""
-    rows = source.read("SELECT * FROM tunnel_acts WHERE session = ? ORDER BY n", (session,))
+    rows = store.read("SELECT * FROM tunnel_acts WHERE session = ? ORDER BY n", (session,))
     return [
         Act(
             at=row["at"],
@@ -188,8 +188,8 @@ def acts(source: Reads, store: Store, session: str) -> list[Act]:
     ]
 
 
-def _row(source: Reads, store: Store, row: Any) -> SessionRow:
-    counted = source.read("SELECT kind, COUNT(*) AS n FROM tunnel_acts WHERE session = ? GROUP BY kind", (row["id"],))
+def _row(store: Store, row: Any) -> SessionRow:
+    counted = store.read("SELECT kind, COUNT(*) AS n FROM tunnel_acts WHERE session = ? GROUP BY kind", (row["id"],))
     told = {field.name: row[field.name] for field in attrs.fields(SessionRow) if field.name in row.keys()}  # noqa: SIM118
     told["unsettled"] = bool(row["unsettled"])
     told["cwd"] = store.vault.open(row["cwd"], f"tunnel_sessions.cwd:{row['id']}")

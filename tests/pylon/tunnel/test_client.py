@@ -70,8 +70,8 @@ async def test_a_yes_lets_the_tool_run_and_everything_is_recorded_first(page, op
     assert started.params == {"file_path": str(work / "x.txt"), "content": "hi"}
     assert (output.result, ended.error) == ("written", None)
     assert started.id == output.id == ended.id
-    (row,) = record.sessions(store, store)
-    acts = record.acts(store, store, row.id)
+    (row,) = record.sessions(store)
+    acts = record.acts(store, row.id)
     assert [(act.kind, act.tool) for act in acts] == [("prompt", ""), ("approved", "Write"), ("turn", "")]
     assert json.loads(acts[1].text)["content"] == "hi"
     assert (row.name, row.turns, row.cost_usd, row.unsettled) == ("s", 1, 10_000, False)
@@ -86,7 +86,7 @@ async def test_a_no_keeps_it_from_running(page, open_tunnel, work, store):
     assert not (work / "x.txt").exists()
     assert page.chunks("tool_done")[0].tool.error == "the user said no"
     assert page.text() == "Then not."
-    assert record.sessions(store, store)[0].counts["denied"] == 1
+    assert record.sessions(store)[0].counts["denied"] == 1
 
 
 async def test_no_answer_is_a_no(page, open_tunnel, work, store):
@@ -98,7 +98,7 @@ async def test_no_answer_is_a_no(page, open_tunnel, work, store):
     page.send(m.ToolApprovalResponse("s", True))
     await page.until(lambda: "too late" in " ".join(page.errors()))
     assert not (work / "x.txt").exists()
-    assert record.sessions(store, store)[0].counts["timed_out"] == 1
+    assert record.sessions(store)[0].counts["timed_out"] == 1
 
 
 async def test_several_wait_at_once_and_answers_go_by_name_or_by_order(page, open_tunnel, work):
@@ -126,7 +126,7 @@ async def test_the_rules_deny_without_asking(page, open_tunnel, work, store):
     refused, read = page.chunks("tool_done")
     assert "read-only" in refused.tool.error
     assert read.tool.error is None
-    assert record.sessions(store, store)[0].counts == {"prompt": 1, "refused": 1, "allowed": 1, "turn": 1}
+    assert record.sessions(store)[0].counts == {"prompt": 1, "refused": 1, "allowed": 1, "turn": 1}
 
 
 async def test_the_users_own_rules_want_a_yes_even_where_ours_do_not(page, open_tunnel, work):
@@ -192,7 +192,7 @@ async def test_stop_ends_the_session_and_its_child(page, open_tunnel, claude_log
     pid = dict(claude_log())["process"]
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
-    (row,) = record.sessions(store, store)
+    (row,) = record.sessions(store)
     assert row.reason == "stopped"
     assert row.ended_at is not None
     page.send(m.Prompt("s", "still there?"))
@@ -227,7 +227,7 @@ async def test_a_session_ends_at_its_cap(page, open_tunnel, store):
     ended = await page.state("ended")
     assert ended.reason == "the cap is reached: it has cost $0.32 of $0.25"
     assert len(page.of(m.Prompted)) == 2
-    assert record.sessions(store, store)[0].cost_usd == 320_000
+    assert record.sessions(store)[0].cost_usd == 320_000
 
 
 async def test_a_cap_of_nothing_starts_nothing(page, open_tunnel, tmp_path):
@@ -242,7 +242,7 @@ async def test_a_cost_that_nobody_tells_ends_a_session_with_a_cap(page, open_tun
     await open_tunnel([{"when": "x", "do": [{"raw": json.dumps(silent)}, {"wait": 5}]}], max_cost_usd=10)
     page.send(create(initial_prompt="x"))
     assert "does not say what it has cost" in (await page.state("ended")).reason
-    assert record.sessions(store, store)[0].unsettled
+    assert record.sessions(store)[0].unsettled
 
 
 async def test_what_is_in_the_child_is_not_ours(page, open_tunnel, claude_log, monkeypatch, tmp_path):
@@ -277,7 +277,7 @@ async def test_one_session_that_dies_harms_no_other(page, open_tunnel, store):
     assert (await page.state("ended", "two")).reason == "claude ended with exit code 3"
     await page.done(session="one")
     assert page.text("one") == "one two three four five"
-    assert {row.name: row.unsettled for row in record.sessions(store, store)} == {"one": False, "two": True}
+    assert {row.name: row.unsettled for row in record.sessions(store)} == {"one": False, "two": True}
 
 
 async def test_a_connection_lost_in_the_middle_loses_nothing(page, open_tunnel, server, work):
@@ -345,7 +345,7 @@ async def test_orphans_end(page, open_tunnel, server, monkeypatch, store):
     server.hang_up()
     await page.state("ended")
     assert not tunnel.living
-    assert record.sessions(store, store)[0].reason.startswith("no connection for")
+    assert record.sessions(store)[0].reason.startswith("no connection for")
 
 
 async def test_a_child_that_heeds_nothing_is_ended_with_its_own_children(page, open_tunnel, claude_log, monkeypatch):
@@ -382,7 +382,7 @@ async def test_a_turn_that_claude_begins_by_itself_is_a_turn(page, open_tunnel, 
     page.send(create(initial_prompt="begin"))
     await page.done()
     await page.wait_for(m.ToolApproval)
-    assert record.sessions(store, store)[0].unsettled  # whoever dies now has not seen its cost
+    assert record.sessions(store)[0].unsettled  # whoever dies now has not seen its cost
     page.send(m.Prompt("s", "hello"), m.ToolApprovalResponse("s", True))
     await page.until(lambda: "a b " in page.text())
     assert len(page.of(m.Prompted)) == 1
@@ -392,7 +392,7 @@ async def test_a_turn_that_claude_begins_by_itself_is_a_turn(page, open_tunnel, 
     assert not page.text().endswith("d")
     page.send(m.Resume("s"))
     await page.done(4)
-    assert record.sessions(store, store)[0].turns == 4
+    assert record.sessions(store)[0].turns == 4
 
 
 # A page that does not mean well.
@@ -468,7 +468,7 @@ async def test_the_day_has_a_cap_that_many_sessions_do_not_get_around(page, open
             await trio.sleep(0.01)
     page.send(create("4", initial_prompt="dear"))
     created = await page.wait_for(m.SessionCreated, "4")
-    assert created.max_cost_usd == 500_000 - 300_000 - record.sessions(store, store)[1].cost_usd
+    assert created.max_cost_usd == 500_000 - 300_000 - record.sessions(store)[1].cost_usd
     assert (await page.state("ended", "4")).reason.startswith("the cap is reached")
     page.send(create("5"))
     await page.until(lambda: page.errors("5"))
@@ -613,4 +613,4 @@ async def test_a_token_that_is_refused_later_ends_the_tunnel_and_its_sessions(pa
             await page.done()
             server.refuse = [websocket.Rejected("x", "y", 401)]
             server.hang_up()
-    assert record.sessions(store, store)[0].reason == "the tunnel was closed"
+    assert record.sessions(store)[0].reason == "the tunnel was closed"
