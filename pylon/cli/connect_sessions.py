@@ -35,12 +35,10 @@ async def _read(state: State, session: str | None, limit: int) -> list[dict[str,
 
     from pylon.cli.unlock import unlock
     from pylon.clock import SystemClock
-    from pylon.errors import IdentityError, NotFound, UsageError
+    from pylon.errors import NotFound, UsageError
     from pylon.store.database import open_store
     from pylon.tunnel import record
 
-    if not state.home.mnemonic.exists():
-        raise IdentityError(f"there is no identity in {state.home.data}", "pylon init")
     keys = unlock(state)
     async with open_store(state.home.database, vault=keys.vault, clock=SystemClock()) as store:
         if session is None:
