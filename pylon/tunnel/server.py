@@ -33,6 +33,7 @@ from pylon.api.token import ApiToken
 from pylon.clock import Clock
 from pylon.config_values import Bind
 from pylon.errors import ConfigError, UsageError, brief
+from pylon.publicnet import is_loopback
 from pylon.tunnel.messages import MAX_FRAME_BYTES
 from pylon.tunnel.page import load_page
 from pylon.tunnel.request import Answer, Gone, HttpConnection, HttpRefused, Request, refusal
@@ -136,7 +137,7 @@ class TunnelServer:
         if address.is_unspecified:
             host = "127.0.0.1" if address.version == 4 else "::1"
         self._base = self._public or f"http://{Bind(host, port)}"
-        private = self._is_private and _is_loopback(host_of(self._base.partition(":")[2]))
+        private = self._is_private and is_loopback(host_of(self._base.partition(":")[2]) or "")
         self.is_plain = self._base.startswith("http:") and not private
         return self._base
 
@@ -250,7 +251,7 @@ class TunnelServer:
         return None
 
     def _is_ours(self, host: str | None) -> bool:
-        if host is None or _is_loopback(host):
+        if host is None or is_loopback(host):
             return host is not None
         try:
             ipaddress.ip_address(host)
@@ -312,13 +313,6 @@ class TunnelServer:
 
     def _is_owner(self, request: Request) -> bool:
         return self._owner.matches((_bearer(request) or "").encode("latin-1"))
-
-
-def _is_loopback(host: str | None) -> bool:
-    try:
-        return ipaddress.ip_address(host or "").is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _bearer(request: Request) -> str | None:
