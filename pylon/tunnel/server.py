@@ -29,6 +29,7 @@ import orjson
 import trio
 
 from pylon.api.guard import host_of
+from pylon.api.server import open_listeners
 from pylon.api.token import ApiToken
 from pylon.clock import Clock
 from pylon.config_values import Bind
@@ -120,16 +121,12 @@ class TunnelServer:
     async def listen(self, bind: Bind) -> str:
         """Returns the address that others use, without a path. Raises ``ConfigError``."""
         try:
-            listeners = await trio.open_tcp_listeners(bind.port, host=bind.host)
+            listeners = await open_listeners(bind)
         except OSError as error:
             raise ConfigError(
                 f"the tunnel server cannot listen on {bind}: {error.strerror or error}",
                 "name another address with --bind; port 0 takes a free one",
             ) from None
-        if bind.port == 0:
-            for listener in listeners[1:]:  # each has a port of its own, and we can only tell one
-                await listener.aclose()
-            del listeners[1:]
         self._listeners = listeners
         host, port = listeners[0].socket.getsockname()[:2]
         address = ipaddress.ip_address(host)
