@@ -116,6 +116,18 @@ async def test_several_wait_at_once_and_answers_go_by_name_or_by_order(page, ope
     assert written == set(others)
 
 
+async def test_no_more_wait_at_once_than_can_be_looked_through(page, open_tunnel, work, monkeypatch):
+    monkeypatch.setattr(sessions, "MAX_APPROVALS", 2)
+    await open_tunnel([{"when": "write", "do": [{"tools": [writing(work, name) for name in ("a", "b", "c")]}]}])
+    page.send(create(initial_prompt="write"))
+    await page.wait_for(m.ToolApproval, count=2)
+    await trio.sleep(0.1)
+    page.send(m.ToolApprovalResponse("s", True), m.ToolApprovalResponse("s", True))
+    await page.done()
+    errors = [chunk.tool.error for chunk in page.chunks("tool_done")]
+    assert sorted(errors, key=bool) == [None, None, "2 approvals wait already"]
+
+
 async def test_the_rules_deny_without_asking(page, open_tunnel, work, store):
     script = [{"when": "x", "do": [writing(work), {"tool": "Read", "input": {"file_path": "sub"}, "output": "read"}]}]
     await open_tunnel(script, autonomy="read_only")
@@ -228,6 +240,14 @@ async def test_a_session_ends_at_its_cap(page, open_tunnel, store):
     assert ended.reason == "the cap is reached: it has cost $0.32 of $0.25"
     assert len(page.of(m.Prompted)) == 2
     assert record.sessions(store)[0].cost_usd == 320_000
+
+
+async def test_a_cost_that_counts_anew_is_added_to_what_it_was(page, open_tunnel):
+    told = {"type": "result", "subtype": "success", "is_error": False, "usage": {}}
+    steps = [{"raw": json.dumps({**told, "total_cost_usd": cost})} for cost in (0.05, 0.02)]
+    await open_tunnel([{"when": "x", "do": steps}])
+    page.send(create(initial_prompt="x"))
+    assert (await page.done(3)).cost_usd == 50_000 + 20_000 + 10_000
 
 
 async def test_a_cap_of_nothing_starts_nothing(page, open_tunnel, tmp_path):
@@ -395,6 +415,14 @@ async def test_a_turn_that_claude_begins_by_itself_is_a_turn(page, open_tunnel, 
     assert record.sessions(store)[0].turns == 4
 
 
+async def test_a_session_that_nobody_prompts_ends(page, open_tunnel, monkeypatch):
+    monkeypatch.setattr(sessions, "IDLE_SECONDS", 0.2)
+    await open_tunnel(BRISK)
+    page.send(create(initial_prompt="slow"))
+    assert (await page.state("ended")).reason == "nobody has prompted it for an hour"
+    assert page.text() == "one two three four five"  # a turn that takes its time is no idleness
+
+
 # A page that does not mean well.
 
 
@@ -497,6 +525,25 @@ async def test_sessions_do_not_begin_one_after_the_other_for_ever(page, open_tun
         page.send(create(str(n), max_cost_usd=0))
         await page.until(lambda n=n: page.errors(str(n)))
     assert "try again in" in page.errors("2")[0]
+
+
+async def test_what_has_ended_is_kept_for_a_while(page, open_tunnel, monkeypatch):
+    monkeypatch.setattr(client, "ENDED_KEPT", 2)
+    tunnel = await open_tunnel()
+    for n in range(4):
+        page.send(create(str(n), max_cost_usd=0))
+        await page.state("ended", str(n))
+    with trio.fail_after(10):
+        while tunnel._unfinished:  # noqa: ASYNC110 - the page is told before the record is
+            await trio.sleep(0.01)
+    assert list(tunnel.sessions) == ["2", "3"]
+
+
+async def test_who_is_refused_again_and_again_does_not_fill_the_log(page, open_tunnel, caplog):
+    await open_tunnel()
+    page.send(*(create(str(n), cwd="..") for n in range(40)))
+    await page.wait_for(m.SessionError, count=40)
+    assert caplog.text.count("refused: ") == 20
 
 
 async def test_what_is_no_message_ends_neither_session_nor_tunnel(page, open_tunnel):
