@@ -183,14 +183,15 @@ async def _addresses(host: str, port: int, allow_loopback: bool) -> list[Address
     except (OSError, UnicodeError):
         raise Unreachable(f"{_cut(host)} has no address", "is its name right, and is this machine online?") from None
     addresses = list(dict.fromkeys(ipaddress.ip_address(entry[4][0]) for entry in found))
-    local = allow_loopback and _is_loopback(host)
+    local = allow_loopback and is_loopback(host)
     for address in addresses:
         if not (is_public(address) or (local and address.is_loopback)):
             raise NotPublic("the address does not lead to the public network")
     return addresses
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether a host, by its name or address, is this machine."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

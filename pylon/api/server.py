@@ -65,7 +65,7 @@ async def serve_api(
 
 async def _listen(bind: Bind, by_user: bool) -> list[trio.SocketListener]:
     try:
-        listeners = await trio.open_tcp_listeners(bind.port, host=bind.host)
+        return await open_listeners(bind)
     except OSError as error:
         if error.errno == errno.EADDRINUSE and not by_user:
             log.info("%s is taken; the HTTP API takes a free port", bind)
@@ -74,6 +74,11 @@ async def _listen(bind: Bind, by_user: bool) -> list[trio.SocketListener]:
             f"the HTTP API cannot listen on {bind}: {error.strerror or error}",
             "set [api] bind in config.toml to another address, or [api] enabled = false",
         ) from None
+
+
+async def open_listeners(bind: Bind) -> list[trio.SocketListener]:
+    """One for each address of a name; for port 0 only the first. Raises ``OSError``."""
+    listeners = await trio.open_tcp_listeners(bind.port, host=bind.host)
     if bind.port == 0:
         # Each has a port of its own, and we can only tell one.
         for listener in listeners[1:]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import click
 
+from pylon.cli.lazy import LazyGroup
 from pylon.cli.output import State, home_passphrase_option, json_option, pass_state
 from pylon.errors import UsageError
 
@@ -18,24 +18,6 @@ SUBCOMMANDS: dict[str, tuple[str, str]] = {
     "sessions": ("pylon.cli.connect_sessions:sessions", "What was asked, allowed, denied, and what it cost."),
 }
 """Name -> where the command is, and its line in ``pylon connect --help``. Imported when called."""
-
-
-class _Group(click.Group):
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(SUBCOMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in SUBCOMMANDS:
-            return None
-        module, _, attribute = SUBCOMMANDS[cmd_name][0].partition(":")
-        command = getattr(importlib.import_module(module), attribute)
-        assert isinstance(command, click.Command)
-        command.short_help = SUBCOMMANDS[cmd_name][1]
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in SUBCOMMANDS.items()])
 
 
 class MicroUsd(click.ParamType[int]):
@@ -52,7 +34,7 @@ class MicroUsd(click.ParamType[int]):
         self.fail(f"{text[:40]!r} is no cost: write millionths of a dollar (250000) or dollars ('$0.25')", param, ctx)
 
 
-@click.group(cls=_Group, invoke_without_command=True)
+@click.group(cls=LazyGroup, table=SUBCOMMANDS, invoke_without_command=True)
 @click.option(
     "--tunnel-url",
     metavar="URL",

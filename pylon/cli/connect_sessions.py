@@ -35,22 +35,20 @@ async def _read(state: State, session: str | None, limit: int) -> list[dict[str,
 
     from pylon.cli.unlock import unlock
     from pylon.clock import SystemClock
-    from pylon.errors import IdentityError, NotFound, UsageError
+    from pylon.errors import NotFound, UsageError
     from pylon.store.database import open_store
     from pylon.tunnel import record
 
-    if not state.home.mnemonic.exists():
-        raise IdentityError(f"there is no identity in {state.home.data}", "pylon init")
     keys = unlock(state)
     async with open_store(state.home.database, vault=keys.vault, clock=SystemClock()) as store:
         if session is None:
-            return [attrs.asdict(row) for row in record.sessions(store, store, limit)]
-        rows = record.named(store, store, session)
+            return [attrs.asdict(row) for row in record.sessions(store, limit)]
+        rows = record.named(store, session)
         if not rows:
             raise NotFound(f"no session has an id that begins with {session[:40]!r}", "pylon connect sessions")
         if len(rows) > 1:
             raise UsageError(f"more than one session has an id that begins with {session[:40]!r}", "give more of it")
-        acts = [attrs.asdict(act) for act in record.acts(store, store, rows[0].id)]
+        acts = [attrs.asdict(act) for act in record.acts(store, rows[0].id)]
         return [{**attrs.asdict(rows[0]), "acts": acts}]
 
 

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import click
 
 from pylon import __version__
+from pylon.cli.lazy import LazyGroup
 from pylon.cli.output import State, home_passphrase_option, json_option, note, pass_state, print_error
 from pylon.errors import PylonError, UsageError
 from pylon.groups import cause
@@ -54,26 +55,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
 INTERRUPTED = 130
 
 
-class LazyGroup(click.Group):
-    """A group that knows its commands by name and imports one when it is called."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        import importlib
-
-        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
-        command = getattr(importlib.import_module(module), attribute)
-        assert isinstance(command, click.Command)
-        command.short_help = COMMANDS[cmd_name][1]
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+class Commands(LazyGroup):
+    """All of them; for what is none of them, the nearest is named."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -87,7 +70,7 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, table=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--home", metavar="DIR", help="The home to use, instead of $PYLON_HOME or ~/.openagents/pylon.")
 @home_passphrase_option
 @json_option

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from urllib.parse import urlsplit
 
 import attrs
 
 from pylon.errors import UsageError
+from pylon.publicnet import is_loopback
 
 _LONGEST = 4_096
 _WANTED = "the server gives it, as in wss://tunnel.example/api/tunnel/ws/tunnel?session_id=...&token=..."
@@ -37,18 +37,9 @@ class TunnelAddress:
             raise UsageError("--tunnel-url: a user, a password or a # means nothing to a tunnel server", _WANTED)
         name = f"[{host}]" if ":" in host else host
         shown = f"{parts.scheme}://{name}{f':{port}' if port else ''}"
-        if parts.scheme == "ws" and not insecure and not _is_here(host):
+        if parts.scheme == "ws" and not insecure and not is_loopback(host):
             raise UsageError(
                 f"{shown} is not encrypted: whoever is between reads everything, and can say yes in your place",
                 "use wss://; or --insecure, if you know what is between",
             )
         return cls(url, shown)
-
-
-def _is_here(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

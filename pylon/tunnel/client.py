@@ -32,6 +32,7 @@ from pylon.store.database import Store
 from pylon.tunnel import messages as m
 from pylon.tunnel import record
 from pylon.tunnel.address import TunnelAddress
+from pylon.tunnel.bucket import Bucket
 from pylon.tunnel.claude import Claude
 from pylon.tunnel.policy import RequestRefused, Rules, tighten
 from pylon.tunnel.session import Session, Start, dollars
@@ -75,30 +76,6 @@ Say = Callable[[str], None]
 
 def dial(address: TunnelAddress) -> AbstractAsyncContextManager[Transport]:
     return websocket.connect(address.url, max_message_bytes=m.MAX_FRAME_BYTES, named=address.shown)
-
-
-@attrs.define
-class Bucket:
-    """So many at once, and then so many a second. Time is Trio's."""
-
-    burst: float
-    rate: float
-    _left: float = attrs.field(init=False)
-    _at: float = attrs.field(init=False, factory=trio.current_time)
-
-    def __attrs_post_init__(self) -> None:
-        self._left = self.burst
-
-    def take(self) -> float:
-        """Take one; returns the seconds after which it will have been there, 0 if it is."""
-        now = trio.current_time()
-        self._left = min(self.burst, self._left + (now - self._at) * self.rate)
-        self._at = now
-        self._left -= 1
-        return max(0.0, -self._left / self.rate)
-
-    def give_back(self) -> None:
-        self._left += 1
 
 
 class Tunnel:
@@ -347,8 +324,7 @@ class Tunnel:
         except RequestRefused as error:
             self._refuse(session_id, str(error))
             return
-        if wait := self._creations.take():
-            self._creations.give_back()
+        if wait := self._creations.take_now():
             self._refuse(session_id, f"too many sessions were begun: try again in {wait:.0f} s")
             return
         for wish in tightened.refused:
@@ -407,9 +383,7 @@ class Tunnel:
 
     def _refuse(self, session_id: str, reason: str) -> None:
         """A session that is not begun."""
-        if self._warnings.take():
-            self._warnings.give_back()
-        else:  # whoever asks for thousands does not fill the terminal and the log with it
+        if not self._warnings.take_now():  # whoever asks for thousands does not fill the terminal and the log with it
             self._say(f"a session was refused: {reason}")
             log.warning("session %s refused: %s", session_id, reason)
         self._complain(session_id, reason)

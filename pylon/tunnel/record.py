@@ -1,7 +1,8 @@
 """What became of the tunnel's sessions, in the home's database: written before it takes effect.
 
-A decision is committed before Claude hears of it, and a turn is marked as begun before its prompt is sent: a session
-whose last turn nobody has seen the end of has cost what is known, *at least*.
+A decision is committed before Claude hears of it, and a turn is marked as begun before its prompt is sent, or, where
+Claude begins it, before anything of it is passed on: a session whose last turn nobody has seen the end of has cost what
+is known, *at least*.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 
 import attrs
 
-from pylon.store.database import Reads, Store, Tx
+from pylon.store.database import Store, Tx
 from pylon.tunnel.policy import Rules
 
 KEPT_DAYS = 90
@@ -68,9 +69,13 @@ class Record:
         def write(tx: Tx) -> None:
             _note(tx, self._session, number, at, kind, tool, text)
             if kind == "prompt":
-                tx.execute("UPDATE tunnel_sessions SET unsettled = 1 WHERE id = ?", (self._session,))
+                _unsettle(tx, self._session)
 
         await self._store.write(write)
+
+    async def turn_begun(self) -> None:
+        """Without a prompt: by Claude itself. Raises ``StoreError``."""
+        await self._store.write(lambda tx: _unsettle(tx, self._session))
 
     async def turn(self, cost_usd: int, *, known: bool, outcome: str) -> None:
         """A turn has ended; ``cost_usd`` is the session's."""
@@ -133,12 +138,12 @@ async def tidy(store: Store) -> None:
     await store.write(write)
 
 
-def spent(source: Reads, since: float) -> int:
+def spent(store: Store, since: float) -> int:
     """What the sessions that have ended since then have cost, in millionths of a dollar.
 
     One whose cost was not told to the end counts with its cap.
     """
-    row = source.one(
+    row = store.one(
         "SELECT COALESCE(SUM(CASE WHEN unsettled THEN MAX(cost_usd, COALESCE(max_cost_usd, 0)) ELSE cost_usd END), 0)"
         " AS total FROM tunnel_sessions WHERE ended_at >= ?",
         (since,),
@@ -147,15 +152,15 @@ def spent(source: Reads, since: float) -> int:
     return int(row["total"])
 
 
-def sessions(source: Reads, store: Store, limit: int = 20) -> list[SessionRow]:
+def sessions(store: Store, limit: int = 20) -> list[SessionRow]:
     """The newest first."""
-    rows = source.read("SELECT * FROM tunnel_sessions ORDER BY started_at DESC, id LIMIT ?", (limit,))
-    return [_row(source, store, row) for row in rows]
+    rows = store.read("SELECT * FROM tunnel_sessions ORDER BY started_at DESC, id LIMIT ?", (limit,))
+    return [_row(store, row) for row in rows]
 
 
-def named(source: Reads, store: Store, beginning: str) -> list[SessionRow]:
+def named(store: Store, beginning: str) -> list[SessionRow]:
     """Those whose id, ours or the page's, begins so; at most two. One whose id is that whole is the one."""
-    rows = source.read(
+    rows = store.read(
         "SELECT * FROM tunnel_sessions WHERE substr(id, 1, ?1) = ?2 OR substr(name, 1, ?1) = ?2"
         " ORDER BY (id = ?2 OR name = ?2) DESC, started_at DESC LIMIT 2",
         (len(beginning), beginning),
@@ -166,12 +171,12 @@ def named(source: Reads, store: Store, beginning: str) -> list[SessionRow]:
         and beginning not in (rows[1]["id"], rows[1]["name"])
     ):
         rows = rows[:1]
-    return [_row(source, store, row) for row in rows]
+    return [_row(store, row) for row in rows]
 
 
-def acts(source: Reads, store: Store, session: str) -> list[Act]:
+def acts(store: Store, session: str) -> list[Act]:
     """All of one session, in order."""
-    rows = source.read("SELECT * FROM tunnel_acts WHERE session = ? ORDER BY n", (session,))
+    rows = store.read("SELECT * FROM tunnel_acts WHERE session = ? ORDER BY n", (session,))
     return [
         Act(
             at=row["at"],
@@ -183,12 +188,16 @@ def acts(source: Reads, store: Store, session: str) -> list[Act]:
     ]
 
 
-def _row(source: Reads, store: Store, row: Any) -> SessionRow:
-    counted = source.read("SELECT kind, COUNT(*) AS n FROM tunnel_acts WHERE session = ? GROUP BY kind", (row["id"],))
+def _row(store: Store, row: Any) -> SessionRow:
+    counted = store.read("SELECT kind, COUNT(*) AS n FROM tunnel_acts WHERE session = ? GROUP BY kind", (row["id"],))
     told = {field.name: row[field.name] for field in attrs.fields(SessionRow) if field.name in row.keys()}  # noqa: SIM118
     told["unsettled"] = bool(row["unsettled"])
     told["cwd"] = store.vault.open(row["cwd"], f"tunnel_sessions.cwd:{row['id']}")
     return SessionRow(**told, counts={entry["kind"]: entry["n"] for entry in counted})
+
+
+def _unsettle(tx: Tx, session: str) -> None:
+    tx.execute("UPDATE tunnel_sessions SET unsettled = 1 WHERE id = ?", (session,))
 
 
 def _note(tx: Tx, session: str, number: int, at: float, kind: str, tool: str, text: str) -> None:

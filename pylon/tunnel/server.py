@@ -29,10 +29,12 @@ import orjson
 import trio
 
 from pylon.api.guard import host_of
+from pylon.api.server import open_listeners
 from pylon.api.token import ApiToken
 from pylon.clock import Clock
 from pylon.config_values import Bind
 from pylon.errors import ConfigError, UsageError, brief
+from pylon.publicnet import is_loopback
 from pylon.tunnel.messages import MAX_FRAME_BYTES
 from pylon.tunnel.page import load_page
 from pylon.tunnel.request import Answer, Gone, HttpConnection, HttpRefused, Request, refusal
@@ -119,16 +121,12 @@ class TunnelServer:
     async def listen(self, bind: Bind) -> str:
         """Returns the address that others use, without a path. Raises ``ConfigError``."""
         try:
-            listeners = await trio.open_tcp_listeners(bind.port, host=bind.host)
+            listeners = await open_listeners(bind)
         except OSError as error:
             raise ConfigError(
                 f"the tunnel server cannot listen on {bind}: {error.strerror or error}",
                 "name another address with --bind; port 0 takes a free one",
             ) from None
-        if bind.port == 0:
-            for listener in listeners[1:]:  # each has a port of its own, and we can only tell one
-                await listener.aclose()
-            del listeners[1:]
         self._listeners = listeners
         host, port = listeners[0].socket.getsockname()[:2]
         address = ipaddress.ip_address(host)
@@ -136,7 +134,7 @@ class TunnelServer:
         if address.is_unspecified:
             host = "127.0.0.1" if address.version == 4 else "::1"
         self._base = self._public or f"http://{Bind(host, port)}"
-        private = self._is_private and _is_loopback(host_of(self._base.partition(":")[2]))
+        private = self._is_private and is_loopback(host_of(self._base.partition(":")[2]) or "")
         self.is_plain = self._base.startswith("http:") and not private
         return self._base
 
@@ -250,7 +248,7 @@ class TunnelServer:
         return None
 
     def _is_ours(self, host: str | None) -> bool:
-        if host is None or _is_loopback(host):
+        if host is None or is_loopback(host):
             return host is not None
         try:
             ipaddress.ip_address(host)
@@ -312,13 +310,6 @@ class TunnelServer:
 
     def _is_owner(self, request: Request) -> bool:
         return self._owner.matches((_bearer(request) or "").encode("latin-1"))
-
-
-def _is_loopback(host: str | None) -> bool:
-    try:
-        return ipaddress.ip_address(host or "").is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _bearer(request: Request) -> str | None:

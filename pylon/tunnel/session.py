@@ -63,7 +63,13 @@ class _Pending:
     expires_at: float
     """Trio's time."""
     answered: trio.Event = attrs.field(factory=trio.Event)
-    outcome: str = "timed_out"
+    outcome: str = ""
+
+    def close(self, outcome: str) -> None:
+        """It waits no longer. The first outcome holds."""
+        if not self.answered.is_set():
+            self.outcome = outcome
+            self.answered.set()
 
 
 class Session:
@@ -169,8 +175,7 @@ class Session:
         if found is None:
             self._complain("no such approval waits: it was answered, or too late")
             return
-        found.outcome = "approved" if approved else "denied"
-        found.answered.set()
+        found.close("approved" if approved else "denied")
 
     def pause(self) -> None:
         self._wish("pause")
@@ -325,9 +330,7 @@ class Session:
         if turn is None or not self._busy:
             return False
         for each in self._pending.values():
-            if not each.answered.is_set():
-                each.outcome = "withdrawn"
-                each.answered.set()
+            each.close("withdrawn")
         await claude.interrupt()
         while not turn.is_set():
             with trio.move_on_after(HEED_SECONDS):
@@ -339,10 +342,12 @@ class Session:
         return True
 
     async def _read(self, claude: Claude, nursery: trio.Nursery) -> None:
+        assert self._record is not None
         async with contextlib.aclosing(claude.events()) as events:
             async for event in events:
                 if isinstance(event, stream.Text | stream.ToolStarted | stream.Asked) and not self._busy:
                     self._turn = trio.Event()
+                    await self._record.turn_begun()
                     self._say_state()
                     if self._paused:
                         nursery.start_soon(self._interrupt, claude)
@@ -368,9 +373,8 @@ class Session:
                         nursery.start_soon(self._permit, claude, event)
                     case stream.Withdrawn(request_id):
                         for each in self._pending.values():
-                            if each.asked.request_id == request_id and not each.answered.is_set():
-                                each.outcome = "withdrawn"
-                                each.answered.set()
+                            if each.asked.request_id == request_id:
+                                each.close("withdrawn")
                     case stream.Unanswerable(_, subtype):
                         await claude.complain(event, f"unsupported: {subtype}")
                     case stream.Unreadable():
@@ -455,7 +459,7 @@ class Session:
         self._say_state()
         with trio.move_on_at(pending.expires_at):
             await pending.answered.wait()
-        pending.answered.set()
+        pending.close("timed_out")
         del self._pending[pending.id]
         self._say_now(m.ToolApprovalClosed(self.id, pending.id, pending.outcome))
         self._say_state()

@@ -22,6 +22,7 @@ import orjson
 import trio
 
 from pylon.tunnel import messages
+from pylon.tunnel.bucket import Bucket
 from pylon.tunnel.messages import Error, MessageRefused, Ping, Pong, TunnelConnected, TunnelDisconnected
 from pylon.tunnel.websocket import SocketClosed
 
@@ -63,7 +64,8 @@ class Link(Protocol):
 @attrs.define(eq=False)
 class _Page:
     link: Link
-    waiting: deque[str] = attrs.field(factory=deque)
+    waiting: deque[tuple[str, int]] = attrs.field(factory=deque)
+    """Texts, and how many bytes each has."""
     waiting_bytes: int = 0
     changed: trio.Event = attrs.field(factory=trio.Event)
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
@@ -73,7 +75,7 @@ class _Page:
             self.waiting.clear()
             self.scope.cancel()  # it is stuck in the middle of a message, and no word would reach it
             return
-        self.waiting.append(text)
+        self.waiting.append((text, size))
         self.waiting_bytes += size
         self.changed.set()
 
@@ -138,7 +140,7 @@ class Switchboard:
             return
         page = _Page(link)
         greeting = session.greeting or messages.write(TunnelDisconnected("the machine is not connected"))
-        page.put(greeting, len(greeting))
+        page.put(greeting, len(greeting.encode()))
         session.pages.append(page)
         try:
             with page.scope:
@@ -177,14 +179,11 @@ class Switchboard:
             session.tell_pages(text)
 
     async def _from_page(self, session: _Session, page: _Page) -> None:
-        allowance, since = float(PAGE_MESSAGES_AT_ONCE), trio.current_time()
+        messages_in = Bucket(PAGE_MESSAGES_AT_ONCE, PAGE_MESSAGES_PER_SECOND)
         while True:
             try:
                 text = await page.link.receive()
-                now = trio.current_time()
-                allowance = min(PAGE_MESSAGES_AT_ONCE, allowance + (now - since) * PAGE_MESSAGES_PER_SECOND) - 1
-                since = now
-                if allowance < 0:
+                if messages_in.take():
                     await page.link.close(TOO_MUCH, "too many messages")
                     return
                 kind = _kind(text)
@@ -210,10 +209,10 @@ class Switchboard:
         try:
             while True:
                 while page.waiting:
-                    text = page.waiting[0]
+                    text, size = page.waiting[0]
                     await page.link.send(text)
                     page.waiting.popleft()
-                    page.waiting_bytes -= len(text.encode())
+                    page.waiting_bytes -= size
                 page.changed = trio.Event()
                 await page.changed.wait()
         except SocketClosed:

@@ -113,11 +113,11 @@ class Browser:
         Select(self.find(css)).select_by_value(value)
 
     def run(self, script: str, *arguments: Any) -> Any:
-        return self.driver.execute_script(script, *arguments)  # type: ignore[no-untyped-call]
+        return self.driver.execute_script(script, *arguments)
 
     def complaints(self) -> list[str]:
         """What the browser has logged since the last time: errors of the script, violations of the policy."""
-        log: list[dict[str, Any]] = self.driver.get_log("browser")  # type: ignore[no-untyped-call]
+        log: list[dict[str, Any]] = self.driver.get_log("browser")
         return [entry["message"] for entry in log if entry["level"] in ("WARNING", "SEVERE")]
 
     def screenshot(self, path: Path) -> None:

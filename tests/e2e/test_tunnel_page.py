@@ -213,3 +213,4 @@ def test_a_link_that_is_none_is_said(session, browser):
     browser.fill("#pasted", link)
     browser.click("#paste button")
     browser.shows("waiting for the machine", "#link")
+    assert not browser.all("#paste")

@@ -79,6 +79,7 @@ def test_what_the_child_is_not_told():
     ours = {"PYLON_HOME": "x", "pylon_x": "x", "NWC_SECRET": "x", "NOSTR_NSEC": "x", "OLD_MNEMONIC": "x"}
     theirs = {"PATH": "x", "HOME": "x", "ANTHROPIC_API_KEY": "x", "LANG": "x", "http_proxy": "x"}
     assert environment({**ours, **theirs, "CREDENTIALS_DIRECTORY": "x", "BREEZ_API_KEY": "x"}) == theirs
+    assert environment({"CLAUDE_CODE_SIMPLE": "1"}) == {}  # with it, no hook is called, and nobody is asked
 
 
 def test_its_arguments():

@@ -78,7 +78,7 @@ async def test_text_approval_and_cost(page, open_real, target, store, api):
     second = await page.done(2)
     assert page.text().endswith("Good day to you. ")
     assert first.cost_usd < second.cost_usd < 2 * first.cost_usd
-    assert record.sessions(store, store)[0].counts == {"prompt": 2, "approved": 1, "turn": 2}
+    assert record.sessions(store)[0].counts == {"prompt": 2, "approved": 1, "turn": 2}
 
 
 @pytest.mark.parametrize("rule", ["allow", "ask", None])
