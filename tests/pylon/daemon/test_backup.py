@@ -685,6 +685,45 @@ def test_a_crash_while_a_copy_comes_back_can_be_completed(home, tmp_path, monkey
     assert between >= 4
 
 
+def test_a_restore_that_fails_takes_nothing_from_one_that_was_interrupted(home, tmp_path, monkeypatch):
+    """Not the keys that a copy's has made ready, and not the operator's freeze, whose records have moved out."""
+    path, copy = backed_up(home), tmp_path / "copy"
+    shutil.copy(home.database, copy)
+    with closing(sqlite3.connect(home.database)) as db:
+        db.execute("INSERT INTO settings VALUES ('frozen', '{\"reason\": \"stop\", \"at\": 1.0}')")
+        db.commit()
+    real, between, step, died = os.rename, 0, 0, True
+    while died:
+        step, left, died = step + 1, step + 1, False
+        target = Home(tmp_path / str(step))
+        shutil.copytree(home.root, target.root)
+
+        def rename(*args):
+            nonlocal left, died
+            left -= 1
+            if left <= 0:
+                died = True
+                raise Died
+            real(*args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "rename", rename)
+            try:
+                restore_database(target, copy, unlock(target), None, CLOCK, stay_frozen=False)
+            except Died:
+                pass
+        between += not target.mnemonic.exists()
+        with pytest.raises(BackupError):
+            restore(target, path, Passphrase("another"), CLOCK, force=True)
+        other = Home(tmp_path / f"{step}-completed")
+        shutil.copytree(target.root, other.root)
+        complete(other)
+        assert unlock(other).key.reveal() == unlock(home).key.reveal()
+        assert restore(target, path, WORDS, CLOCK, force=True).stays_frozen
+        assert not target.restoring.exists()
+    assert between >= 4
+
+
 def test_what_is_not_whole_is_not_completed(home, tmp_path, monkeypatch):
     """A restore that died before its records were frozen moves nothing in."""
     path = backed_up(home)
