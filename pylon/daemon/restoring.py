@@ -219,6 +219,7 @@ def _replace(home: Home, gather: Any, clock: Clock, stay_frozen: bool) -> Restor
             froze = froze or ((same or interrupted) and _operator_froze(home.database))
             stay_frozen = stay_frozen or froze
             restored = _prepare(stage, opened, passphrase, clock, stay_frozen)
+            stay_frozen = _operator_froze(stage / home.database.name)  # also where the backup's own records say so
         except BaseException:
             shutil.rmtree(stage if interrupted else home.restoring, ignore_errors=True)
             raise

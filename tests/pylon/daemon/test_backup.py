@@ -532,6 +532,15 @@ def test_a_freeze_of_the_operators_own_is_not_lost_with_the_records_that_had_it(
     assert ("frozen_until_reconciled" in dict(rows(home.database, "SELECT key, value FROM settings"))) != own
 
 
+def test_a_freeze_of_the_operators_own_in_the_backup_is_told(home, tmp_path):
+    with closing(sqlite3.connect(home.database)) as db:
+        db.execute("INSERT INTO settings VALUES ('frozen', '{\"reason\": \"stop\", \"at\": 1.0}')")
+        db.commit()
+    new = Home(tmp_path / "new")
+    assert restore(new, sealed_as_home(home), None, CLOCK).stays_frozen
+    assert "frozen_until_reconciled" not in dict(rows(new.database, "SELECT key, value FROM settings"))
+
+
 @pytest.mark.parametrize("moved", [acting.Admitted(), acting.Held(NOW + 600)])
 @pytest.mark.parametrize("kind", [ActionKind.ZAP, ActionKind.PAY_INVOICE, ActionKind.REQUEST_PAYMENT])
 def test_what_was_to_be_paid_is_not_paid_by_a_restored_home(home, tmp_path, kind, moved):
