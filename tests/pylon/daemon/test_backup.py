@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -17,7 +18,7 @@ import trio
 from protocols import nip06
 from pylon import identity, protection
 from pylon.clock import SystemClock
-from pylon.daemon.backup import back_up, file_name, home_seal, own_directory, rotate
+from pylon.daemon.backup import back_up, fetch, file_name, home_seal, own_directory, rotate
 from pylon.daemon.restoring import complete, restore, restore_database, wants
 from pylon.daemon.sealed_file import Lock, write_sealed
 from pylon.errors import BackupError, IdentityError, PassphraseError
@@ -520,6 +521,26 @@ def test_whether_the_freeze_ends_by_itself(home, tmp_path, stay):
     assert ("frozen_until_reconciled" in found) == (not stay)
 
 
+@pytest.mark.parametrize("wrong", ["", "damaged", "taken"])
+def test_what_a_daemon_has_written_is_fetched_whole_or_not_at_all(home, tmp_path, wrong):
+    staged, target = tmp_path / ".outgoing-1", tmp_path / "out" / "target"
+    target.parent.mkdir()
+    done = back_up(home, unlock(home), staged, WORDS, now=NOW)
+    if wrong == "damaged":
+        staged.write_bytes(staged.read_bytes()[:-1])
+    if wrong == "taken":
+        target.write_bytes(b"mine")
+    content = staged.read_bytes()
+    with contextlib.nullcontext() if not wrong else pytest.raises(BackupError):
+        fetch(home, staged, target, done.sha256, now=NOW + 1)
+    assert not staged.exists()
+    kept = {"": [content], "damaged": [], "taken": [b"mine"]}[wrong]
+    assert [path.read_bytes() for path in target.parent.iterdir()] == kept
+    if not wrong:
+        assert stat.S_IMODE(target.stat().st_mode) == 0o600
+        assert remedy.newest(home.data) == (target, NOW + 1)
+
+
 @pytest.mark.parametrize("own", [True, False])
 def test_a_freeze_of_the_operators_own_is_not_lost_with_the_records_that_had_it(home, tmp_path, own):
     """Somebody meant to stop, and has not said anything else since the backup."""
@@ -534,7 +555,7 @@ def test_a_freeze_of_the_operators_own_is_not_lost_with_the_records_that_had_it(
 
 def test_a_freeze_of_the_operators_own_in_the_backup_is_told(home, tmp_path):
     with closing(sqlite3.connect(home.database)) as db:
-        db.execute("INSERT INTO settings VALUES ('frozen', '{\"reason\": \"stop\", \"at\": 1.0}')")
+        db.execute("INSERT INTO settings VALUES ('frozen', ?)", ('{"reason": "stop", "at": 1.0}',))
         db.commit()
     new = Home(tmp_path / "new")
     assert restore(new, sealed_as_home(home), None, CLOCK).stays_frozen
@@ -699,7 +720,7 @@ def test_a_restore_that_fails_takes_nothing_from_one_that_was_interrupted(home, 
     path, copy = backed_up(home), tmp_path / "copy"
     shutil.copy(home.database, copy)
     with closing(sqlite3.connect(home.database)) as db:
-        db.execute("INSERT INTO settings VALUES ('frozen', '{\"reason\": \"stop\", \"at\": 1.0}')")
+        db.execute("INSERT INTO settings VALUES ('frozen', ?)", ('{"reason": "stop", "at": 1.0}',))
         db.commit()
     real, between, step, died = os.rename, 0, 0, True
     while died:
