@@ -35,6 +35,7 @@ from pylon.identity import Unlocked
 from pylon.passphrase import Passphrase
 from pylon.paths import Home
 from pylon.store import damage, datakey, remedy
+from pylon.store.copying import copied
 
 VERSION = 2
 """Of what is sealed. 1 had no files beside the database."""
@@ -246,7 +247,6 @@ def _copy(database: Path, what: str, told: Told) -> AbstractContextManager[Path 
 @contextlib.contextmanager
 def database_copy(database: Path, what: str, told: Told = quiet) -> Iterator[Path]:
     """A database as of one moment, whole, in one file beside it, for the block. Raises ``BackupError``."""
-    copy = database.with_name(f"{draft_prefix(database)}{secrets.token_hex(8)}")
     size = database.stat().st_size
     told(f"copying {what}", 0, size)
     try:
@@ -255,26 +255,15 @@ def database_copy(database: Path, what: str, told: Told = quiet) -> Iterator[Pat
         raise BackupError(f"{what} cannot be copied: {error.message}", error.hint) from None
     except sqlite3.Error as error:
         raise BackupError(f"{what} {database} cannot be copied: {error}", "pylon doctor says what it is") from None
-    os.close(os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    check = "integrity_check" if size <= _CHECKED_WHOLE else "quick_check"
     try:
-        uri = f"{database.absolute().as_uri()}?mode=rw"
-        with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=30)) as source:
-            with contextlib.closing(sqlite3.connect(copy)) as target:
-                # All pages in one step: a writer meanwhile neither waits nor makes it begin anew.
-                source.backup(target, pages=-1)
-                # The copy's own journal would be a second file.
-                target.execute("PRAGMA journal_mode = DELETE").fetchone()
-                told(f"copying {what}", size, size)
-                check = "integrity_check" if size <= _CHECKED_WHOLE else "quick_check"
-                if (said := target.execute(f"PRAGMA {check}(1)").fetchone()[0]) != "ok":
-                    raise BackupError(f"{what} {database} is damaged: {said}", "restore an older backup: pylon restore")
-        yield copy
+        with copied(database, check) as (copy, said):
+            told(f"copying {what}", size, size)
+            if said != "ok":
+                raise BackupError(f"{what} {database} is damaged: {said}", "restore an older backup: pylon restore")
+            yield copy
     except sqlite3.Error as error:
         raise BackupError(f"{what} {database} cannot be copied: {error}", "pylon doctor says what it is") from None
-    finally:
-        for path in (copy, copy.with_name(copy.name + "-journal")):
-            with contextlib.suppress(FileNotFoundError):
-                path.unlink()
 
 
 def _sweep(home: Home, directory: Path) -> None:
