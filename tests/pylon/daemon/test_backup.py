@@ -355,7 +355,8 @@ def test_no_byte_of_an_open_backup_can_change_unnoticed(home, tmp_path):
     assert not Home(tmp_path / "new").mnemonic.exists()
 
 
-def test_a_backup_of_the_first_version_still_opens(home, tmp_path):
+@pytest.mark.parametrize("more", [b"", b"x"])
+def test_a_backup_of_the_first_version_still_opens(home, tmp_path, more):
     who = unlock(home)
     manifest = json.dumps(
         {
@@ -366,8 +367,12 @@ def test_a_backup_of_the_first_version_still_opens(home, tmp_path):
     ).encode()  # fmt: skip
     path = tmp_path / "first"
     with path.open("wb") as file:
-        write_sealed(file, WORDS, [len(manifest).to_bytes(4, "big") + manifest, home.database.read_bytes()])
+        write_sealed(file, WORDS, [len(manifest).to_bytes(4, "big") + manifest, home.database.read_bytes(), more])
     new = Home(tmp_path / "new")
+    if more:
+        with pytest.raises(BackupError, match="more than it says"):
+            restore(new, path, WORDS, CLOCK)
+        return
     assert restore(new, path, WORDS, CLOCK).agents == 2
     assert rows(new.database, "SELECT COUNT(*) FROM intents") == [(1,)]
 
