@@ -30,7 +30,7 @@ def test_what_is_committed_is_in_one_file_and_what_is_not_is_not(database):
         assert copy.read_bytes()[18:20] == b"\1\1", "a log of its own would be a second file"
         with closing(sqlite3.connect(f"{copy.as_uri()}?mode=ro", uri=True)) as db:
             assert db.execute("SELECT n FROM t").fetchall() == [(1,)]
-        assert not [path for path in copy.parent.glob(f"{copy.name}-*")]
+        assert not list(copy.parent.glob(f"{copy.name}-*"))
     assert not copy.exists()
 
 
