@@ -11,7 +11,7 @@ import click
 from pylon.cli.identity import descriptor_option
 from pylon.cli.output import State, emit, home_passphrase_option, json_option, note, pass_state
 from pylon.cli.unlock import OPEN, home_passphrase, typed, unlock
-from pylon.errors import BackupError, NotRunning, UsageError
+from pylon.errors import NotRunning, UsageError
 
 if TYPE_CHECKING:
     from pylon.passphrase import Passphrase
@@ -120,38 +120,14 @@ def _can_open(state: State) -> bool:
 
 def _by_daemon(state: State, target: Path, now: float, progress: _Progress) -> tuple[str, int] | None:
     """Have the daemon write it, which asks nobody, and fetch it; ``None``: none runs."""
-    import hashlib
-    import os
-    import secrets
-    import shutil
-
     from pylon.cli.client import call
     from pylon.daemon import backup as backups
-    from pylon.files import publish
 
     try:
         report = call(state.home, "backup", {}, on_progress=progress.notified, timeout=None)
     except NotRunning:
         return None
-    staged, draft = Path(report["path"]), target.with_name(f".{target.name}.{secrets.token_hex(8)}")
-    try:
-        descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w+b") as file, staged.open("rb") as source:
-            shutil.copyfileobj(source, file, 1 << 20)
-            file.flush()
-            os.fsync(file.fileno())
-            file.seek(0)
-            if hashlib.file_digest(file, "sha256").hexdigest() != report["sha256"]:
-                raise BackupError(f"{target} does not hold what was written", "check the disk, and take another one")
-        publish(draft, target)
-    except FileExistsError:
-        raise BackupError(f"{target} is there already, and is not overwritten", "name a new file") from None
-    except OSError as error:
-        raise BackupError(f"cannot write {target}: {error.strerror or error}", "name another file") from None
-    finally:
-        for path in (draft, staged):
-            path.unlink(missing_ok=True)
-    backups.note(state.home, target, now)
+    backups.fetch(state.home, Path(report["path"]), target, report["sha256"], now=now)
     return report["sealed"], report["bytes"]
 
 

@@ -16,6 +16,7 @@ import datetime
 import hashlib
 import os
 import secrets
+import shutil
 import sqlite3
 import stat
 import time
@@ -34,6 +35,7 @@ from pylon.identity import Unlocked
 from pylon.passphrase import Passphrase
 from pylon.paths import Home
 from pylon.store import damage, datakey, remedy
+from pylon.store.copying import copied
 
 VERSION = 2
 """Of what is sealed. 1 had no files beside the database."""
@@ -125,9 +127,8 @@ def back_up(
 
     :param noted: whether this is a backup to come back to, which the home remembers.
     """
-    draft = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
     _sweep(home, target.parent)
-    try:
+    with _new(target) as draft:
         with contextlib.ExitStack() as stack:
             database = stack.enter_context(_copy(home.database, "the database", told))
             # After the database: a ledger that knows more than the books is what every wallet is after a restore.
@@ -137,17 +138,43 @@ def back_up(
             manifest = _manifest(home, unlocked, length, [(name, size) for name, _, size in files], now)
             content = [(path, size) for path, size in ((database, length), *(entry[1:] for entry in files)) if path]
             done = _write(draft, manifest, content, seal, told)
+    if noted:
+        note(home, target, now)
+    return attrs.evolve(done, path=target)
+
+
+def fetch(home: Home, staged: Path, target: Path, sha256: str, *, now: float) -> None:
+    """Take what a daemon has written into the home to ``target``, a new file of mode 0600. Raises ``BackupError``."""
+    try:
+        with _new(target) as draft:
+            descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w+b") as file, staged.open("rb") as source:
+                shutil.copyfileobj(source, file, FRAME_BYTES)
+                file.flush()
+                os.fsync(file.fileno())
+                file.seek(0)
+                if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                    raise BackupError(
+                        f"{target} does not hold what was written", "check the disk, and take another one"
+                    )
+    finally:
+        staged.unlink(missing_ok=True)
+    note(home, target, now)
+
+
+@contextlib.contextmanager
+def _new(target: Path) -> Iterator[Path]:
+    """A name beside ``target`` for the block to write under, which is ``target`` then. Raises ``BackupError``."""
+    draft = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
+    try:
+        yield draft
         publish(draft, target)
     except FileExistsError:
         raise BackupError(f"{target} is there already, and is not overwritten", "name a new file") from None
     except OSError as error:
         raise BackupError(f"cannot write {target}: {error.strerror or error}", "name another file") from None
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            draft.unlink()
-    if noted:
-        note(home, target, now)
-    return attrs.evolve(done, path=target)
+        draft.unlink(missing_ok=True)
 
 
 def note(home: Home, path: Path, at: float) -> None:
@@ -220,7 +247,6 @@ def _copy(database: Path, what: str, told: Told) -> AbstractContextManager[Path 
 @contextlib.contextmanager
 def database_copy(database: Path, what: str, told: Told = quiet) -> Iterator[Path]:
     """A database as of one moment, whole, in one file beside it, for the block. Raises ``BackupError``."""
-    copy = database.with_name(f"{draft_prefix(database)}{secrets.token_hex(8)}")
     size = database.stat().st_size
     told(f"copying {what}", 0, size)
     try:
@@ -229,26 +255,15 @@ def database_copy(database: Path, what: str, told: Told = quiet) -> Iterator[Pat
         raise BackupError(f"{what} cannot be copied: {error.message}", error.hint) from None
     except sqlite3.Error as error:
         raise BackupError(f"{what} {database} cannot be copied: {error}", "pylon doctor says what it is") from None
-    os.close(os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    check = "integrity_check" if size <= _CHECKED_WHOLE else "quick_check"
     try:
-        uri = f"{database.absolute().as_uri()}?mode=rw"
-        with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=30)) as source:
-            with contextlib.closing(sqlite3.connect(copy)) as target:
-                # All pages in one step: a writer meanwhile neither waits nor makes it begin anew.
-                source.backup(target, pages=-1)
-                # The copy's own journal would be a second file.
-                target.execute("PRAGMA journal_mode = DELETE").fetchone()
-                told(f"copying {what}", size, size)
-                check = "integrity_check" if size <= _CHECKED_WHOLE else "quick_check"
-                if (said := target.execute(f"PRAGMA {check}(1)").fetchone()[0]) != "ok":
-                    raise BackupError(f"{what} {database} is damaged: {said}", "restore an older backup: pylon restore")
-        yield copy
+        with copied(database, check) as (copy, said):
+            told(f"copying {what}", size, size)
+            if said != "ok":
+                raise BackupError(f"{what} {database} is damaged: {said}", "restore an older backup: pylon restore")
+            yield copy
     except sqlite3.Error as error:
         raise BackupError(f"{what} {database} cannot be copied: {error}", "pylon doctor says what it is") from None
-    finally:
-        for path in (copy, copy.with_name(copy.name + "-journal")):
-            with contextlib.suppress(FileNotFoundError):
-                path.unlink()
 
 
 def _sweep(home: Home, directory: Path) -> None:

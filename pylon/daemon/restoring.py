@@ -122,6 +122,12 @@ def _interrupted(home: Home) -> bool:
     return home.restoring.exists() and not home.mnemonic.exists()
 
 
+def _ready(home: Home) -> Path | None:
+    """What an interrupted restore has made ready, but for what it has moved in: the last that came so far."""
+    whole = [path.parent for path in home.restoring.glob("*/identity.mnemonic")]
+    return max(whole, key=lambda stage: int(stage.name), default=None)
+
+
 def restore(
     home: Home,
     source: Path,
@@ -136,6 +142,7 @@ def restore(
 
     Everything is gathered in ``.restoring``, then what was here moves out and the new moves in. The phrase goes first
     and comes last: a home between the two has no identity, nothing runs in it, and the same command again completes it.
+    Each time gathers in a directory of its own, so that one that fails takes nothing from one that was interrupted.
 
     :param stay_frozen: until somebody thaws it, and not only until everything is reconciled.
     """
@@ -172,8 +179,8 @@ def complete(home: Home) -> None:
 
     For one whose keys were the home's own: there is nothing else that would open it. Raises ``BackupError``.
     """
-    stage = home.restoring
-    if not _interrupted(home) or not (stage / "identity.mnemonic").exists():
+    stage = _ready(home)
+    if stage is None or not _interrupted(home):
         return
     try:
         coming = [name for name in _MOVED_IN if os.path.lexists(stage / name)]
@@ -195,12 +202,16 @@ def complete(home: Home) -> None:
 
 def _replace(home: Home, gather: Any, clock: Clock, stay_frozen: bool) -> Restored:
     home.prepare()
-    stage = home.restoring
     interrupted = _interrupted(home)
-    # After an interrupted one, they may have come as far as the stage.
-    froze = interrupted and _operator_froze(stage / home.database.name)
+    before = _ready(home) if interrupted else None
+    # After an interrupted one, they may have come as far as its stage.
+    froze = before is not None and _operator_froze(before / home.database.name)
+    stage = home.restoring / str(1 if before is None else int(before.name) + 1)
     try:
-        shutil.rmtree(stage, ignore_errors=True)
+        home.restoring.mkdir(mode=0o700, exist_ok=True)
+        for left in home.restoring.iterdir():
+            if left != before:
+                shutil.rmtree(left, ignore_errors=True)
         stage.mkdir(mode=0o700)
         try:
             opened, passphrase = gather(stage)
@@ -208,10 +219,9 @@ def _replace(home: Home, gather: Any, clock: Clock, stay_frozen: bool) -> Restor
             froze = froze or ((same or interrupted) and _operator_froze(home.database))
             stay_frozen = stay_frozen or froze
             restored = _prepare(stage, opened, passphrase, clock, stay_frozen)
+            stay_frozen = _operator_froze(stage / home.database.name)  # also where the backup's own records say so
         except BaseException:
-            shutil.rmtree(stage, ignore_errors=True)
-            if interrupted:
-                stage.mkdir(mode=0o700)
+            shutil.rmtree(stage if interrupted else home.restoring, ignore_errors=True)
             raise
         kept = _move_out(home, stage, same, clock.now())
         config, kept = _restore_config(home, opened.config, same, kept, clock.now())
@@ -390,6 +400,9 @@ def _prepare(stage: Path, opened: _Opened, passphrase: Passphrase | None, clock:
     # Last: a stage that has it is whole (``complete``).
     phrase = identity.sealed_content(opened.identity, unlocked.vault) if wrapped else None
     write_private(stage / "identity.mnemonic", phrase or identity.plain_content(opened.identity))
+    # What is here moves out only once a power cut takes nothing of this.
+    for directory in (stage / "keys", stage, stage.parent):
+        sync_directory(directory)
     return Restored(opened.identity.npub, opened.taken_at, opened.protected, agents, unknown, None)
 
 
@@ -529,4 +542,4 @@ def _move_in(home: Home, stage: Path) -> None:
     sync_directory(home.data)
     os.rename(stage / "identity.mnemonic", home.mnemonic)
     sync_directory(home.data)
-    shutil.rmtree(stage, ignore_errors=True)
+    shutil.rmtree(home.restoring, ignore_errors=True)

@@ -8,14 +8,14 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import secrets
 import sqlite3
 import time
 from collections.abc import Collection
 from pathlib import Path
 
 from pylon.errors import StoreError
-from pylon.files import draft_prefix, publish
+from pylon.files import publish
+from pylon.store.copying import copied
 
 KEPT = 3
 """Copies that are kept, the newest."""
@@ -30,32 +30,21 @@ def keep(path: str, version: str) -> Path | None:
     database = Path(path)
     if not database.exists():
         return None
-    draft = database.with_name(f"{draft_prefix(database)}{secrets.token_hex(8)}")
     try:
-        os.close(os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-        uri = f"{database.absolute().as_uri()}?mode=ro"
-        with contextlib.closing(sqlite3.connect(uri, uri=True)) as source:
-            with contextlib.closing(sqlite3.connect(draft)) as target:
-                source.backup(target, pages=-1)
-                target.execute("PRAGMA journal_mode = DELETE").fetchone()
-                said = target.execute("PRAGMA quick_check(1)").fetchone()[0]
-        if said != "ok":
-            raise StoreError(
-                f"the copy of {path} before the upgrade is damaged: {said}", "check the disk: pylon doctor"
-            )
-        with draft.open("rb") as file:
-            os.fsync(file.fileno())
-        kept = _publish(draft, database, version)
+        with copied(database) as (draft, said):
+            if said != "ok":
+                raise StoreError(
+                    f"the copy of {path} before the upgrade is damaged: {said}", "check the disk: pylon doctor"
+                )
+            with draft.open("rb") as file:
+                os.fsync(file.fileno())
+            kept = _publish(draft, database, version)
     except (OSError, sqlite3.Error) as error:
         why = getattr(error, "strerror", None) or error
         raise StoreError(
             f"the database {path} cannot be copied before the upgrade ({why}); it is as it was",
             f"make room for {database.stat().st_size >> 20:,} MiB beside it, and start again",
         ) from None
-    finally:
-        for name in (draft, draft.with_name(draft.name + "-journal")):
-            with contextlib.suppress(FileNotFoundError):
-                name.unlink()
     # The one just made is the newest, whatever a clock that was ahead has named the others.
     for old in sorted(copies(database), key=lambda copy: copy == kept)[:-KEPT]:
         with contextlib.suppress(OSError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -17,7 +18,7 @@ import trio
 from protocols import nip06
 from pylon import identity, protection
 from pylon.clock import SystemClock
-from pylon.daemon.backup import back_up, file_name, home_seal, own_directory, rotate
+from pylon.daemon.backup import back_up, fetch, file_name, home_seal, own_directory, rotate
 from pylon.daemon.restoring import complete, restore, restore_database, wants
 from pylon.daemon.sealed_file import Lock, write_sealed
 from pylon.errors import BackupError, IdentityError, PassphraseError
@@ -354,7 +355,8 @@ def test_no_byte_of_an_open_backup_can_change_unnoticed(home, tmp_path):
     assert not Home(tmp_path / "new").mnemonic.exists()
 
 
-def test_a_backup_of_the_first_version_still_opens(home, tmp_path):
+@pytest.mark.parametrize("more", [b"", b"x"])
+def test_a_backup_of_the_first_version_still_opens(home, tmp_path, more):
     who = unlock(home)
     manifest = json.dumps(
         {
@@ -365,8 +367,12 @@ def test_a_backup_of_the_first_version_still_opens(home, tmp_path):
     ).encode()  # fmt: skip
     path = tmp_path / "first"
     with path.open("wb") as file:
-        write_sealed(file, WORDS, [len(manifest).to_bytes(4, "big") + manifest, home.database.read_bytes()])
+        write_sealed(file, WORDS, [len(manifest).to_bytes(4, "big") + manifest, home.database.read_bytes(), more])
     new = Home(tmp_path / "new")
+    if more:
+        with pytest.raises(BackupError, match="more than it says"):
+            restore(new, path, WORDS, CLOCK)
+        return
     assert restore(new, path, WORDS, CLOCK).agents == 2
     assert rows(new.database, "SELECT COUNT(*) FROM intents") == [(1,)]
 
@@ -520,6 +526,26 @@ def test_whether_the_freeze_ends_by_itself(home, tmp_path, stay):
     assert ("frozen_until_reconciled" in found) == (not stay)
 
 
+@pytest.mark.parametrize("wrong", ["", "damaged", "taken"])
+def test_what_a_daemon_has_written_is_fetched_whole_or_not_at_all(home, tmp_path, wrong):
+    staged, target = tmp_path / ".outgoing-1", tmp_path / "out" / "target"
+    target.parent.mkdir()
+    done = back_up(home, unlock(home), staged, WORDS, now=NOW)
+    if wrong == "damaged":
+        staged.write_bytes(staged.read_bytes()[:-1])
+    if wrong == "taken":
+        target.write_bytes(b"mine")
+    content = staged.read_bytes()
+    with contextlib.nullcontext() if not wrong else pytest.raises(BackupError):
+        fetch(home, staged, target, done.sha256, now=NOW + 1)
+    assert not staged.exists()
+    kept = {"": [content], "damaged": [], "taken": [b"mine"]}[wrong]
+    assert [path.read_bytes() for path in target.parent.iterdir()] == kept
+    if not wrong:
+        assert stat.S_IMODE(target.stat().st_mode) == 0o600
+        assert remedy.newest(home.data) == (target, NOW + 1)
+
+
 @pytest.mark.parametrize("own", [True, False])
 def test_a_freeze_of_the_operators_own_is_not_lost_with_the_records_that_had_it(home, tmp_path, own):
     """Somebody meant to stop, and has not said anything else since the backup."""
@@ -530,6 +556,15 @@ def test_a_freeze_of_the_operators_own_is_not_lost_with_the_records_that_had_it(
         db.commit()
     assert restore(home, path, None, CLOCK, force=True).stays_frozen == own
     assert ("frozen_until_reconciled" in dict(rows(home.database, "SELECT key, value FROM settings"))) != own
+
+
+def test_a_freeze_of_the_operators_own_in_the_backup_is_told(home, tmp_path):
+    with closing(sqlite3.connect(home.database)) as db:
+        db.execute("INSERT INTO settings VALUES ('frozen', ?)", ('{"reason": "stop", "at": 1.0}',))
+        db.commit()
+    new = Home(tmp_path / "new")
+    assert restore(new, sealed_as_home(home), None, CLOCK).stays_frozen
+    assert "frozen_until_reconciled" not in dict(rows(new.database, "SELECT key, value FROM settings"))
 
 
 @pytest.mark.parametrize("moved", [acting.Admitted(), acting.Held(NOW + 600)])
@@ -682,6 +717,45 @@ def test_a_crash_while_a_copy_comes_back_can_be_completed(home, tmp_path, monkey
         restore_database(target, copy, unlock(target), None, CLOCK, stay_frozen=False)
         assert not target.restoring.exists()
         shutil.rmtree(root)
+    assert between >= 4
+
+
+def test_a_restore_that_fails_takes_nothing_from_one_that_was_interrupted(home, tmp_path, monkeypatch):
+    """Not the keys that a copy's has made ready, and not the operator's freeze, whose records have moved out."""
+    path, copy = backed_up(home), tmp_path / "copy"
+    shutil.copy(home.database, copy)
+    with closing(sqlite3.connect(home.database)) as db:
+        db.execute("INSERT INTO settings VALUES ('frozen', ?)", ('{"reason": "stop", "at": 1.0}',))
+        db.commit()
+    real, between, step, died = os.rename, 0, 0, True
+    while died:
+        step, left, died = step + 1, step + 1, False
+        target = Home(tmp_path / str(step))
+        shutil.copytree(home.root, target.root)
+
+        def rename(*args):
+            nonlocal left, died
+            left -= 1
+            if left <= 0:
+                died = True
+                raise Died
+            real(*args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "rename", rename)
+            try:
+                restore_database(target, copy, unlock(target), None, CLOCK, stay_frozen=False)
+            except Died:
+                pass
+        between += not target.mnemonic.exists()
+        with pytest.raises(BackupError):
+            restore(target, path, Passphrase("another"), CLOCK, force=True)
+        other = Home(tmp_path / f"{step}-completed")
+        shutil.copytree(target.root, other.root)
+        complete(other)
+        assert unlock(other).key.reveal() == unlock(home).key.reveal()
+        assert restore(target, path, WORDS, CLOCK, force=True).stays_frozen
+        assert not target.restoring.exists()
     assert between >= 4
 
 

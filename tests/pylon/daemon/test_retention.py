@@ -202,7 +202,7 @@ def test_invoices_that_nobody_paid():
                 tx, "connection_invoices", payment_hash=name, client="app", request_id=name, amount_msats=1,
                 invoice=b"x", hold=0, created_at=1, expires_at=expires, settled_at=settled, told=told,
             )  # fmt: skip
-        for name, created in (("old", old), ("young", young), ("claimed", old), ("sold", old)):
+        for name, created in (("old", old), ("young", young), ("claimed", old), ("sold", old), ("zap", old)):
             insert(
                 tx, "nwc_invoices", wallet="w", key=name, payment_hash=name, amount_msats=1, invoice=b"x", hold=0,
                 created_at=created,
@@ -212,9 +212,13 @@ def test_invoices_that_nobody_paid():
             tx, "sales", id="s", state="delivered", customer="c", model="m", price_msats=1, payment_hash="sold",
             attempts=0, created_at=1, updated_at=1, record=b"x",
         )  # fmt: skip
+        insert(
+            tx, "zap_invoices", payment_hash="zap", agent="a", amount_msats=1, invoice=b"x", created_at=1, expires_at=1,
+        )  # fmt: skip
         tidy(tx)
         assert {row[0] for row in tx.all("SELECT payment_hash FROM connection_invoices")} == {"young", "paid", "held"}
-        assert {row[0] for row in tx.all("SELECT payment_hash FROM nwc_invoices")} == {"young", "claimed", "sold"}
+        kept = {row[0] for row in tx.all("SELECT payment_hash FROM nwc_invoices")}
+        assert kept == {"young", "claimed", "sold", "zap"}
 
 
 # --- in the store -------------------------------------------------------------------------------------------------

@@ -101,6 +101,17 @@ async def test_the_operators_own_freeze_stays(autojump_clock, store, before):
     assert freeze.mark(store) is None
 
 
+async def test_one_that_comes_while_it_is_looked_stays(autojump_clock, store):
+    await store.write(lambda tx: freeze.freeze_until_reconciled(tx, "restored", AT))
+
+    async def audit():
+        await store.write(lambda tx: freeze.freeze(tx, "mine", AT + 1))
+        return CLEAN
+
+    await run_for(store, answering(None), audit, 100)
+    assert freeze.mark(store).reason == "mine"
+
+
 async def test_a_second_restore_freezes_until_it_is_reconciled_too(autojump_clock, store):
     for at in (AT, AT + 1):
         await store.write(lambda tx, at=at: freeze.freeze_until_reconciled(tx, "restored", at))
