@@ -140,6 +140,39 @@ def test_one_looks_when_something_happens_and_not_before(home, daemon, fast, loo
     assert [len(lately) for _, lately in shown] == [1, 1, 1, 2]
 
 
+@pytest.fixture
+def alive(monkeypatch):
+    """A daemon that says that it lives, and nothing else."""
+    said = []
+
+    def wait(feed, seconds):
+        said.append(seconds)
+        assert len(said) < 50, "nobody looks any more"
+        return "alive"
+
+    monkeypatch.setattr(watch.Feed, "wait", wait)
+
+
+def test_what_no_event_tells_is_looked_at_after_a_while(home, monkeypatch, looks, alive):
+    monkeypatch.setattr(watch, "_LOOK_AGAIN", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        watch.watch(home, 5.0, lambda report, feed: None)
+
+
+def test_one_that_lives_and_does_not_answer_is_asked_again(home, monkeypatch, alive):
+    asked = []
+
+    def ask(home):
+        asked.append(home)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        raise ControlError("the daemon has not answered")
+
+    monkeypatch.setattr(status, "ask", ask)
+    with pytest.raises(KeyboardInterrupt):
+        watch.watch(home, 5.0, lambda report, feed: None)
+
+
 def test_one_that_says_nothing_is_looked_at(home, daemon, monkeypatch, fast, looks):
     monkeypatch.setattr(status, "TIMEOUT", 0.1)
     with daemon({"method": "alive", "params": {}}, ...), pytest.raises(KeyboardInterrupt):
