@@ -527,7 +527,7 @@ class Listener:
             told = self._stream.get(seq)
             if self._wanted.takes(told):
                 heard.append(told)
-        self._place = max(self._place, end + 1)
+        self._place = end + 1
         return heard
 
     async def next(self) -> list[Heard]:

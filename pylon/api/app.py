@@ -59,14 +59,14 @@ async def _health(request: Request) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     status: int = getattr(error, "status_code", 500)
-    return _refused(NOT_FOUND if status == 404 else Refusal(status, getattr(error, "detail", ""), "http_error"))
+    return refused(NOT_FOUND if status == 404 else Refusal(status, getattr(error, "detail", ""), "http_error"))
 
 
 async def _broken(request: Request, error: Exception) -> Response:
-    return _refused(BROKEN)
+    return refused(BROKEN)
 
 
-def _refused(refusal: Refusal) -> Response:
+def refused(refusal: Refusal) -> Response:
     return _json(refusal.body(), refusal.status)
 
 

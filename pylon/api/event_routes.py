@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import orjson
 import trio
 
+from pylon.api.app import refused
 from pylon.api.guard import Message, Receive, Refusal, Scope, Send
 from pylon.errors import PylonError
 from pylon.events import EventStream, Gap, Heard, Listener, Told, Wanted
@@ -51,24 +52,13 @@ class EventApi:
         limit, mark = query.get("limit", "0"), query.get("mark") or request.headers.get("last-event-id", "")
         try:
             if not (limit.isascii() and limit.isdecimal() and len(limit) < 5 and int(limit) <= MOST_RECENT):
-                return _Refused(Refusal(400, f"limit is a whole number up to {MOST_RECENT:,}.", "invalid_limit"))
+                return refused(Refusal(400, f"limit is a whole number up to {MOST_RECENT:,}.", "invalid_limit"))
             wanted = self._wanted(query.getlist("kind"), query.get("agent"))
             listener = self._stream.listen(wanted, mark=mark)
         except PylonError as error:
-            return _Refused(Refusal(400, error.message, error.code))
+            return refused(Refusal(400, error.message, error.code))
         recent = [] if mark else self._stream.recent(int(limit), wanted)
         return _Listening(self, listener, recent, request.method == "HEAD")
-
-
-class _Refused:
-    def __init__(self, refusal: Refusal) -> None:
-        self._refusal = refusal
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = self._refusal.body()
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        await send({"type": "http.response.start", "status": self._refusal.status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
 
 
 class _Listening:
@@ -82,19 +72,19 @@ class _Listening:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._api.listeners >= MOST_LISTENERS:
-            await _Refused(_BUSY)(scope, receive, send)
+            await refused(_BUSY)(scope, receive, send)
             return
         start: Message = {
             "type": "http.response.start",
             "status": 200,
             "headers": [(b"content-type", b"text/event-stream; charset=utf-8")],
         }
-        await send(start)
-        if self._only_head:
-            await send({"type": "http.response.body", "body": b""})
-            return
-        self._api.listeners += 1
+        self._api.listeners += 1  # before anything is waited for: of many at once none comes in unseen
         try:
+            await send(start)
+            if self._only_head:
+                await send({"type": "http.response.body", "body": b""})
+                return
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._watch, receive, nursery.cancel_scope)
                 await self._tell(send)

@@ -60,9 +60,9 @@ class ControlClient:
         on_progress: Progress | None = None,
     ) -> Any:
         """The result of one method."""
-        deadline = None if self._timeout is None else time.monotonic() + self._timeout
+        deadline = self._deadline()
+        self.begin(method, params)
         try:
-            self.begin(method, params)
             while True:
                 reply = self._read(deadline)
                 if "id" in reply:
@@ -70,9 +70,9 @@ class ControlClient:
                 if on_progress is not None and isinstance(reply.get("method"), str):
                     on_progress(reply["method"], reply.get("params"))
         except TimeoutError:
-            raise ControlError(f"the daemon has not answered {method!r} within {self._timeout:g} s", _SEE_LOG) from None
+            raise self._unanswered(method) from None
         except OSError as error:
-            raise ControlError(f"the daemon hung up: {error.strerror or error}", "pylon status") from None
+            raise _hung_up(error) from None
         if isinstance(reply.get("error"), dict):
             raise remote_error(reply["error"])
         if reply["id"] != self._calls or "result" not in reply:
@@ -84,10 +84,12 @@ class ControlClient:
         self._calls += 1
         request = {"jsonrpc": "2.0", "id": self._calls, "method": method, "params": dict(params or {})}
         try:
-            self._wait_until(None if self._timeout is None else time.monotonic() + self._timeout)
+            self._wait_until(self._deadline())
             self._socket.sendall(json.dumps(request).encode() + b"\n")
+        except TimeoutError:
+            raise self._unanswered(method) from None
         except OSError as error:
-            raise ControlError(f"the daemon hung up: {error.strerror or error}", "pylon status") from None
+            raise _hung_up(error) from None
 
     def told(self, seconds: float) -> tuple[str, Any] | None:
         """The next notification of what was begun, if one comes in time; ``("", result)`` is its end.
@@ -99,12 +101,18 @@ class ControlClient:
         except TimeoutError:
             return None
         except OSError as error:
-            raise ControlError(f"the daemon hung up: {error.strerror or error}", "pylon status") from None
+            raise _hung_up(error) from None
         if isinstance(reply.get("error"), dict):
             raise remote_error(reply["error"])
         if "id" in reply:
             return "", reply.get("result")
         return str(reply.get("method")), reply.get("params")
+
+    def _deadline(self) -> float | None:
+        return None if self._timeout is None else time.monotonic() + self._timeout
+
+    def _unanswered(self, method: str) -> ControlError:
+        return ControlError(f"the daemon has not answered {method!r} within {self._timeout:g} s", _SEE_LOG)
 
     def _wait_until(self, deadline: float | None) -> None:
         if deadline is None:
@@ -164,6 +172,10 @@ def call(
     """One call on a connection of its own."""
     with ControlClient(home.socket, timeout=timeout) as client:
         return client.call(method, params, on_progress=on_progress)
+
+
+def _hung_up(error: OSError) -> ControlError:
+    return ControlError(f"the daemon hung up: {error.strerror or error}", "pylon status")
 
 
 def remote_error(error: Mapping[str, Any]) -> PylonError:

@@ -130,7 +130,7 @@ def _private(home: Home, nwc: Path | None) -> Iterator[tuple[Path, bool]]:
         secrets_.append(nwc)
     yield from ((path, True) for path in dict.fromkeys(secrets_))
     yield from ((path, True) for path in (home.root, home.data, home.keys) if path.is_dir())
-    others = [
+    less = [
         *upgrade_copies.copies(home.database),
         home.config,
         home.simnet,
@@ -139,10 +139,10 @@ def _private(home: Home, nwc: Path | None) -> Iterator[tuple[Path, bool]]:
         home.logs,
         home.spark,
     ]
-    others += [home.database.with_name(home.database.name + end) for end in ("-wal", "-shm")]
+    less += [home.database.with_name(home.database.name + end) for end in ("-wal", "-shm")]
     if home.logs.is_dir():
-        others += list(home.logs.iterdir())
-    yield from ((path, False) for path in others)
+        less += list(home.logs.iterdir())
+    yield from ((path, False) for path in less)
 
 
 def _mode(path: Path, secret: bool) -> Finding | None:
@@ -158,8 +158,8 @@ def _mode(path: Path, secret: bool) -> Finding | None:
     wanted = 0o700 if stat.S_ISDIR(found.st_mode) else 0o600
     if not others(mode) and mode & wanted == wanted:
         return None
-    what = f"{path} is open to others (mode {mode:04o})" if mode & 0o077 else f"{path} is closed to you ({mode:04o})"
-    tell = failed if secret or not mode & 0o077 else warned
+    what = f"{path} is open to others (mode {mode:04o})" if others(mode) else f"{path} is closed to you ({mode:04o})"
+    tell = failed if secret or not others(mode) else warned
     return tell(
         "permissions", what, f"chmod {wanted:o} {path}; or pylon doctor --fix", functools.partial(path.chmod, wanted)
     )

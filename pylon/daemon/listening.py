@@ -16,6 +16,7 @@ import trio
 
 from pylon.daemon import doorway
 from pylon.errors import AlreadyRunning, ControlError, PylonError
+from pylon.files import put_private
 from pylon.paths import Home, short_directory
 
 
@@ -75,7 +76,7 @@ async def _on_tcp(home: Home) -> AsyncIterator[Door]:
         listener.listen(128)
         port, cookie = listener.getsockname()[1], secrets.token_bytes(32)
         content = f"{port} {cookie.hex()}\n"
-        _put(home.cookie, content)
+        put_private(home.cookie, content.encode("ascii"), replace=True)
     except OSError as error:
         listener.close()
         raise ControlError(
@@ -102,19 +103,6 @@ def _check_alone(home: Home) -> None:
         return
     else:
         raise AlreadyRunning(f"another process answers for {home.data}", "pylon status")
-
-
-def _put(path: Path, content: str) -> None:
-    """Whole or not at all, over what a dead daemon has left; 0600 before the first byte."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.write(content)
-        os.replace(draft, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            draft.unlink()
 
 
 @contextlib.asynccontextmanager

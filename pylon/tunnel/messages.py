@@ -12,7 +12,7 @@ Amounts of money are millionths of a US dollar, as in ``[claude] max_cost_usd``.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias, TypeVar
 
 import attrs
@@ -561,12 +561,12 @@ def write(message: Message) -> str:
     return text.decode()
 
 
-T = TypeVar("T")
+T = TypeVar("T", bound=attrs.AttrsInstance)
 
 
 def _read_fields(kind: type[T], value: Mapping[str, Any], ignored: set[str]) -> T:
     found: dict[str, Any] = {}
-    fields: Iterable[attrs.Attribute[Any]] = attrs.fields(kind)  # type: ignore[arg-type]
+    fields = attrs.fields(kind)
     for field in fields:
         told = value.get(field.name)
         if told is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import json
 import os
@@ -101,7 +102,7 @@ def lives(process: psutil.Process) -> bool:
         return False
 
 
-class Player:
+class Player(abc.ABC):
     """A process that may be killed, and started again over what it left."""
 
     name = ""
@@ -111,11 +112,13 @@ class Player:
         self.process: subprocess.Popen[bytes] | None = None
         self.output = troupe.directory / f"{self.name}.out"
 
+    @abc.abstractmethod
     def arguments(self) -> list[str]:
-        raise NotImplementedError
+        """The command that starts it."""
 
+    @abc.abstractmethod
     def answers(self) -> bool:
-        raise NotImplementedError
+        """Whether it does what it is there for, by now."""
 
     @property
     def pid(self) -> int:

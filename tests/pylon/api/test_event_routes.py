@@ -153,6 +153,31 @@ async def test_so_many_may_listen_and_who_leaves_makes_room(stream, api, monkeyp
             pass
 
 
+async def test_of_those_that_come_at_the_same_moment_no_more_may_listen(api, monkeypatch):
+    """The server may take its time with the head of each answer."""
+    monkeypatch.setattr(event_routes, "MOST_LISTENERS", 2)
+    statuses, head = [], trio.Event()
+
+    async def send(message):
+        if message["type"] == "http.response.start":
+            statuses.append(message["status"])
+            await head.wait()
+
+    async def come():
+        response = event_routes._Listening(api, api._stream.listen(), [], False)
+        await response({"type": "http"}, trio.sleep_forever, send)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(5):
+            nursery.start_soon(come)
+        await until(lambda: len(statuses) == 5)
+        head.set()
+        await until(lambda: api.listeners == 2)
+        nursery.cancel_scope.cancel()
+    assert sorted(statuses) == [200, 200, 429, 429, 429]
+    assert api.listeners == 0
+
+
 async def test_silence_is_said_aloud(stream, api, monkeypatch):
     monkeypatch.setattr(event_routes, "KEEP_ALIVE_SECONDS", 0.05)
     async with serving(routes=api.routes()) as served, listening(served) as reader:

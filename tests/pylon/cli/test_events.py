@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from functools import partial
@@ -11,6 +12,7 @@ import pytest
 
 from pylon.cli import events as module
 from pylon.cli import status, watch
+from pylon.errors import ControlError
 
 LOST = {"seq": 7, "mark": "ab-7", "at": 0.0, "kind": "relay.lost", "relay": "wss://r.example"}
 TICK = {
@@ -107,14 +109,23 @@ def fast(monkeypatch):
         monkeypatch.setattr(watch, name, seconds)
 
 
-def test_one_looks_when_something_happens_and_not_before(home, daemon, monkeypatch, fast):
-    looks, shown = [], []
+@pytest.fixture
+def looks(monkeypatch):
+    """When one has looked; at the third time it is enough."""
+    looks = []
 
     def ask(home):
         looks.append(time.monotonic())
+        if len(looks) == 3:
+            raise KeyboardInterrupt
         return {**status.stopped(), "daemon": {"running": True, "pid": 1, "uptime_secs": 5}}
 
     monkeypatch.setattr(status, "ask", ask)
+    return looks
+
+
+def test_one_looks_when_something_happens_and_not_before(home, daemon, fast, looks):
+    shown = []
 
     def show(report, feed):
         shown.append((report["daemon"]["uptime_secs"], list(feed.lately)))
@@ -129,36 +140,64 @@ def test_one_looks_when_something_happens_and_not_before(home, daemon, monkeypat
     assert [len(lately) for _, lately in shown] == [1, 1, 1, 2]
 
 
-def test_one_that_says_nothing_is_looked_at(home, daemon, monkeypatch, fast):
-    looks = []
+@pytest.fixture
+def alive(monkeypatch):
+    """A daemon that says that it lives, and nothing else."""
+    said = []
+
+    def wait(feed, seconds):
+        said.append(seconds)
+        assert len(said) < 50, "nobody looks any more"
+        return "alive"
+
+    monkeypatch.setattr(watch.Feed, "wait", wait)
+
+
+def test_what_no_event_tells_is_looked_at_after_a_while(home, monkeypatch, looks, alive):
+    monkeypatch.setattr(watch, "_LOOK_AGAIN", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        watch.watch(home, 5.0, lambda report, feed: None)
+
+
+def test_one_that_lives_and_does_not_answer_is_asked_again(home, monkeypatch, alive):
+    asked = []
 
     def ask(home):
-        looks.append(time.monotonic())
-        if len(looks) == 3:
+        asked.append(home)
+        if len(asked) == 3:
             raise KeyboardInterrupt
-        return {**status.stopped(), "daemon": {"running": True, "pid": 1}}
+        raise ControlError("the daemon has not answered")
 
     monkeypatch.setattr(status, "ask", ask)
+    with pytest.raises(KeyboardInterrupt):
+        watch.watch(home, 5.0, lambda report, feed: None)
+
+
+def test_one_that_says_nothing_is_looked_at(home, daemon, monkeypatch, fast, looks):
     monkeypatch.setattr(status, "TIMEOUT", 0.1)
     with daemon({"method": "alive", "params": {}}, ...), pytest.raises(KeyboardInterrupt):
         watch.watch(home, 0.1, lambda report, feed: None)
 
 
-def test_a_daemon_without_events_is_watched_by_the_clock(home, daemon, monkeypatch, fast):
-    looks = []
-
-    def ask(home):
-        looks.append(time.monotonic())
-        if len(looks) == 3:
-            raise KeyboardInterrupt
-        return {**status.stopped(), "daemon": {"running": True, "pid": 1}}
-
-    monkeypatch.setattr(status, "ask", ask)
+def test_a_daemon_without_events_is_watched_by_the_clock(home, daemon, fast, looks):
     refused = {"error": {"code": -32601, "message": "there is no method 'events'"}}
     with daemon(refused) as asked, pytest.raises(KeyboardInterrupt):
         watch.watch(home, 0.05, lambda report, feed: None)
     assert len(asked) == 3
     assert looks[2] - looks[0] >= 0.1
+
+
+def test_a_daemon_that_does_not_even_take_a_question_is_not_one_that_hung_up(home):
+    from pylon.cli.client import ControlClient
+
+    home.prepare()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(home.socket))
+        listener.listen()
+        with ControlClient(home.socket, timeout=0.1) as client:
+            for ask in (client.call, client.begin):
+                with pytest.raises(ControlError, match=r"has not answered 'events' within 0\.1 s"):
+                    ask("events", {"kinds": ["x" * (8 << 20)]})
 
 
 def test_a_line_that_comes_in_pieces_is_read_whole(home, daemon):

@@ -417,18 +417,24 @@ def test_keys_are_never_in_the_trace_of_terms():
     assert key not in repr(Terms(PRICE, standings={key: Standing.BLOCKED}))
 
 
-async def test_quotes_that_nobody_pays_cost_the_wallet_a_bounded_number_of_questions(
-    autojump_clock, market, monkeypatch
-):
-    monkeypatch.setattr("pylon.provider.payments._ASKED_AT_ONCE", 5)
-    home, crowd = await open_home(market), await crowd_of(market, 40)
-    asked, lookup = [], home.wallet.lookup_invoice
+def count_lookups(wallet):
+    """The payment hashes that the wallet is asked about from now on."""
+    asked, lookup = [], wallet.lookup_invoice
 
     async def counting(payment_hash):
         asked.append(payment_hash)
         return await lookup(payment_hash)
 
-    home.wallet.lookup_invoice = counting
+    wallet.lookup_invoice = counting
+    return asked
+
+
+async def test_quotes_that_nobody_pays_cost_the_wallet_a_bounded_number_of_questions(
+    autojump_clock, market, monkeypatch
+):
+    monkeypatch.setattr("pylon.provider.payments._ASKED_AT_ONCE", 5)
+    home, crowd = await open_home(market), await crowd_of(market, 40)
+    asked = count_lookups(home.wallet)
     async with home.selling() as (_provider, store):
         for actor in crowd:
             actor.ask(home.secret)
@@ -452,13 +458,7 @@ async def test_a_wallet_that_is_heard_again_is_asked_about_every_open_invoice(au
     """However far the polls have come, which ask about a few at a time."""
     monkeypatch.setattr("pylon.provider.payments._ASKED_AT_ONCE", 5)
     home, crowd = await open_home(market), await crowd_of(market, 18)
-    asked, lookup = [], home.wallet.lookup_invoice
-
-    async def counting(payment_hash):
-        asked.append(payment_hash)
-        return await lookup(payment_hash)
-
-    home.wallet.lookup_invoice = counting
+    asked = count_lookups(home.wallet)
     async with home.selling() as (provider, _):
         for actor in crowd:
             actor.ask(home.secret)
