@@ -68,6 +68,12 @@ def until(condition: Callable[[], Any], seconds: float, what: str | Callable[[],
         time.sleep(0.03)
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def environment(more: dict[str, str] | None = None) -> dict[str, str]:
     return {**{key: value for key, value in os.environ.items() if not key.startswith("PYLON_")}, **(more or {})}
 
