@@ -43,6 +43,7 @@ FEE_MSATS = 50
 """What simnet charges to pay ``PRICE_MSATS``."""
 BEFOREHAND = "pay_on_delivery = false"
 """Of a provider that takes a payment at once, and holds none until the work is done."""
+PASSPHRASE = "four words at random"
 PORTS_OF_ITS_OWN = '[relay]\nbind = "127.0.0.1:0"\n\n[api]\nbind = "127.0.0.1:0"\n'
 
 PURCHASE_ENDS = {state.value for state in PURCHASE.final}
