@@ -7,6 +7,7 @@ real (``benchmarks.agent_rows``), and so is what runs them: the daemon's runtime
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -185,7 +186,7 @@ class _Agents:
         settings = {"directory": str(home.root), "agents": agents, "port": self._port, **more}
         began = time.perf_counter()
         arguments = ["-m", "benchmarks.agent_home", json.dumps(settings)]
-        with child(arguments, {"PYLON_LOCKS": str(self._directory / "locks")}) as process:
+        with child(arguments, {**os.environ, "PYLON_LOCKS": str(self._directory / "locks")}) as process:
             process.line()
             yield process, time.perf_counter() - began
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -109,6 +110,6 @@ def _api(home: Path, server: str) -> Iterator[tuple[str, str]]:
         'network = "simnet"\nbackend_preference = ["llamacpp"]\n\n[api]\nbind = "127.0.0.1:0"\n\n[[backends]]\n'
         f'kind = "llamacpp"\nurl = "http://{server}/v1"\nkey_env = "PYLON_BENCH_KEY"\n'
     )
-    with child(["-m", "pylon", "--home", str(home), "api"], {"PYLON_BENCH_KEY": _KEY}) as api:
+    with child(["-m", "pylon", "--home", str(home), "api"], {**os.environ, "PYLON_BENCH_KEY": _KEY}) as api:
         url, token = api.line(), api.line().removeprefix("token: ")
         yield url.removeprefix("http://").removesuffix("/v1"), Path(token).read_text().strip()

@@ -64,14 +64,14 @@ class Child:
 
 @contextlib.contextmanager
 def child(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> Iterator[Child]:
-    """``python ARGUMENTS`` for as long as the block lasts; ``environment`` is added to ours."""
+    """``python ARGUMENTS`` for as long as the block lasts; ``environment`` instead of ours."""
     process = subprocess.Popen(
         [sys.executable, *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         bufsize=1,
-        env={**os.environ, **(environment or {})},
+        env=environment,
     )
     started = Child(process)
     try:

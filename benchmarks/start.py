@@ -13,8 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -116,20 +115,8 @@ def _start(home: Home, environment: Mapping[str, str]) -> _Start:
 def _awake(home: Home, agents: int, port: int, environment: Mapping[str, str]) -> Any:
     """The same runtime in a process that tells when all have heard what their relay had for them."""
     settings = {"directory": str(home.root), "agents": agents, "port": port}
-    with _replaced(environment), child(["-m", "benchmarks.agent_home", json.dumps(settings)]) as process:
+    with child(["-m", "benchmarks.agent_home", json.dumps(settings)], environment) as process:
         return json.loads(process.line())
-
-
-@contextmanager
-def _replaced(environment: Mapping[str, str]) -> Iterator[None]:
-    before = dict(os.environ)
-    os.environ.clear()
-    os.environ.update(environment)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def _cpu_of(command: Sequence[str], environment: Mapping[str, str]) -> float:

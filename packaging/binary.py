@@ -10,6 +10,7 @@ on the machine as well. The C library must be as new as the one that is built wi
 from __future__ import annotations
 
 import argparse
+import gzip
 import hashlib
 import os
 import platform
@@ -22,6 +23,8 @@ import tarfile
 import time
 import zipfile
 from pathlib import Path
+
+from distribution import made_at
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -54,14 +57,6 @@ def main() -> int:
     if sys.platform.startswith("linux"):
         print(f"runs where the C library is glibc {newest_glibc(program)} or newer")
     return 0
-
-
-def made_at() -> int:
-    """When what is built was made: of the last commit."""
-    if given := os.environ.get("SOURCE_DATE_EPOCH"):
-        return int(given)
-    done = subprocess.run(["git", "log", "-1", "--format=%ct"], cwd=ROOT, capture_output=True, text=True, check=False)
-    return int(done.stdout) if done.returncode == 0 else int((ROOT / "CHANGELOG.md").stat().st_mtime)
 
 
 def environment() -> Path:
@@ -118,8 +113,6 @@ def archive(program: Path, path: Path, name: str) -> None:
         entry.uname = entry.gname = ""
         entry.mtime = epoch
         return entry
-
-    import gzip
 
     with path.open("wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=epoch) as packed:
         with tarfile.open(fileobj=packed, mode="w") as tar:

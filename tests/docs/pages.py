@@ -21,6 +21,10 @@ _LINK = re.compile(r"(?<!\\)\[(?:[^\[\]]|\[[^\]]*\])*\]\(\s*<?([^)\s>]+)>?(?:\s+
 _PUNCTUATION = re.compile(r"[^\w\- ]")
 
 
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
 @attrs.frozen
 class Block:
     """A fenced block."""

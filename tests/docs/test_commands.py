@@ -11,14 +11,10 @@ import pytest
 from pylon.cli.main import cli
 from pylon.cli.output import State
 from pylon.errors import PylonError
-from tests.docs.pages import PAGES, ROOT, SHELLS, Block, blocks, code_spans, commands
+from tests.docs.pages import PAGES, ROOT, SHELLS, Block, blocks, code_spans, commands, named
 
 SOURCES = sorted((ROOT / "pylon").rglob("*.py"))
 GENERATED = ROOT / "docs" / "reference"
-
-
-def named(path):
-    return str(path.relative_to(ROOT))
 
 
 def understand(words):

@@ -6,15 +6,11 @@ import pytest
 
 from pylon import config
 from pylon.cli.main import run
-from tests.docs.pages import PAGES, ROOT, SHELLS, blocks, commands
+from tests.docs.pages import PAGES, SHELLS, blocks, commands, named
 
 REFUSED = {"bitcoin", "-"}
 """What is shown to be refused; and what comes by stdin."""
 KEYS = {".".join(path) for path in config.known_keys()}
-
-
-def named(path):
-    return str(path.relative_to(ROOT))
 
 
 def read(page, *languages):

@@ -6,11 +6,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from tests.docs.pages import PAGES, ROOT, anchors, links
-
-
-def named(path):
-    return str(path.relative_to(ROOT))
+from tests.docs.pages import PAGES, ROOT, anchors, links, named
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)

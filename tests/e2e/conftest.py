@@ -4,7 +4,7 @@ import trio
 from pylon.inference.models import DEFAULT_MODEL, PullFailed, models_directory, pull
 from tests.browser.driver import chromium
 from tests.browser.install import NoBrowser, find
-from tests.e2e.homes import World
+from tests.e2e.homes import PASSPHRASE, World
 
 
 @pytest.fixture
@@ -27,6 +27,15 @@ def model():
         return trio.run(pull, DEFAULT_MODEL, models_directory()).file
     except PullFailed as error:
         pytest.skip(f"no model: {error.message}")
+
+
+@pytest.fixture
+def passphrase_file(tmp_path_factory):
+    """``PASSPHRASE``, named as a credential of systemd's is."""
+    path = tmp_path_factory.mktemp("words") / "pylon.passphrase"
+    path.write_text(PASSPHRASE + "\n")
+    path.chmod(0o400)
+    return path
 
 
 @pytest.fixture(scope="session")

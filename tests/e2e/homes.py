@@ -43,6 +43,7 @@ FEE_MSATS = 50
 """What simnet charges to pay ``PRICE_MSATS``."""
 BEFOREHAND = "pay_on_delivery = false"
 """Of a provider that takes a payment at once, and holds none until the work is done."""
+PASSPHRASE = "four words at random"
 PORTS_OF_ITS_OWN = '[relay]\nbind = "127.0.0.1:0"\n\n[api]\nbind = "127.0.0.1:0"\n'
 
 PURCHASE_ENDS = {state.value for state in PURCHASE.final}
@@ -66,6 +67,12 @@ def until(condition: Callable[[], Any], seconds: float, what: str | Callable[[],
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {seconds:.0f} s: {what if isinstance(what, str) else what()}")
         time.sleep(0.03)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def environment(more: dict[str, str] | None = None) -> dict[str, str]:

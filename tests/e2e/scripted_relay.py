@@ -154,7 +154,7 @@ class ScriptedRelay:
                     return
                 elif isinstance(event, Message):
                     self._hear(client, json.loads(event.data))
-        except (OSError, ValueError, LookupError, Exception):
+        except Exception:  # whatever a client sends that is none of this ends its connection
             return
         finally:
             if client in self.clients:

@@ -14,11 +14,9 @@ import psutil
 import pytest
 
 from pylon.daemon import holder
-from tests.e2e.homes import PORTS_OF_ITS_OWN, command, environment, until
+from tests.e2e.homes import PASSPHRASE, PORTS_OF_ITS_OWN, command, environment, until
 
 pytestmark = pytest.mark.e2e
-
-WORDS = "four words at random"
 
 
 @pytest.fixture
@@ -155,16 +153,9 @@ def test_who_waits_is_told_of_a_death_before_it_is_ready(node):
 # --- the passphrase ---------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def words(tmp_path):
-    path = tmp_path / "words"
-    path.write_text(WORDS + "\n")
-    return path
-
-
-def test_a_passphrase_goes_by_a_descriptor(node, words, tmp_path):
+def test_a_passphrase_goes_by_a_descriptor(node, passphrase_file, tmp_path):
     node.world.detached.append(node.home)
-    assert node.run_with(words, "identity", "passphrase", "--new-passphrase-fd").returncode == 0
+    assert node.run_with(passphrase_file, "identity", "passphrase", "--new-passphrase-fd").returncode == 0
     refused = node.start_detached("-m", "host")
     assert refused.returncode == 1
     assert "protected by a passphrase" in refused.stderr
@@ -173,22 +164,22 @@ def test_a_passphrase_goes_by_a_descriptor(node, words, tmp_path):
     assert refused.returncode == 1
     assert json.loads(refused.stderr.splitlines()[-1])["error"]["code"] == "passphrase"
 
-    done = node.run_with(words, "start", "-d", "-m", "host", "--json", "--passphrase-fd")
+    done = node.run_with(passphrase_file, "start", "-d", "-m", "host", "--json", "--passphrase-fd")
     assert done.returncode == 0, done.stderr
     pid = json.loads(done.stdout)["pid"]
     process = psutil.Process(pid)
-    assert WORDS not in " ".join([*process.cmdline(), *process.environ().values()])
-    assert WORDS not in node.home.log.read_text()
+    assert PASSPHRASE not in " ".join([*process.cmdline(), *process.environ().values()])
+    assert PASSPHRASE not in node.home.log.read_text()
     assert node.json("stop")["how"] == "asked"
 
-    done = node.start_detached("-m", "host", more={"PYLON_PASSPHRASE_FILE": str(words)})
+    done = node.start_detached("-m", "host", more={"PYLON_PASSPHRASE_FILE": str(passphrase_file)})
     assert done.returncode == 0, done.stderr
     assert node.json("stop")["how"] == "asked"
 
 
-def test_it_is_asked_for_on_the_terminal_before_the_background(node, words):
+def test_it_is_asked_for_on_the_terminal_before_the_background(node, passphrase_file):
     node.world.detached.append(node.home)
-    assert node.run_with(words, "identity", "passphrase", "--new-passphrase-fd").returncode == 0
+    assert node.run_with(passphrase_file, "identity", "passphrase", "--new-passphrase-fd").returncode == 0
     leader, follower = os.openpty()
     process = subprocess.Popen(
         [command(), "--home", str(node.root), "start", "-d", "-m", "host", "--json"],
@@ -198,7 +189,7 @@ def test_it_is_asked_for_on_the_terminal_before_the_background(node, words):
     shown = b""
     while b"Passphrase" not in shown:
         shown += os.read(leader, 1_000)
-    os.write(leader, WORDS.encode() + b"\n")
+    os.write(leader, PASSPHRASE.encode() + b"\n")
     out, _ = process.communicate(timeout=40)
     os.close(leader)
     assert process.returncode == 0

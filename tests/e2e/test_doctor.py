@@ -14,9 +14,8 @@ from contextlib import closing
 
 import pytest
 
-from tests.e2e.homes import PORTS_OF_ITS_OWN, environment
+from tests.e2e.homes import PORTS_OF_ITS_OWN, environment, free_port
 from tests.e2e.test_disk import fill, mount, small
-from tests.e2e.test_faults_around import free_port
 
 pytestmark = pytest.mark.e2e
 

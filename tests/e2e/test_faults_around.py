@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
-import socket
-import subprocess
+import sys
 import threading
 import time
 
 import pytest
 
-from tests.e2e.homes import PORTS_OF_ITS_OWN, PRICE_MSATS, command, environment, until
+from tests.e2e import traced_command
+from tests.e2e.homes import PORTS_OF_ITS_OWN, PRICE_MSATS, READY_WITHIN, Daemon, command, free_port, until
 from tests.e2e.http_backend import HttpBackend
 from tests.e2e.scripted_relay import ScriptedRelay
 from tests.e2e.scripted_stage import Play
@@ -19,12 +20,6 @@ from tests.e2e.scripted_stage import Play
 pytestmark = pytest.mark.e2e
 
 HOUR = 3_600.0
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def test_relay_and_backend_are_gone_at_the_start_and_come_back(world):
@@ -124,23 +119,54 @@ def announcements(relay):
     return [event for event in list(relay.events.values()) if event.kind == 31990]
 
 
-@pytest.mark.skipif(shutil.which("strace") is None, reason="no strace here")
-def test_what_is_written_down_is_on_the_disk_before_anybody_acts_on_it(world):
-    """Power may fail at any time: the kernel is asked to write the log to the disk after the last byte of it."""
+LOG = "pylon.db-wal"
+_LOG_IN_HEX = "".join(f"\\x{byte:02x}" for byte in LOG.encode()) + ">"
+_ENDS_A_TRANSACTION = re.compile(r'pwrite64\(\d+<[^>]*>, "(?:\\x..){4}(?!(?:\\x00){4})[^"]*"\.*, 24, ')
+
+
+def _what(call):
+    """A line of strace, as ``traced_command`` has it."""
+    if not call.startswith("pwrite64"):
+        return "sync"
+    return "commit" if _ENDS_A_TRANSACTION.match(call) else "write"
+
+
+def by_sqlite(trace):
+    return [sys.executable, traced_command.__file__, str(trace)]
+
+
+def by_the_kernel(trace):
+    """One floor below: the calls of the process, of which SQLite may have been built to leave some."""
+    wanted = "trace=pwrite64,fdatasync,fsync"
+    return ["strace", "-f", "-qq", "-y", "-xx", "-e", wanted, "-o", str(trace), command()]
+
+
+@pytest.mark.parametrize(
+    "tracer",
+    [
+        by_sqlite,
+        pytest.param(by_the_kernel, marks=pytest.mark.skipif(shutil.which("strace") is None, reason="no strace here")),
+    ],
+)
+def test_what_is_written_down_is_on_the_disk_before_anybody_acts_on_it(world, tracer):
+    """Power may fail at any time: the log is synced after each commit, before anything else is written to it.
+
+    The last commit of all says nothing: who closes a database syncs its log.
+    """
     node = world.node("home").configure(more=PORTS_OF_ITS_OWN)
-    assert node.run("wallet", "freeze").returncode == 0
     trace = world.directory / "trace"
-    strace = ["strace", "-f", "-qq", "-y", "-e", "trace=pwrite64,fdatasync,fsync", "-o", str(trace)]
-    done = subprocess.run(
-        [*strace, command(), "--home", str(node.root), "wallet", "thaw"],
-        capture_output=True, text=True, check=False, env=environment(), timeout=60,
-    )  # fmt: skip
-    if "ptrace" in done.stderr.lower():
+    daemon = Daemon([*tracer(trace), "--home", str(node.root), "start", "-m", "host"], world.directory / "traced.out")
+    world.daemons.append(daemon)
+    until(lambda: daemon.process.poll() is not None or "\nready\n" in daemon.said(), READY_WITHIN, "it is ready")
+    if "ptrace" in daemon.said().lower():
         pytest.skip("strace may not trace here")
-    assert done.returncode == 0, done.stderr
-    calls = [line.split(None, 1)[1] for line in trace.read_text().splitlines() if "pylon.db-wal>" in line]
-    writes = [number for number, call in enumerate(calls) if call.startswith("pwrite64")]
-    syncs = [number for number, call in enumerate(calls) if call.startswith(("fdatasync", "fsync"))]
-    assert writes
-    assert syncs
-    assert max(syncs) > max(writes)
+    node.ask("wallet.freeze")
+    node.ask("wallet.thaw")
+    node.json("stop")
+    assert daemon.process.wait(20) == 0, daemon.said()
+    lines = trace.read_text().splitlines()
+    if tracer is by_sqlite:
+        calls = [line.split()[0] for line in lines if line.endswith(f" {LOG}")]
+    else:
+        calls = [_what(line.split(None, 1)[1]) for line in lines if _LOG_IN_HEX in line]
+    assert traced_command.commits_synced(calls) >= 3

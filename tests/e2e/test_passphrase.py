@@ -9,24 +9,14 @@ import subprocess
 
 import pytest
 
-from tests.e2e.homes import PORTS_OF_ITS_OWN, Daemon, command, environment, until
+from tests.e2e.homes import PASSPHRASE, PORTS_OF_ITS_OWN, Daemon, command, environment, until
 
 pytestmark = pytest.mark.e2e
-
-WORDS = "four words at random"
 
 
 @pytest.fixture
 def node(world):
     return world.node("home").configure(more=PORTS_OF_ITS_OWN)
-
-
-@pytest.fixture
-def file(tmp_path_factory):
-    path = tmp_path_factory.mktemp("words") / "pylon.passphrase"
-    path.write_text(WORDS + "\n")
-    path.chmod(0o400)
-    return path
 
 
 def start(node, more):
@@ -37,9 +27,9 @@ def start(node, more):
     return daemon
 
 
-def test_unattended_starts_and_a_kill(node, file, tmp_path):
+def test_unattended_starts_and_a_kill(node, passphrase_file, tmp_path):
     phrase = json.loads(node.run("identity", "reveal", "--json").stdout)["mnemonic"]
-    assert node.run_with(file, "identity", "passphrase", "--new-passphrase-fd").returncode == 0
+    assert node.run_with(passphrase_file, "identity", "passphrase", "--new-passphrase-fd").returncode == 0
     for more, words in (({}, "is protected by a passphrase"), ({"PYLON_PASSPHRASE_FILE": "/nowhere"}, "/nowhere")):
         refused = start(node, more)
         assert refused.process.wait(20) == 1
@@ -53,7 +43,7 @@ def test_unattended_starts_and_a_kill(node, file, tmp_path):
     assert "three words" not in refused.said()
     assert not (node.root / "control.sock").exists()
 
-    daemon = start(node, {"PYLON_PASSPHRASE_FILE": str(file)})
+    daemon = start(node, {"PYLON_PASSPHRASE_FILE": str(passphrase_file)})
     daemon.ready()
     # With a daemon, commands want no passphrase: it has the key.
     agent = json.loads(node.run("agent", "spawn", "--name", "ada", "--json").stdout)
@@ -61,19 +51,21 @@ def test_unattended_starts_and_a_kill(node, file, tmp_path):
     assert (busy.returncode, json.loads(busy.stderr)["error"]["code"]) == (1, "already_running")
     daemon.kill()
 
-    daemon = start(node, {"CREDENTIALS_DIRECTORY": str(file.parent)})
+    daemon = start(node, {"CREDENTIALS_DIRECTORY": str(passphrase_file.parent)})
     daemon.ready()
     assert json.loads(node.run("agent", "reveal", "ada", "--json").stdout)["mnemonic"] == agent["mnemonic"]
     assert daemon.terminate() == 0
     assert node.run("agent", "list").returncode == 1
-    assert node.run_with(file, "identity", "passphrase", "--remove", "--yes", "--passphrase-fd").returncode == 0
+    assert (
+        node.run_with(passphrase_file, "identity", "passphrase", "--remove", "--yes", "--passphrase-fd").returncode == 0
+    )
     assert json.loads(node.run("agent", "list", "--json").stdout)["agents"][0]["name"] == "ada"
     assert (node.root / "identity.mnemonic").read_text() == phrase + "\n"
 
 
-def test_start_with_a_descriptor(node, file):
-    assert node.run_with(file, "identity", "passphrase", "--new-passphrase-fd").returncode == 0
-    with (node.world.directory / "started.out").open("wb") as output, file.open("rb") as words:
+def test_start_with_a_descriptor(node, passphrase_file):
+    assert node.run_with(passphrase_file, "identity", "passphrase", "--new-passphrase-fd").returncode == 0
+    with (node.world.directory / "started.out").open("wb") as output, passphrase_file.open("rb") as words:
         process = subprocess.Popen(
             [command(), "--home", str(node.root), "start", "-m", "host", "--passphrase-fd", str(words.fileno())],
             stdin=subprocess.DEVNULL,
@@ -89,8 +81,8 @@ def test_start_with_a_descriptor(node, file):
         assert process.wait(20) == 0
 
 
-def test_typed_on_a_terminal_and_not_shown(node, file):
-    assert node.run_with(file, "identity", "passphrase", "--new-passphrase-fd").returncode == 0
+def test_typed_on_a_terminal_and_not_shown(node, passphrase_file):
+    assert node.run_with(passphrase_file, "identity", "passphrase", "--new-passphrase-fd").returncode == 0
     leader, follower = pty.openpty()
     process = subprocess.Popen(
         [command(), "--home", str(node.root), "wallet", "balance", "--json"],
@@ -105,7 +97,7 @@ def test_typed_on_a_terminal_and_not_shown(node, file):
     try:
         while b"Passphrase of this home" not in shown:
             shown += os.read(leader, 1_000)
-        os.write(leader, WORDS.encode() + b"\n")
+        os.write(leader, PASSPHRASE.encode() + b"\n")
         out, _ = process.communicate(timeout=30)
         assert process.returncode == 0, shown
         assert json.loads(out)["settled_msats"] == 0
@@ -114,7 +106,7 @@ def test_typed_on_a_terminal_and_not_shown(node, file):
             shown += os.read(leader, 10_000)
         except OSError:
             pass
-        assert WORDS.encode() not in shown
+        assert PASSPHRASE.encode() not in shown
     finally:
         if process.poll() is None:
             process.kill()

@@ -15,7 +15,7 @@ from protocols.keys import PublicKey, SecretKey
 from protocols.nip90 import build_request, parse_result
 from pylon import identity
 from pylon.testing.provider_process import answer
-from tests.e2e.homes import Stranger, fetch, stop, until
+from tests.e2e.homes import Stranger, fetch, free_port, stop, until
 
 pytestmark = pytest.mark.e2e
 
@@ -25,12 +25,6 @@ DAEMON_FILES = ("pylon.pid", "control.sock")
 @pytest.fixture
 def node(world):
     return world.node("home").configure(more='[relay]\nbind = "127.0.0.1:0"\n')
-
-
-def free_port():
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def left_behind(node):

@@ -16,16 +16,6 @@ from tests.e2e.homes import PORTS_OF_ITS_OWN, PRICE_MSATS, until
 
 pytestmark = pytest.mark.e2e
 
-WORDS = "four words at random"
-
-
-@pytest.fixture
-def file(tmp_path_factory):
-    path = tmp_path_factory.mktemp("words") / "words"
-    path.write_text(WORDS + "\n")
-    path.chmod(0o400)
-    return path
-
 
 def rows(node, sql):
     with closing(sqlite3.connect(node.home.database, timeout=30)) as db:
@@ -36,13 +26,13 @@ def frozen(node):
     return node.ask("status")["wallet"]["frozen"]
 
 
-def test_back_from_a_backup_that_was_made_in_the_middle_of_a_payment(world, file, tmp_path):
+def test_back_from_a_backup_that_was_made_in_the_middle_of_a_payment(world, passphrase_file, tmp_path):
     """Nobody is asked for the passphrase; what was open is found out, and paid once; then spending goes on."""
     relay = world.relay()
     provider = world.node("provider").configure(relays=[relay], top=f"min_price_msats = {PRICE_MSATS}")
     buyer = world.node("buyer").configure(relays=[relay], more='[api]\nbind = "127.0.0.1:0"\n')
-    assert buyer.run_with(file, "identity", "passphrase", "--new-passphrase-fd").returncode == 0
-    unlocked = {"PYLON_PASSPHRASE_FILE": str(file)}
+    assert buyer.run_with(passphrase_file, "identity", "passphrase", "--new-passphrase-fd").returncode == 0
+    unlocked = {"PYLON_PASSPHRASE_FILE": str(passphrase_file)}
     provider.start("provider", fake=True)
     buyer.start(more=unlocked)
     buyer.fund()
@@ -66,7 +56,7 @@ def test_back_from_a_backup_that_was_made_in_the_middle_of_a_payment(world, file
     (before,) = rows(buyer, f"SELECT epoch FROM agents WHERE name = '{agent['name']}'")
     shutil.move(buyer.root, buyer.root.with_name("lost"))
 
-    restored = buyer.run_with(file, "restore", str(path), "--json", "--passphrase-fd")
+    restored = buyer.run_with(passphrase_file, "restore", str(path), "--json", "--passphrase-fd")
     assert restored.returncode == 0, restored.stderr
     report = json.loads(restored.stdout)
     assert (report["agents"], report["unknown_payments"], report["until"]) == (1, 1, "reconciled")

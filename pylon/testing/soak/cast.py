@@ -1,4 +1,4 @@
-"""The processes of a soak: the installed command in homes of its own, a relay, and the engine that a daemon starts."""
+"""The processes of a soak: the command in homes of its own, a relay, and the engine that a daemon starts."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import abc
 import contextlib
 import json
 import os
-import shutil
 import signal
 import socket
 import sqlite3
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +18,7 @@ from urllib.parse import quote
 
 import psutil
 
-from pylon import identity
+from pylon import identity, ourselves
 from pylon.daemon import doorway
 from pylon.errors import PylonError
 from pylon.paths import Home
@@ -171,7 +169,7 @@ class RelayPlayer(Player):
 
     def arguments(self) -> list[str]:
         path = str(self.troupe.directory / "relay.db")
-        return [sys.executable, "-m", "pylon.relays.server", "--port", str(self.port), "--path", path]
+        return [*ourselves.module("pylon.relays.server"), "--port", str(self.port), "--path", path]
 
     def answers(self) -> bool:
         try:
@@ -204,7 +202,7 @@ class HomePlayer(Player):
         self.pubkey = identity.load(self.home).pubkey
 
     def arguments(self) -> list[str]:
-        return [*command(), "--home", str(self.home.root), "start", "-m", self.mode]
+        return [*ourselves.command(), "--home", str(self.home.root), "start", "-m", self.mode]
 
     def answers(self) -> bool:
         try:
@@ -256,7 +254,7 @@ class HomePlayer(Player):
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """A command in this home."""
         return subprocess.run(
-            [*command(), "--home", str(self.home.root), *arguments],
+            [*ourselves.command(), "--home", str(self.home.root), *arguments],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -280,9 +278,3 @@ PRICE = 10_000
 def environment() -> dict[str, str]:
     """This shell's, without what it says of other homes."""
     return {key: value for key, value in os.environ.items() if not key.startswith("PYLON_") or key == "PYLON_MODELS"}
-
-
-def command() -> list[str]:
-    """The installed command of this very installation."""
-    beside = shutil.which("pylon", path=str(Path(sys.executable).parent))
-    return [beside] if beside else [sys.executable, "-m", "pylon"]

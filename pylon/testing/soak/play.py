@@ -8,7 +8,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,9 @@ MOST_UNDER_WAY = 6
 DRAIN = 900.0
 FLAT_FROM = 10.0
 """Minutes from which on the memory of a run says something."""
+_PURCHASE_ENDS = tuple(state.value for state in PURCHASE.final)
+_SALE_ENDS = (*(state.value for state in SALE.final), "quoted")
+"""A quote that nobody pays is open until it expires."""
 SPAWN_WITH: dict[str, Any] = {
     "goals": ["Say something true about the sea."],
     "heartbeat": 900,
@@ -271,25 +274,14 @@ class Soak:
         return left
 
     def _open_purchases(self) -> int:
-        ends = _values(PURCHASE.final)
-        sql = f"SELECT COUNT(*) AS n FROM purchases WHERE state NOT IN ({','.join('?' * len(ends))})"
-        return sum(int(home.rows(sql, *ends)[0]["n"]) for home in self._homes.values())
+        return sum(len(_open(home, "purchases", _PURCHASE_ENDS)) for home in self._homes.values())
 
     def _under_way(self) -> str:
         found = []
         for name, home in self._homes.items():
-            for what, table, ends in (
-                ("purchases", "purchases", _values(PURCHASE.final)),
-                (
-                    "sales",
-                    "sales",
-                    (*_values(SALE.final), "quoted"),
-                ),  # a quote that nobody pays is open till it expires
-            ):
-                marks = ",".join("?" * len(ends))
-                rows = home.rows(f"SELECT state FROM {table} WHERE state NOT IN ({marks})", *ends)
-                if rows:
-                    found.append(f"{name}: {len(rows)} {what} {sorted({row['state'] for row in rows})}")
+            for table, ends in (("purchases", _PURCHASE_ENDS), ("sales", _SALE_ENDS)):
+                if states := _open(home, table, ends):
+                    found.append(f"{name}: {len(states)} {table} {sorted(set(states))}")
         return "; ".join(found)
 
     def _count(self) -> dict[str, Any]:
@@ -317,8 +309,10 @@ class Soak:
         }
 
 
-def _values(states: Any) -> tuple[str, ...]:
-    return tuple(state.value for state in states)
+def _open(home: HomePlayer, table: str, ends: Sequence[str]) -> list[str]:
+    """The states of its rows that have not come to an end."""
+    marks = ",".join("?" * len(ends))
+    return [row["state"] for row in home.rows(f"SELECT state FROM {table} WHERE state NOT IN ({marks})", *ends)]
 
 
 def _spread(values: list[float]) -> dict[str, float]:
